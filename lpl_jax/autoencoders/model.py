@@ -1,0 +1,159 @@
+"""Encoder and decoder of the Stable-Diffusion KL autoencoder in Flax Linen, with taps on the decoder's activations.
+
+Shapes in comments are for an image side of 8h; all arrays are (batch, height, width, channels).
+Architecture: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", as in diffusers' vae.py.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lpl_jax.autoencoders.config import AutoencoderConfig
+
+
+def _conv(config: AutoencoderConfig, features: int, size: int, name: str, **kwargs) -> nn.Conv:
+    kwargs.setdefault("padding", size // 2)
+    return nn.Conv(features, (size, size), dtype=jnp.dtype(config.dtype), name=name, **kwargs)
+
+
+class Norm(nn.Module):
+    """GroupNorm in float32 with a two-pass variance: these activations have outliers that the one-pass form loses."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x):
+        channels, groups = x.shape[-1], self.config.norm_groups
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, channels // groups)
+        axes = (1, 2, 4) if x.ndim == 4 else (1, 3)
+        mean = grouped.mean(axes, keepdims=True)
+        variance = jnp.square(grouped - mean).mean(axes, keepdims=True)
+        normalised = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+        return normalised * scale + bias
+
+
+class Resnet(nn.Module):
+    config: AutoencoderConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.silu(Norm(self.config, name="norm1")(x)).astype(x.dtype)
+        h = _conv(self.config, self.features, 3, "conv1")(h)
+        h = nn.silu(Norm(self.config, name="norm2")(h)).astype(x.dtype)
+        h = _conv(self.config, self.features, 3, "conv2")(h)
+        if x.shape[-1] != self.features:
+            x = _conv(self.config, self.features, 1, "conv_shortcut")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions; logits and softmax in float32."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        dtype = jnp.dtype(self.config.dtype)
+        tokens = Norm(self.config, name="group_norm")(x.reshape(batch, height * width, channels)).astype(x.dtype)
+        query, key, value = (nn.Dense(channels, dtype=dtype, name=name)(tokens) for name in ("to_q", "to_k", "to_v"))
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) * channels**-0.5
+        attended = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(dtype), value)
+        return x + nn.Dense(channels, dtype=dtype, name="to_out")(attended).reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    config: AutoencoderConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = Resnet(self.config, self.features, name="resnet_0")(x)
+        if self.config.mid_attention:
+            x = Attention(self.config, name="attention")(x)
+        return Resnet(self.config, self.features, name="resnet_1")(x)
+
+
+class DownBlock(nn.Module):
+    config: AutoencoderConfig
+    features: int
+    downsample: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for index in range(self.config.encoder_resnets):
+            x = Resnet(self.config, self.features, name=f"resnet_{index}")(x)
+        if self.downsample:  # padded on the right and below only, as the original is
+            padding = ((0, 1), (0, 1))
+            x = _conv(self.config, self.features, 3, "downsample", strides=(2, 2), padding=padding)(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    config: AutoencoderConfig
+    features: int
+    upsample: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for index in range(self.config.decoder_resnets):
+            x = Resnet(self.config, self.features, name=f"resnet_{index}")(x)
+        if self.upsample:
+            x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest
+            x = _conv(self.config, self.features, 3, "upsample")(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Images (B, 8h, 8w, 3) in [-1, 1] -> concatenated mean and log-variance (B, h, w, 2C), float32."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, images):
+        config = self.config
+        widths = config.encoder_channels
+        x = _conv(config, widths[0], 3, "conv_in")(images)
+        for level, width in enumerate(widths):
+            x = DownBlock(config, width, downsample=level < len(widths) - 1, name=f"down_{level}")(x)
+        x = MidBlock(config, widths[-1], name="mid")(x)
+        x = nn.silu(Norm(config, name="norm_out")(x)).astype(x.dtype)
+        x = _conv(config, 2 * config.latent_channels, 3, "conv_out")(x)
+        if config.quant_conv:
+            x = _conv(config, 2 * config.latent_channels, 1, "quant_conv")(x)
+        return x.astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+    """Raw latents (B, h, w, C) -> images (B, 8h, 8w, 3), or the first feature maps on the way there.
+
+    The taps are the output of the middle block and of every up block behind its upsampler: sides h, 2h, 4h, 8h, 8h.
+    """
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, latents, num_taps: int | None = None, post_quant_conv: bool = True, remat: bool = False):
+        """num_taps: None for images (float32); otherwise stop behind that many taps and return them as a tuple.
+
+        post_quant_conv: False feeds the latents to `conv_in` directly (the public PyTorch example of the loss does).
+        remat: recompute the middle block and each up block in the backward pass instead of keeping their insides.
+        """
+        config = self.config
+        widths = config.decoder_channels[::-1]
+        mid_block, up_block = (nn.remat(MidBlock), nn.remat(UpBlock)) if remat else (MidBlock, UpBlock)
+        x = latents
+        if config.post_quant_conv and post_quant_conv:
+            x = _conv(config, config.latent_channels, 1, "post_quant_conv")(x)
+        x = _conv(config, widths[0], 3, "conv_in")(x)
+        taps = [x := mid_block(config, widths[0], name="mid")(x)]
+        for level, width in enumerate(widths[: None if num_taps is None else num_taps - 1]):
+            x = up_block(config, width, upsample=level < len(widths) - 1, name=f"up_{level}")(x)
+            taps.append(x)
+        if num_taps is not None:
+            return tuple(taps)
+        x = nn.silu(Norm(config, name="norm_out")(x)).astype(x.dtype)
+        return _conv(config, 3, 3, "conv_out")(x).astype(jnp.float32)

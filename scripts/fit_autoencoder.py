@@ -1,14 +1,14 @@
 """Fit the small autoencoder that ships inside lpl_jax (`lpl_jax.autoencoders.load("bundled")`).
 
-An f8, 4-channel KL autoencoder in diffusers' AutoencoderKL layout, trained on random crops of photographs with a squared
-error and a light KL term. It is written in PyTorch on purpose: this runs once, on a CPU, where bfloat16 convolutions
+An f8, 4-channel KL autoencoder in diffusers' AutoencoderKL layout, trained on random crops of photographs with a
+squared error and a light KL term. It is written in PyTorch on purpose: this runs once, on a CPU, where bfloat16 convolutions
 through oneDNN are about 2.5 times faster than XLA's; nothing that a user of lpl_jax trains goes through it.
 
     python scripts/fit_autoencoder.py --images DIR [DIR ...] --validation DIR --work WORK --steps 9000 --decay 3000
     python scripts/fit_autoencoder.py ... --export lpl_jax/autoencoders/bundled        # after (or without) more steps
 
-The learning rate is constant after a warm-up and falls linearly to zero over the last `--decay` steps, so that a run can
-be prolonged: start again with the same `--work` and larger `--steps`. Needs requirements/dev.txt.
+The learning rate is constant after a warm-up and falls linearly to zero over the last `--decay` steps, so that a run
+can be prolonged: start again with the same `--work` and larger `--steps`. Needs requirements/dev.txt.
 Measured result and the exact commands: docs/autoencoder.md.
 """
 
@@ -54,7 +54,7 @@ def open_image(path, short_side):
 
 
 def random_crop(image, rng, size):
-    """Half of the crops at the image's own resolution, half of a larger window brought down to `size`; flipped half of the time."""
+    """A crop of `size` pixels: half of the time a larger window brought down to it; flipped half of the time."""
     width, height = image.size
     side = size if rng.random() < 0.5 else int(rng.integers(size, min(width, height) + 1))
     x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
@@ -68,7 +68,7 @@ def to_tensor(images):
 
 @torch.no_grad()
 def validate(model, files, batch=50):
-    """(mean over images of the PSNR in dB of mode reconstructions rounded to 8 bits, raw latent mean, raw latent std)."""
+    """(PSNR in dB of mode reconstructions rounded to 8 bits, mean over images; mean and std of the raw latents)."""
     psnr, latents = [], []
     for start in range(0, len(files), batch):
         images = to_tensor([np.asarray(Image.open(f).convert("RGB")) for f in files[start : start + batch]])
@@ -142,15 +142,13 @@ def fit(args):
             print(f"step {step + 1} psnr {10 * math.log10(4 / error):.2f} kl {kl:.2f} {rate:.2f} steps/s", flush=True)
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
             save(step + 1)
-            print(
-                f"step {step + 1} validation psnr (100 images) {validate(ema, files[:: max(1, len(files) // 100)])[0]:.3f} dB",
-                flush=True,
-            )
+            psnr, _, _ = validate(ema, files[:: max(1, len(files) // 100)])
+            print(f"step {step + 1} validation psnr (100 images) {psnr:.3f} dB", flush=True)
     return ema, max(first, args.steps), files
 
 
 def export(model, step, files, folder):
-    """Write the folder that diffusers and lpl_jax read; weights as float16, scaling factor 1 / std of validation latents."""
+    """Write the folder that diffusers and lpl_jax read: float16 weights, scaling factor 1 / std of validation latents."""
     psnr, mean, std = validate(model, files)
     model.register_to_config(scaling_factor=round(1 / std, 5))
     model.half().save_pretrained(folder, safe_serialization=True)

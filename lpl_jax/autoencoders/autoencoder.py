@@ -39,9 +39,8 @@ class Autoencoder:
         """
         factor = self.config.downsample
         if images.shape[1] % factor or images.shape[2] % factor:
-            raise InputError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels: {self.config.name} needs sides divisible by {factor}"
-            )
+            size = f"{images.shape[1]}x{images.shape[2]}"
+            raise InputError(f"images of {size} pixels: {self.config.name} needs sides divisible by {factor}")
         moments = Encoder(self.config).apply({"params": self.params["encoder"]}, images)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, -30.0, 20.0))

@@ -90,7 +90,8 @@ def find_folder(source: str | Path, subfolder: str | None) -> Path:
         raise InputError(f"{found} has no config.json: not a diffusers autoencoder folder{hint}")
     if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
         raise InputError(
-            f"no autoencoder at {source!r}: give 'bundled', an existing folder in diffusers layout, or a hub id owner/name"
+            f"no autoencoder at {str(source)!r}: give 'bundled', an existing folder in diffusers layout, "
+            "or a hub id owner/name"
         )
     return _download(str(source), subfolder)
 

@@ -1,0 +1,171 @@
+"""The device mesh, and which axis of which array lies on which axis of the mesh.
+
+One program for every machine: a mesh has the three axes `data`, `fsdp` and `tensor`, and one device is the mesh of one.
+
+- Batches are split over `data` and `fsdp` together.
+- Parameters, and everything shaped like them (moving averages, optimizer moments), are split over `fsdp` (fully sharded
+  data parallelism: each device keeps a slice and gathers a layer when it needs it) and, for the kernels of the
+  transformer's attention and MLP, over `tensor` as well (Megatron: Shoeybi et al. 2019, arXiv 1909.08053, Sec. 3).
+- `data` replicates the parameters.
+
+What to split is decided by path and shape alone, so the same rules serve a whole train state: an average or a moment
+has the path of its parameter as the end of its own.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lpl_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# (pattern searched in the path of a leaf, mesh axes of its *last* dimensions). The first match counts; what no rule
+# names, and the dimensions before those named, are left to `fsdp`. Projections into heads or hidden units are split by
+# output, projections out of them by input, so that one all-reduce per branch is all that `tensor` costs.
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+RULES: Rules = (
+    (r"(qkv|query|key|value|mlp_in|to_[qkv]|up)/kernel$", (None, "tensor")),
+    (r"(qkv|query|key|value|mlp_in|to_[qkv]|up)/bias$", ("tensor",)),
+    (r"(attn_out|out|mlp_out|to_out|down)/kernel$", ("tensor", None)),
+)
+
+# Parameters of scanned layers are stacked along a first axis that the scan slices: never split.
+STACKED = r"(^|/)blocks/"
+
+# Below this number of elements the collective costs more than the memory is worth: replicated.
+MIN_SHARD_SIZE = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1, for at most one of them, means "all devices that the others leave"."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for axis in AXES:
+            size = getattr(self, axis)
+            if not isinstance(size, int) or (size < 1 and size != -1):
+                raise InputError(f"mesh.{axis} is {size!r}; it must be a positive integer, or -1 for the rest")
+        if [getattr(self, axis) for axis in AXES].count(-1) > 1:
+            raise InputError(f"mesh: only one axis can be -1 (the rest), got {self._text()}")
+
+    def _text(self) -> str:
+        return ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
+    def sizes(self, num_devices: int) -> tuple[int, int, int]:
+        """Axis sizes for `num_devices` devices. Raises InputError where the product is not that number."""
+        sizes = [getattr(self, axis) for axis in AXES]
+        if -1 in sizes:
+            sizes[sizes.index(-1)] = num_devices // -math.prod(sizes)
+        if math.prod(sizes) != num_devices:
+            raise InputError(
+                f"mesh {self._text()} does not fit {num_devices} device(s): the product of the axes must be that "
+                "number (-1 = the rest)"
+            )
+        return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with the axes `data`, `fsdp`, `tensor` over `devices` (all of them by default)."""
+    devices = list(jax.devices() if devices is None else devices)
+    return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(
+    path: str, shape: Sequence[int], mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SHARD_SIZE
+) -> PartitionSpec:
+    """Mesh axes of one leaf, from its path ("params/blocks/attn/qkv/kernel") and shape.
+
+    First the rules, whose axes hold only where the size divides; then `fsdp` on the largest dimension left that it
+    divides (the last of equal ones). Arrays under `min_size` elements, and axes of size 1, are not split.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    if math.prod(shape) < min_size:
+        return PartitionSpec()
+
+    def fits(dim: int, axis: str) -> bool:
+        return mesh.shape[axis] > 1 and shape[dim] % mesh.shape[axis] == 0
+
+    first = 1 if re.search(STACKED, path) else 0
+    rule = next((spec for pattern, spec in rules if re.search(pattern, path)), ())
+    for dim, axis in zip(range(len(shape) - 1, first - 1, -1), reversed(rule), strict=False):
+        if axis is not None and fits(dim, axis):
+            axes[dim] = axis
+    free = [dim for dim in range(first, len(shape)) if axes[dim] is None and fits(dim, "fsdp")]
+    if free:
+        axes[max(free, key=lambda dim: (shape[dim], dim))] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def leaf_path(path) -> str:
+    """A key path of `jax.tree_util` as text: "params/blocks/attn/qkv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def param_sharding(shapes, mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SHARD_SIZE):
+    """Tree of NamedSharding for a tree of arrays or ShapeDtypeStructs: parameters alone or a whole train state."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, partition_spec(leaf_path(path), leaf.shape, mesh, rules=rules, min_size=min_size)
+        ),
+        shapes,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of what every device holds in full (keys, scalars, the frozen decoder)."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays whose first axis is the batch: over `data` and `fsdp`, repeated over `tensor`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Number of pieces that a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def put_batch(batch, mesh: Mesh):
+    """Host arrays, this process's part of each batch, to global arrays split over the batch axes.
+
+    batch: tree of arrays (b, ...), b = global batch / number of processes. Raises InputError where the global batch
+    does not divide by the `data` and `fsdp` axes.
+    """
+    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+
+    def put(local):
+        local = np.asarray(local)
+        size = local.shape[0] * jax.process_count()
+        if size % shards:
+            raise InputError(
+                f"batch size {size} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
+                f"it must be a multiple of {shards}"
+            )
+        return jax.make_array_from_process_local_data(sharding, local, (size, *local.shape[1:]))
+
+    return jax.tree.map(put, batch)
+
+
+def put_replicated(tree, mesh: Mesh):
+    """Every leaf whole on every device of the mesh (all processes must give equal values)."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def constrain_batch(tree, mesh: Mesh):
+    """Inside jit: keep the first axis of every leaf on the batch axes.
+
+    For inputs and conditioning vectors, whose layout the partitioner otherwise guesses from the weights that they meet.
+    """
+    return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))

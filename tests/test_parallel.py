@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import (
+    MeshConfig,
+    batch_shards,
+    constrain_batch,
+    make_mesh,
+    param_sharding,
+    partition_spec,
+    put_batch,
+    put_replicated,
+)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "sizes"),
+    [
+        (MeshConfig(), 1, (1, 1, 1)),
+        (MeshConfig(), 8, (8, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1), 8, (2, 4, 1)),
+        (MeshConfig(data=1, fsdp=4, tensor=-1), 8, (1, 4, 2)),
+        (MeshConfig(data=2, fsdp=1, tensor=3), 6, (2, 1, 3)),
+    ],
+)
+def test_mesh_sizes(config, devices, sizes):
+    mesh = make_mesh(config, jax.devices()[:devices])
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert tuple(mesh.shape.values()) == sizes
+    assert set(mesh.devices.flat) == set(jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=16, fsdp=1)])
+def test_mesh_that_does_not_fit_names_devices_and_axes(config):
+    with pytest.raises(InputError, match=rf"data={config.data}, fsdp={config.fsdp}, tensor=1 does not fit 8 device"):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(fsdp=0), "mesh.fsdp is 0"),
+        (dict(tensor=2.0), "mesh.tensor is 2.0"),
+        (dict(data=-1, fsdp=-1), "only one axis can be -1"),
+    ],
+)
+def test_mesh_config_refuses(sizes, message):
+    with pytest.raises(InputError, match=message):
+        MeshConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("params/head/kernel", (256, 512), P(None, "fsdp")),  # the largest axis
+        ("params/head/kernel", (512, 250), P("fsdp", None)),
+        ("params/head/kernel", (256, 1001), P("fsdp", None)),  # the largest that divides
+        ("params/head/kernel", (257, 1001), P(None, None)),  # none divides: replicated
+        ("params/head/bias", (256,), P()),  # small: replicated
+        ("step", (), P()),
+        ("params/blocks/mod/kernel", (28, 128, 768), P(None, None, "fsdp")),
+        ("params/blocks/scale", (65536, 2), P(None, None)),  # the stacked axis is never split
+        ("params/blocks/attn/query/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
+        ("emas/0.9999/blocks/attn/query/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
+        ("opt_state/1/mu/blocks/attn/query/bias", (28, 1024), P(None, "tensor")),
+        ("params/blocks/mlp_out/kernel", (28, 256, 512), P(None, "tensor", "fsdp")),
+        ("params/blocks/attn/query/kernel", (28, 256, 255), P(None, "fsdp", None)),  # 255 heads x units: not by 2
+    ],
+)
+def test_rules(mesh, path, shape, spec):
+    assert partition_spec(path, shape, mesh) == spec
+
+
+def test_axes_of_size_one_are_not_named():
+    mesh = make_mesh(MeshConfig(data=8))
+    assert partition_spec("params/blocks/attn/query/kernel", (28, 256, 256), mesh) == P(None, None, None)
+
+
+def test_sharding_of_a_tree_keeps_its_structure(mesh):
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32)}, "b": (jax.ShapeDtypeStruct((), int),)}
+    shardings = param_sharding(shapes, mesh)
+    assert jax.tree.structure(shardings) == jax.tree.structure(shapes)
+    assert shardings["a"]["kernel"].spec == P(None, "fsdp")
+    assert shardings["b"][0].is_fully_replicated
+
+
+def test_put_batch_splits_over_data_and_fsdp(mesh):
+    batch = {"x": np.arange(8 * 3, dtype=np.float32).reshape(8, 3), "label": np.arange(8, dtype=np.int32)}
+    placed = put_batch(batch, mesh)
+    assert batch_shards(mesh) == 4
+    for name, array in placed.items():
+        np.testing.assert_array_equal(np.asarray(array), batch[name])
+        assert array.addressable_shards[0].data.shape[0] == 2
+        assert array.dtype == batch[name].dtype
+    with pytest.raises(InputError, match="batch size 6 cannot be split over data=1 x fsdp=4: .* multiple of 4"):
+        put_batch(np.zeros((6, 2)), mesh)
+
+
+def test_put_replicated_and_constrain(mesh):
+    whole = put_replicated({"x": np.arange(16.0).reshape(8, 2)}, mesh)["x"]
+    assert whole.is_fully_replicated and len(whole.addressable_shards) == 8
+    split = jax.jit(lambda x: constrain_batch(x * 2, mesh))(whole)
+    assert split.addressable_shards[0].data.shape == (2, 2)
+    np.testing.assert_array_equal(np.asarray(split), np.arange(16.0).reshape(8, 2) * 2)

@@ -1,0 +1,47 @@
+# `make quickstart` and `make test` set up .venv by themselves, from the pinned files in requirements/.
+# Another Python: make PYTHON=python3.13 quickstart
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all lint format lock clean
+
+quickstart: .venv/base.stamp
+	$(BIN)/python -m lpl_jax.tools.quickstart --config configs/quickstart.py --workdir runs/quickstart
+
+test: .venv/dev.stamp lint
+	$(BIN)/python -m pytest -n 2
+
+test-all: .venv/dev.stamp lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Pins every package that base.in needs, for all supported Pythons in one file.
+lock: .venv/dev.stamp
+	$(BIN)/pip install --quiet uv==0.13.9
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header \
+		--upgrade requirements/base.in -o requirements/base.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+		f"error: $(PYTHON) is Python {v[0]}.{v[1]}; lpl_jax needs 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/base.stamp: .venv/python.stamp requirements/base.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt
+	touch $@
+
+.venv/dev.stamp: .venv/base.stamp requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	touch $@

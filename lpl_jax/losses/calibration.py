@@ -1,0 +1,47 @@
+"""The weight of the perceptual loss in the total loss, from the share of the total that it should make up."""
+
+import math
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lpl_jax.errors import InputError
+
+
+def calibrate_weight(diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, target_share: float) -> float:
+    """The weight w at which w * LPL / (L_diff + w * LPL) of the mean losses is `target_share`.
+
+    The paper's best weight makes the perceptual loss about a fifth of the total (Fig. 9), but its unit depends on the
+    reductions and on the autoencoder; a share does not. Measure both losses on some batches of the first checkpoint,
+    as the training step returns them (gate and batch mean included), then keep the weight.
+
+    Args:
+      diffusion_losses, perceptual_losses: values over batches, any shapes.
+      target_share: share of the total, in (0, 1).
+
+    Raises:
+      InputError: a share outside (0, 1), no values, values that are not finite, or mean losses that are not positive.
+    """
+    if not 0 < target_share < 1:
+        raise InputError(f"target_share={target_share} is outside (0, 1)")
+    diffusion = _positive_mean("diffusion", diffusion_losses)
+    perceptual = _positive_mean("perceptual", perceptual_losses)
+    return target_share / (1 - target_share) * diffusion / perceptual
+
+
+def perceptual_share(diffusion_loss: jax.Array, perceptual_loss: jax.Array, weight: jax.Array) -> jax.Array:
+    """Share of the weighted perceptual loss in the total: w * LPL / (L_diff + w * LPL)."""
+    weighted = weight * perceptual_loss
+    return weighted / (diffusion_loss + weighted)
+
+
+def _positive_mean(name, values):
+    values = np.asarray(values, np.float64)
+    mean = float(values.mean()) if values.size else math.nan
+    if not 0 < mean < math.inf:
+        raise InputError(
+            f"the mean of {values.size} {name} losses is {mean}: to calibrate the weight it must be finite and "
+            "positive (did any sample pass the gate?)"
+        )
+    return mean

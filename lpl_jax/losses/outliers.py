@@ -1,0 +1,122 @@
+"""Outlier masks of decoder features ("Boosting Latent Diffusion with Perceptual Objectives", arXiv 2411.04873, Alg. 1).
+
+Decoder features carry small blobs of extreme values that would dominate a squared error. A value is an outlier when
+it lies further than two standard deviations outside the [2 %, 98 %] range of its own map, one map being one channel
+of one image. The boolean map of inliers is then cleaned by two max filters: the first (`closing`) lets inliers grow
+and so drops isolated specks, the second (`opening`) lets the remaining outliers grow and so covers the rim of each
+blob.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lpl_jax.errors import InputError
+
+
+def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: float = 0.02) -> jax.Array:
+    """Marks the pixels to keep, separately for every sample and channel.
+
+    Pixels outside the map never count: a filter at the border sees only the pixels that exist. A constant map has no
+    spread and is masked whole, since the comparisons are strict; callers must allow for empty maps. No gradient flows
+    through the mask.
+
+    Args:
+      features: maps (B, H, W, C) of any float type; the threshold is computed in float32.
+      closing: width of the filter that grows the inliers, odd; 1 leaves them as they are.
+      opening: width of the filter that grows the outliers, odd; 1 leaves them as they are.
+      quantile: fraction of the values on either side that is left out of the inner range, in [0, 0.5).
+
+    Returns:
+      Boolean (B, H, W, C), True = keep.
+
+    Raises:
+      InputError: features without four axes, an even or non-positive width, or a quantile outside [0, 0.5).
+    """
+    if features.ndim != 4:
+        raise InputError(f"outlier_mask: features must have shape (B, H, W, C), given {features.shape}")
+    if not 0.0 <= quantile < 0.5:
+        raise InputError(f"outlier_mask: quantile={quantile} is outside [0, 0.5)")
+    check_kernel("closing", closing)
+    check_kernel("opening", opening)
+
+    features = lax.stop_gradient(features)
+    low, high = inner_range(features, quantile)
+    values = features.astype(jnp.float32)
+    # Measuring from `low` leaves the deviation as it is, but makes that of a constant map exactly zero.
+    margin = 2.0 * _sample_std(values - low)
+    inlier = (values > low - margin) & (values < high + margin)
+    return erode(dilate(inlier, closing), opening)
+
+
+def inner_range(features: jax.Array, quantile: float) -> tuple[jax.Array, jax.Array]:
+    """The k1-th and k2-th smallest value of every map, counted from 1, with k1 = int(N q) and k2 = int(N (1 - q)).
+
+    These are order statistics, hence exact in every float type; maps with fewer than 1/q values use their smallest.
+
+    Args:
+      features: maps (B, H, W, C), N = H W.
+      quantile: q.
+
+    Returns:
+      Two float32 arrays of shape (B, 1, 1, C).
+    """
+    batch, height, width, channels = features.shape
+    count = height * width
+    low_rank = max(int(count * quantile), 1)
+    high_rank = max(int(count * (1 - quantile)), 1)
+    values = features.reshape(batch, count, channels).swapaxes(1, 2)  # top_k works on the last axis
+    high = lax.top_k(values, count - high_rank + 1)[0][..., -1]
+    low = -lax.top_k(-values, low_rank)[0][..., -1]
+    return tuple(value.astype(jnp.float32)[:, None, None, :] for value in (low, high))
+
+
+def dilate(mask: jax.Array, width: int) -> jax.Array:
+    """True wherever the width x width window around a pixel of (B, H, W, C) holds a True."""
+    return _filter(mask, width, False, lax.bitwise_or)
+
+
+def erode(mask: jax.Array, width: int) -> jax.Array:
+    """True wherever the width x width window around a pixel of (B, H, W, C) holds no False."""
+    return _filter(mask, width, True, lax.bitwise_and)
+
+
+def kernel_sizes(closing: int, opening: int, down_factor: float) -> tuple[int, int]:
+    """Filter widths for maps that are `down_factor` times smaller than those `closing` and `opening` were chosen for.
+
+    Widths are divided, rounded up and then made odd: an even opening grows and an even closing shrinks by one, so that
+    (closing 3, opening 5) becomes (1, 3) at half the size.
+
+    Args:
+      closing, opening: widths at down_factor 1.
+      down_factor: positive; below 1 for larger maps.
+
+    Returns:
+      (closing, opening), both odd.
+    """
+    closing, opening = math.ceil(closing / down_factor), math.ceil(opening / down_factor)
+    return closing - (closing % 2 == 0), opening + (opening % 2 == 0)
+
+
+def check_kernel(name: str, width: int) -> None:
+    """Raises InputError unless `width` is an odd positive integer (an even window has no centre pixel)."""
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1 or width % 2 == 0:
+        raise InputError(f"{name}={width!r} is not an odd positive integer (1, 3, 5, ...)")
+
+
+def _sample_std(values: jax.Array) -> jax.Array:
+    """Standard deviation over space with N - 1 in the denominator, (B, 1, 1, C)."""
+    degrees = max(values.shape[1] * values.shape[2] - 1, 1)
+    deviation = values - jnp.mean(values, axis=(1, 2), keepdims=True)
+    return jnp.sqrt(jnp.sum(jnp.square(deviation), axis=(1, 2), keepdims=True) / degrees)
+
+
+def _filter(mask, width, identity, combine):
+    # One pass along each axis equals one square window, with 2 k instead of k^2 taps. Padding holds the identity.
+    if width == 1:
+        return mask
+    for window in ((1, width, 1, 1), (1, 1, width, 1)):
+        mask = lax.reduce_window(mask, jnp.asarray(identity), combine, window, (1, 1, 1, 1), "SAME")
+    return mask

@@ -1,0 +1,102 @@
+"""All that changes while training, as one frozen pytree."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import leaf_path, param_sharding
+from lpl_jax.training.ema import init_emas, update_emas
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 scalar, number of updates made. params: float32. emas: averages of the parameters by name ("0.9999").
+
+    opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the perceptual loss (kept in the state as it
+    may be calibrated during the run).
+    """
+
+    step: jax.Array
+    params: Any
+    emas: dict[str, Any]
+    opt_state: Any
+    lpl_weight: jax.Array
+
+
+def _builder(init_params_fn, optimizer, ema_decays, lpl_weight):
+    def build(key) -> TrainState:
+        params = init_params_fn(key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            emas=init_emas(params, ema_decays),
+            opt_state=optimizer.init(params),
+            lpl_weight=jnp.asarray(lpl_weight, jnp.float32),
+        )
+
+    return build
+
+
+def _with_sharding(shapes, shardings):
+    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+
+def abstract_state(
+    init_params_fn: Callable[[Any], Any],
+    optimizer: optax.GradientTransformation,
+    ema_decays: Sequence[float],
+    mesh: Mesh,
+    key,
+) -> TrainState:
+    """What `create_state` would return, as ShapeDtypeStructs with their shardings: what to restore a checkpoint into.
+
+    Raises InputError where a parameter is not float32.
+    """
+    shapes = jax.eval_shape(_builder(init_params_fn, optimizer, ema_decays, 0.0), key)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
+        if leaf.dtype != jnp.float32:
+            raise InputError(f"parameter {leaf_path(path)} is {leaf.dtype}; parameters are kept in float32")
+    return _with_sharding(shapes, param_sharding(shapes, mesh))
+
+
+def create_state(
+    init_params_fn: Callable[[Any], Any],
+    optimizer: optax.GradientTransformation,
+    ema_decays: Sequence[float],
+    mesh: Mesh,
+    key,
+    *,
+    lpl_weight: float = 0.0,
+) -> TrainState:
+    """Initial state, created in place: no device ever holds more than its own part of it.
+
+    init_params_fn: pure function of `key` that returns the parameters. To begin from parameters that exist already
+    (another run's), give them as `key` and the identity as the function; the state may then share their memory, so
+    they are gone once it is donated.
+    ema_decays: one average each; all start as the parameters.
+    The values do not depend on the mesh.
+    """
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(init_params_fn, optimizer, ema_decays, mesh, key))
+    return jax.jit(_builder(init_params_fn, optimizer, ema_decays, lpl_weight), out_shardings=shardings)(key)
+
+
+def apply_gradients(
+    state: TrainState, gradients, optimizer: optax.GradientTransformation, *, ema_start: int = 0
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """State after one update, and the norms of the gradient (before clipping) and of the parameters as metrics.
+
+    ema_start: the averages equal the parameters up to this step, and average after it.
+    """
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    new = state.replace(
+        step=step, params=params, emas=update_emas(state.emas, params, step, ema_start), opt_state=opt_state
+    )
+    return new, {"grad_norm": optax.global_norm(gradients), "param_norm": optax.global_norm(params)}

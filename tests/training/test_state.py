@@ -1,0 +1,201 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import MeshConfig, constrain_batch, leaf_path, make_mesh, param_sharding, put_batch, replicated
+from lpl_jax.training.ema import ema_name, init_emas, update_emas
+from lpl_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lpl_jax.training.state import abstract_state, apply_gradients, create_state
+
+DECAYS = (0.9, 0.9999)
+WIDTH = 128
+
+
+def init_params(key):
+    """Two layers whose second dimension is a stack, as scanned blocks are, and a head."""
+    keys = jax.random.split(key, 3)
+    return {
+        "blocks": {
+            "mlp_in": {"kernel": 0.05 * jax.random.normal(keys[0], (2, WIDTH, 2 * WIDTH)), "bias": jnp.zeros((2, 256))},
+            "mlp_out": {"kernel": 0.05 * jax.random.normal(keys[1], (2, 2 * WIDTH, WIDTH))},
+        },
+        "head": {"kernel": 0.05 * jax.random.normal(keys[2], (WIDTH, 4)), "bias": jnp.zeros(4)},
+    }
+
+
+def predict(params, x):
+    def block(x, layer):
+        return x + jnp.tanh(x @ layer["mlp_in"]["kernel"] + layer["mlp_in"]["bias"]) @ layer["mlp_out"]["kernel"], None
+
+    x, _ = jax.lax.scan(block, x, params["blocks"])
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    return make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1))[0]
+
+
+def make_step(optimizer, state, mesh):
+    """Jitted step. The output shardings are said: left to itself the partitioner may move a small leaf elsewhere."""
+
+    def step(state, batch):
+        x = constrain_batch(batch["x"], mesh)
+
+        def loss(params):
+            return jnp.mean((predict(params, x) - batch["y"]) ** 2)
+
+        value, gradients = jax.value_and_grad(loss)(state.params)
+        state, metrics = apply_gradients(state, gradients, optimizer)
+        return state, {"loss": value, **metrics}
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(param_sharding(state, mesh), replicated(mesh)))
+
+
+def batch_of(seed):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.normal(size=(8, WIDTH)).astype("f4"), "y": rng.normal(size=(8, 4)).astype("f4")}
+
+
+def run(sizes, optimizer, steps=3):
+    """Losses and final state on a mesh of these sizes."""
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = make_mesh(MeshConfig(*sizes), devices)
+    state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
+    step, losses = make_step(optimizer, state, mesh), []
+    for _ in range(steps):
+        state, metrics = step(state, put_batch(batch_of(0), mesh))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def on_one_device(optimizer):
+    losses, state = run((1, 1, 1), optimizer)
+    return losses, jax.device_get(state)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 4, 2)])
+def test_training_does_not_depend_on_the_mesh(sizes, optimizer, on_one_device, capfd):
+    losses, state = run(sizes, optimizer)
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-6)
+    assert losses[-1] < losses[0]
+    # Adam divides by |g|: where g is nearly 0 the order of a sum shows; 3 steps of 1e-3 moved parameters by up to 3e-3.
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(on_one_device[1].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    # The state stays where the rules put it: nothing was gathered for good.
+    expected = param_sharding(state, jax.tree.leaves(state)[0].sharding.mesh)
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), path
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+def test_created_state_is_sharded_as_the_rules_say(optimizer):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0), lpl_weight=3.0)
+    adam = state.opt_state[1]
+    for tree in (state.params, *state.emas.values(), adam.mu, adam.nu):
+        assert tree["blocks"]["mlp_in"]["kernel"].sharding.spec == P(None, "fsdp", "tensor")
+        assert tree["blocks"]["mlp_out"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
+        assert tree["head"]["kernel"].sharding.is_fully_replicated
+        kernel = tree["blocks"]["mlp_in"]["kernel"]
+        assert {s.data.size for s in kernel.addressable_shards} == {kernel.size // 8}
+    assert state.step.dtype == jnp.int32 and int(state.step) == 0
+    assert state.lpl_weight.dtype == jnp.float32 and float(state.lpl_weight) == 3.0
+    assert sorted(state.emas) == ["0.9", "0.9999"]
+
+
+def test_initial_values_do_not_depend_on_the_mesh(optimizer):
+    states = [
+        create_state(init_params, optimizer, DECAYS, make_mesh(MeshConfig(*sizes), devices), jax.random.key(3))
+        for sizes, devices in (((1, 1, 1), jax.devices()[:1]), ((2, 2, 2), jax.devices()))
+    ]
+    for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    expected = jax.jit(init_params)(jax.random.key(3))
+    for tree in (states[0].params, *states[0].emas.values()):
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_abstract_state_is_the_created_one_without_values(optimizer):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
+    abstract = abstract_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def test_state_from_existing_parameters(optimizer):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    params = jax.device_get(jax.jit(init_params)(jax.random.key(5)))
+    state = create_state(lambda params: params, optimizer, DECAYS, mesh, params)
+    for tree in (state.params, state.emas["0.9"]):
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert not state.params["blocks"]["mlp_in"]["kernel"].sharding.is_fully_replicated
+
+
+def test_parameters_must_be_float32(optimizer):
+    mesh = make_mesh(MeshConfig())
+    with pytest.raises(InputError, match="parameter head/kernel is bfloat16"):
+        create_state(lambda _: {"head": {"kernel": jnp.zeros(3, jnp.bfloat16)}}, optimizer, (), mesh, 0)
+
+
+def test_state_is_donated_whole(optimizer):
+    """Parameters and their averages start equal but are not one buffer, which could not be donated twice."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
+    new, _ = make_step(optimizer, state, mesh)(state, put_batch(batch_of(0), mesh))
+    kept = [leaf_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if not leaf.is_deleted()]
+    assert not kept
+    assert int(new.step) == 1
+
+
+def test_gradient_norm_is_taken_before_clipping():
+    optimizer, _ = make_optimizer(OptimizerConfig(clip_norm=1.0))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = {"a": {"kernel": np.zeros(3, "f4")}, "b": {"bias": np.ones(1, "f4")}}
+    state = create_state(lambda params: params, optimizer, (), mesh, params)
+    gradients = {"a": {"kernel": jnp.array([3.0, 0, 0])}, "b": {"bias": jnp.array([4.0])}}
+    _, metrics = apply_gradients(state, gradients, optimizer)
+    assert float(metrics["grad_norm"]) == pytest.approx(5.0, rel=1e-6)
+
+
+def test_averages_start_from_the_parameters_and_match_the_closed_form():
+    optimizer = optax.sgd(1.0)  # gradient -1 each step: the parameter is p0 + n after n updates
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = create_state(lambda p: p, optimizer, (0.5, 0.9), mesh, {"w": np.float32(2.0)})
+    update = jax.jit(lambda state: apply_gradients(state, {"w": jnp.float32(-1)}, optimizer, ema_start=3)[0])
+    for n in range(1, 4):
+        state = update(state)
+        assert float(state.emas["0.5"]["w"]) == float(state.emas["0.9"]["w"]) == 2.0 + n
+    for _ in range(4):
+        state = update(state)
+    for name, decay in (("0.5", 0.5), ("0.9", 0.9)):
+        # e_3 = p_3 = 5, then 4 updates: decay^4 of it, and (1 - decay) decay^(7 - k) of p_k
+        expected = decay**4 * 5 + sum((1 - decay) * decay ** (7 - k) * (2 + k) for k in range(4, 8))
+        assert float(state.emas[name]["w"]) == pytest.approx(expected, rel=1e-6)
+    assert float(state.params["w"]) == 9.0 and int(state.step) == 7
+
+
+def test_average_moves_from_the_first_update_without_a_start():
+    emas = init_emas({"w": jnp.float32(1.0)}, (0.9999,))
+    emas = update_emas(emas, {"w": jnp.float32(2.0)}, step=jnp.int32(1))
+    assert float(emas["0.9999"]["w"]) == pytest.approx(1.0001, abs=1e-7)
+
+
+def test_names_of_averages():
+    assert [ema_name(d) for d in (0.9999, 0.99975, 0, 0.99999999)] == ["0.9999", "0.99975", "0.0", "0.99999999"]
+    with pytest.raises(InputError, match=r"EMA decay is 1.0; it must be in \[0, 1\)"):
+        ema_name(1.0)
+    with pytest.raises(InputError, match="EMA decays 0.9, 0.9: each may be given once"):
+        init_emas({}, (0.9, 0.9))

@@ -31,9 +31,9 @@ BATCH_AXES = ("data", "fsdp")
 # output, projections out of them by input, so that one all-reduce per branch is all that `tensor` costs.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
-    (r"(qkv|query|key|value|mlp_in|to_[qkv]|up)/kernel$", (None, "tensor")),
-    (r"(qkv|query|key|value|mlp_in|to_[qkv]|up)/bias$", ("tensor",)),
-    (r"(attn_out|out|mlp_out|to_out|down)/kernel$", ("tensor", None)),
+    (r"block.*(attn/[qkv]|mlp/fc1)/kernel$", (None, "tensor")),
+    (r"block.*(attn/[qkv]|mlp/fc1)/bias$", ("tensor",)),
+    (r"block.*(attn/out|mlp/fc2)/kernel$", ("tensor", None)),
 )
 
 # Parameters of scanned layers are stacked along a first axis that the scan slices: never split.
@@ -84,7 +84,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def partition_spec(
     path: str, shape: Sequence[int], mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SHARD_SIZE
 ) -> PartitionSpec:
-    """Mesh axes of one leaf, from its path ("params/blocks/attn/qkv/kernel") and shape.
+    """Mesh axes of one leaf, from its path ("params/blocks/attn/q/kernel") and shape.
 
     First the rules, whose axes hold only where the size divides; then `fsdp` on the largest dimension left that it
     divides (the last of equal ones). Arrays under `min_size` elements, and axes of size 1, are not split.
@@ -108,7 +108,7 @@ def partition_spec(
 
 
 def leaf_path(path) -> str:
-    """A key path of `jax.tree_util` as text: "params/blocks/attn/qkv/kernel"."""
+    """A key path of `jax.tree_util` as text: "params/blocks/attn/q/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -69,11 +69,12 @@ def test_mesh_config_refuses(sizes, message):
         ("step", (), P()),
         ("params/blocks/mod/kernel", (28, 128, 768), P(None, None, "fsdp")),
         ("params/blocks/scale", (65536, 2), P(None, None)),  # the stacked axis is never split
-        ("params/blocks/attn/query/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
-        ("emas/0.9999/blocks/attn/query/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
-        ("opt_state/1/mu/blocks/attn/query/bias", (28, 1024), P(None, "tensor")),
-        ("params/blocks/mlp_out/kernel", (28, 256, 512), P(None, "tensor", "fsdp")),
-        ("params/blocks/attn/query/kernel", (28, 256, 255), P(None, "fsdp", None)),  # 255 heads x units: not by 2
+        ("params/blocks/attn/q/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
+        ("emas/0.9999/blocks/attn/q/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
+        ("opt_state/1/mu/blocks/attn/q/bias", (28, 1024), P(None, "tensor")),
+        ("params/blocks/context_mlp/fc2/kernel", (28, 256, 512), P(None, "tensor", "fsdp")),
+        ("params/last_block/context_attn/out/kernel", (256, 256), P("tensor", "fsdp")),
+        ("params/blocks/attn/q/kernel", (28, 256, 255), P(None, "fsdp", None)),  # 255 does not divide by 2
     ],
 )
 def test_rules(mesh, path, shape, spec):
@@ -82,7 +83,7 @@ def test_rules(mesh, path, shape, spec):
 
 def test_axes_of_size_one_are_not_named():
     mesh = make_mesh(MeshConfig(data=8))
-    assert partition_spec("params/blocks/attn/query/kernel", (28, 256, 256), mesh) == P(None, None, None)
+    assert partition_spec("params/blocks/attn/q/kernel", (28, 256, 256), mesh) == P(None, None, None)
 
 
 def test_sharding_of_a_tree_keeps_its_structure(mesh):

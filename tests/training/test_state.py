@@ -18,20 +18,19 @@ WIDTH = 128
 def init_params(key):
     """Two layers whose second dimension is a stack, as scanned blocks are, and a head."""
     keys = jax.random.split(key, 3)
-    return {
-        "blocks": {
-            "mlp_in": {"kernel": 0.05 * jax.random.normal(keys[0], (2, WIDTH, 2 * WIDTH)), "bias": jnp.zeros((2, 256))},
-            "mlp_out": {"kernel": 0.05 * jax.random.normal(keys[1], (2, 2 * WIDTH, WIDTH))},
-        },
-        "head": {"kernel": 0.05 * jax.random.normal(keys[2], (WIDTH, 4)), "bias": jnp.zeros(4)},
+    mlp = {
+        "fc1": {"kernel": 0.05 * jax.random.normal(keys[0], (2, WIDTH, 2 * WIDTH)), "bias": jnp.zeros((2, 2 * WIDTH))},
+        "fc2": {"kernel": 0.05 * jax.random.normal(keys[1], (2, 2 * WIDTH, WIDTH))},
     }
+    head = {"kernel": 0.05 * jax.random.normal(keys[2], (WIDTH, 4)), "bias": jnp.zeros(4)}
+    return {"blocks": {"mlp": mlp}, "head": head}
 
 
 def predict(params, x):
-    def block(x, layer):
-        return x + jnp.tanh(x @ layer["mlp_in"]["kernel"] + layer["mlp_in"]["bias"]) @ layer["mlp_out"]["kernel"], None
+    def block(x, mlp):
+        return x + jnp.tanh(x @ mlp["fc1"]["kernel"] + mlp["fc1"]["bias"]) @ mlp["fc2"]["kernel"], None
 
-    x, _ = jax.lax.scan(block, x, params["blocks"])
+    x, _ = jax.lax.scan(block, x, params["blocks"]["mlp"])
     return x @ params["head"]["kernel"] + params["head"]["bias"]
 
 
@@ -101,10 +100,10 @@ def test_created_state_is_sharded_as_the_rules_say(optimizer):
     state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0), lpl_weight=3.0)
     adam = state.opt_state[1]
     for tree in (state.params, *state.emas.values(), adam.mu, adam.nu):
-        assert tree["blocks"]["mlp_in"]["kernel"].sharding.spec == P(None, "fsdp", "tensor")
-        assert tree["blocks"]["mlp_out"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
+        assert tree["blocks"]["mlp"]["fc1"]["kernel"].sharding.spec == P(None, "fsdp", "tensor")
+        assert tree["blocks"]["mlp"]["fc2"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
         assert tree["head"]["kernel"].sharding.is_fully_replicated
-        kernel = tree["blocks"]["mlp_in"]["kernel"]
+        kernel = tree["blocks"]["mlp"]["fc1"]["kernel"]
         assert {s.data.size for s in kernel.addressable_shards} == {kernel.size // 8}
     assert state.step.dtype == jnp.int32 and int(state.step) == 0
     assert state.lpl_weight.dtype == jnp.float32 and float(state.lpl_weight) == 3.0
@@ -141,7 +140,7 @@ def test_state_from_existing_parameters(optimizer):
     for tree in (state.params, state.emas["0.9"]):
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
             np.testing.assert_array_equal(a, b)
-    assert not state.params["blocks"]["mlp_in"]["kernel"].sharding.is_fully_replicated
+    assert not state.params["blocks"]["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated
 
 
 def test_parameters_must_be_float32(optimizer):

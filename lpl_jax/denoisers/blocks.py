@@ -1,0 +1,206 @@
+"""The joint block of an MMDiT: an image stream and a context stream that meet in the attention.
+
+Parameters are float32. Norms, modulation and residual sums are computed in float32, matrix products in `config.dtype`,
+which is also the dtype of both streams between blocks.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lpl_jax.denoisers.attention import attention
+from lpl_jax.denoisers.config import MMDiTConfig
+
+EPSILON = 1e-6  # of every norm
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # Products of activations with weights are kept; attention logits, which have batch axes, are not.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+xavier_uniform = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros_init()
+
+
+class MLP(nn.Module):
+    """Linear, activation, Linear: (..., any) -> (..., out_dim) in `dtype`."""
+
+    mid_dim: int
+    out_dim: int
+    activation: Callable
+    dtype: jnp.dtype
+    kernel_init: Callable = xavier_uniform
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.mid_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
+        return nn.Dense(self.out_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(self.activation(x))
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates from the conditioning vector: (B, d) -> (B, chunks, d) float32, 0 at initialisation."""
+
+    chunks: int
+
+    @nn.compact
+    def __call__(self, conditioning):
+        batch, dim = conditioning.shape
+        kernel = self.param("kernel", zeros, (dim, self.chunks * dim))
+        bias = self.param("bias", zeros, (self.chunks * dim,))
+        return (conditioning @ kernel + bias).reshape(batch, self.chunks, dim)
+
+
+class ModulationTable(nn.Module):
+    """A block's own offset to modulation that all blocks share (adaLN-single, PixArt-alpha Sec. 2.3).
+
+    (B, at least `chunks`, d) -> (B, chunks, d) float32.
+    """
+
+    chunks: int
+
+    @nn.compact
+    def __call__(self, shared):
+        table = self.param("table", zeros, (self.chunks, shared.shape[-1]))
+        return shared[:, : self.chunks] + table
+
+
+class Projections(nn.Module):
+    """The weights of attention: queries, keys and values with RMS-normalised queries and keys, and the way back."""
+
+    config: MMDiTConfig
+
+    def setup(self):
+        cfg = self.config
+        # Three matrices instead of one: the columns of each can be split over a mesh head by head.
+        self.q, self.k, self.v, self.out = (
+            nn.Dense(cfg.hidden, dtype=cfg.dtype, kernel_init=xavier_uniform) for _ in range(4)
+        )
+        self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=EPSILON, dtype=jnp.float32) for _ in range(2))
+
+    def split(self, tokens):
+        """(B, N, d) -> queries, keys, values, each (B, N, heads, head size)."""
+        cfg = self.config
+        q, k, v = (
+            linear(tokens).reshape(*tokens.shape[:-1], cfg.heads, cfg.head_dim) for linear in (self.q, self.k, self.v)
+        )
+        return self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype), v
+
+    def join(self, heads):
+        """(B, N, heads, head size) -> (B, N, d)."""
+        return self.out(heads.reshape(*heads.shape[:-2], self.config.hidden))
+
+
+class JointBlock(nn.Module):
+    """One block (Stable Diffusion 3, Sec. 4, Fig. 2b) with options for what the context stream has of its own.
+
+    `pre_only`: the context only feeds the attention and is returned as it came.
+    """
+
+    config: MMDiTConfig
+    pre_only: bool = False
+
+    @nn.compact
+    def __call__(self, streams, conditioning):
+        """streams: image (B, N, d) and context (B, T, d) tokens; conditioning: what the modulation of each stream is
+        made from, (B, d), or (B, chunks, d) if it is shared over the blocks. Returns the streams and None (what a scan
+        step collects).
+        """
+        x, y = streams
+        image, context = self._modulations(*conditioning)
+        x_out, y_out = self._attend(_modulate(x, image[0:2], x.dtype), _modulate(y, context[0:2], y.dtype))
+        x = _residual(x, image[2], x_out)
+        x_mlp = self._mlp("mlp")
+        x = _residual(x, image[5], x_mlp(_modulate(x, image[3:5], x.dtype)))
+        if self.pre_only:
+            return (x, y), None
+        y = _residual(y, context[2], y_out)
+        if self.config.context_mlp != "none":
+            y_mlp = x_mlp if self.config.context_mlp == "shared" else self._mlp("context_mlp")
+            y = _residual(y, context[5], y_mlp(_modulate(y, context[3:5], y.dtype)))
+        return (x, y), None
+
+    def _modulations(self, image_conditioning, context_conditioning):
+        """Per stream: (chunks, B, 1, d) float32 in the order shift, scale, gate of the attention, then of the MLP."""
+        kind = Modulation if self.config.modulation == "per_block" else ModulationTable
+        image = context = kind(6, name="image_modulation")(image_conditioning)
+        if self.config.context_modulation_chunks:
+            chunks = 2 if self.pre_only else self.config.context_modulation_chunks
+            context = kind(chunks, name="context_modulation")(context_conditioning)
+        return tuple(jnp.moveaxis(chunks, 1, 0)[:, :, None] for chunks in (image, context))
+
+    def _attend(self, x, y):
+        """Joint attention over the tokens of both streams; the second output is None in a pre-only block."""
+        n = x.shape[1]
+        own = Projections(self.config, name="attn")
+        if self.config.context_attn == "shared":
+            other = own
+            q, k, v = own.split(jnp.concatenate([x, y], axis=1))
+        else:
+            other = Projections(self.config, name="context_attn")
+            q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(own.split(x), other.split(y), strict=True))
+        if self.pre_only:
+            return own.join(attention(q[:, :n], k, v, self.config.attention)), None
+        heads = attention(q, k, v, self.config.attention)
+        return own.join(heads[:, :n]), other.join(heads[:, n:])
+
+    def _mlp(self, name):
+        cfg = self.config
+        return MLP(cfg.mlp_ratio * cfg.hidden, cfg.hidden, nn.gelu, cfg.dtype, name=name)  # nn.gelu is the tanh form
+
+
+class Head(nn.Module):
+    """(B, N, d) tokens and (B, d) conditioning -> (B, N, out_dim) float32, 0 at initialisation."""
+
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, x, conditioning):
+        shift_scale = Modulation(2, name="modulation")(conditioning)
+        x = _modulate(x, jnp.moveaxis(shift_scale, 1, 0)[:, :, None], jnp.float32)
+        # In float32 whatever the compute dtype: an error here is multiplied by sigma / alpha in the estimate of z0.
+        return nn.Dense(self.out_dim, dtype=jnp.float32, kernel_init=zeros, name="out")(x)
+
+
+def apply_blocks(config: MMDiTConfig, streams, conditioning):
+    """All blocks in turn, to be called inside a compact module, which gets the submodules `blocks` and `last_block`.
+
+    Equal blocks are one scanned module, whose parameters have the depth as their first axis. The pre-only block has
+    other parameters and comes after the scan.
+    """
+    scanned = config.depth - config.context_pre_only
+    if scanned:
+        scan = nn.scan(
+            # Inside a scan nothing can undo the recomputation, so XLA needs no barrier against that.
+            _rematerialized(config, prevent_cse=False),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=scanned,
+        )
+        streams, _ = scan(config, name="blocks")(streams, conditioning)
+    if config.context_pre_only:
+        streams, _ = _rematerialized(config, prevent_cse=True)(config, pre_only=True, name="last_block")(
+            streams, conditioning
+        )
+    return streams
+
+
+def _rematerialized(config: MMDiTConfig, prevent_cse: bool):
+    if config.remat == "none":
+        return JointBlock
+    return nn.remat(JointBlock, policy=REMAT_POLICIES[config.remat], prevent_cse=prevent_cse)
+
+
+def _modulate(x, shift_scale, dtype):
+    """LayerNorm without parameters, then scale and shift: float32 inside, `dtype` out."""
+    shift, scale = shift_scale
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + EPSILON)
+    return (x * (1 + scale) + shift).astype(dtype)
+
+
+def _residual(x, gate, update):
+    return (x.astype(jnp.float32) + gate * update.astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,137 @@
+"""The denoiser's configuration and its presets."""
+
+from dataclasses import dataclass, fields, replace
+
+from lpl_jax.errors import InputError
+
+CHOICES = {
+    "context_attn": ("own", "shared"),
+    "context_mlp": ("own", "shared", "none"),
+    "modulation": ("per_block", "single"),
+    "remat": ("none", "full", "dots"),
+    "attention": ("xla",),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """Shape and options of an `MMDiT`. The defaults of the sharing options give the block of Stable Diffusion 3.
+
+    The condition is either a class label (`num_classes` > 0: one context token from a table of `num_classes` + 1 rows,
+    the last one meaning "no class") or text (`context_dim` > 0: one context token per text token).
+
+    Raises InputError for a field that cannot be used.
+    """
+
+    hidden: int  # width d of both streams
+    depth: int  # number of blocks, the pre-only one included
+    heads: int  # attention heads; hidden / heads is the head size
+    latent_channels: int = 4  # C of the latents, in and out
+    patch_size: int = 2  # side of a patch in latent pixels
+    mlp_ratio: int = 4  # hidden width of the MLPs in units of `hidden`
+    num_classes: int = 0  # class labels 0..num_classes-1 and num_classes for "no class"; 0: text
+    context_dim: int = 0  # width of the text tokens; 0: class labels
+    pooled_dim: int = 0  # width of a pooled text vector added to the time embedding; 0: none
+    control: bool = False  # condition on the original size and crop of the image, by two MLPs
+    context_attn: str = "own"  # projections of the context stream: its own, or shared with the image stream
+    context_mlp: str = "own"  # MLP of the context stream: its own, shared with the image stream, or none
+    modulation: str = "per_block"  # a Linear per block, or one for all blocks plus a table per block (adaLN-single)
+    context_modulation_chunks: int = 6  # 6: own, with an MLP; 3: own, without; 0: those of the image stream
+    context_pre_only: bool = True  # the last block's context only feeds the attention (it has no output to anything)
+    base_grid: int = 16  # patches per side at the base resolution: the range of the position coordinates
+    attention: str = "xla"  # implementation of softmax attention, see `denoisers.attention`
+    remat: str = "none"  # what the backward pass recomputes: nothing, all of a block, all but its matrix products
+    dtype: str = "float32"  # of matrix products and of the token streams; parameters are always float32
+
+    def __post_init__(self):
+        for name in ("hidden", "depth", "heads", "latent_channels", "patch_size", "mlp_ratio", "base_grid"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive integer")
+        for name in ("num_classes", "context_dim", "pooled_dim"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, self, name, "0 or a positive integer")
+        for name in ("control", "context_pre_only"):
+            _require(isinstance(getattr(self, name), bool), self, name, "True or False")
+        for name, allowed in CHOICES.items():
+            _require(getattr(self, name) in allowed, self, name, f"one of {', '.join(allowed)}")
+        _require(self.hidden % self.heads == 0, self, "heads", f"a divisor of hidden = {self.hidden}")
+        _require(self.hidden % 4 == 0, self, "hidden", "a multiple of 4 (sine and cosine of two coordinates)")
+        if (self.num_classes > 0) == (self.context_dim > 0):
+            raise InputError(
+                f"MMDiTConfig: num_classes = {self.num_classes} and context_dim = {self.context_dim} given, "
+                "possible is exactly one above 0 (class labels or text)"
+            )
+        chunks = (0, 3) if self.context_mlp == "none" else (0, 6)
+        _require(
+            _is_int(self.context_modulation_chunks) and self.context_modulation_chunks in chunks,
+            self,
+            "context_modulation_chunks",
+            f"{chunks[1]} (its own) or 0 (those of the image stream) with context_mlp = {self.context_mlp!r}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches (rows, columns) of a latent of `height` x `width`. Raises InputError if patches do not tile it."""
+        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
+            raise InputError(
+                f"latents of {height} x {width} given, possible are multiples of patch_size = {self.patch_size}"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(holds: bool, config: MMDiTConfig, name: str, possible: str) -> None:
+    if not holds:
+        raise InputError(f"MMDiTConfig: {name} = {getattr(config, name)!r} given, possible is {possible}")
+
+
+# The context stream runs through the image stream's attention projections with its own shift, scale and gate; no MLP.
+_LIGHT_CONTEXT = dict(
+    context_attn="shared", context_mlp="none", context_modulation_chunks=3, context_pre_only=False, num_classes=1000
+)
+
+PRESETS = {
+    # For tests, 0.4M: the block of Stable Diffusion 3.
+    "tiny": MMDiTConfig(hidden=64, depth=3, heads=4, num_classes=10),
+    # For runs on a CPU, 8.8M: paper796 in small.
+    "small": MMDiTConfig(hidden=256, depth=6, heads=4, **_LIGHT_CONTEXT),
+    # The paper prints "28 blocks, hidden 1536, 796M parameters", which no MMDiT can be. This is the design whose size
+    # (786M, 792M with control and a pooled text vector) and FLOPs agree with its tables: a reconstruction.
+    "paper796": MMDiTConfig(hidden=1152, depth=28, heads=16, **_LIGHT_CONTEXT),
+    # The true two-stream block at the width of DiT-XL, 1.33B.
+    "xl_two_stream": MMDiTConfig(hidden=1152, depth=28, heads=16, num_classes=1000),
+    # The printed depth and width with the true two-stream block, 2.36B (Stable Diffusion 3 medium has 24 such blocks).
+    "sd3_faithful": MMDiTConfig(hidden=1536, depth=28, heads=24, num_classes=1000),
+    # The printed depth and width at about the printed size, 817M: every weight shared, one modulation for all blocks.
+    "literal1536": MMDiTConfig(
+        hidden=1536,
+        depth=28,
+        heads=24,
+        num_classes=1000,
+        context_attn="shared",
+        context_mlp="shared",
+        modulation="single",
+        context_modulation_chunks=0,
+        context_pre_only=False,
+    ),
+}
+
+
+def preset(name: str, **overrides) -> MMDiTConfig:
+    """The named preset with some fields changed.
+
+    Text conditioning takes two: `preset("small", num_classes=0, context_dim=768)`.
+    Raises InputError for an unknown preset or field, or for a combination that cannot be.
+    """
+    if name not in PRESETS:
+        raise InputError(f"denoiser preset {name!r} given, possible is one of {', '.join(PRESETS)}")
+    known = [field.name for field in fields(MMDiTConfig)]
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise InputError(f"MMDiTConfig: field {', '.join(unknown)} given, possible is one of {', '.join(known)}")
+    return replace(PRESETS[name], **overrides)

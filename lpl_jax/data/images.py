@@ -1,0 +1,96 @@
+"""From an image file to a square uint8 array: decoding and the named crop rules."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lpl_jax.errors import InputError
+
+CROP_RULES = ("resize_center_crop", "center_crop", "random_crop")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How an image of any size becomes a square of `resolution` pixels. All resizing is Lanczos, antialiased.
+
+    Rules:
+      resize_center_crop: resize so that the shorter side is `resolution` (smaller images are enlarged, by the same
+        filter), then cut the centre square.
+      center_crop: cut the centre square without resizing; a smaller image is an error.
+      random_crop: cut a square whose side is a random part (between the two numbers `side`) of the shorter side, at a
+        random place, and resize it to `resolution`. The draw is a pure function of (seed, index of the image).
+    """
+
+    resolution: int
+    rule: str = "resize_center_crop"
+    side: tuple[float, float] = (0.6, 1.0)
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.resolution < 1:
+            raise InputError(f"resolution={self.resolution}: must be a positive number of pixels")
+        if self.rule not in CROP_RULES:
+            raise InputError(f"crop={self.rule!r}: possible are {', '.join(CROP_RULES)}")
+        if not 0 < self.side[0] <= self.side[1] <= 1:
+            raise InputError(f"side={self.side}: needs 0 < smallest <= largest <= 1 (parts of the shorter side)")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: must not be negative")
+
+    def __str__(self) -> str:
+        if self.rule == "random_crop":
+            return f"random_crop(side={self.side[0]:g}-{self.side[1]:g}, seed={self.seed})"
+        return self.rule
+
+    def __call__(self, image: Image.Image, index: int, name: str) -> np.ndarray:
+        """RGB image -> uint8 (resolution, resolution, 3); `index` seeds a random rule, `name` is for error messages."""
+        if self.rule == "resize_center_crop":
+            return _center(_resize_shorter_side(image, self.resolution), self.resolution)
+        if self.rule == "center_crop":
+            if min(image.size) < self.resolution:
+                raise InputError(
+                    f"{name}: {image.width}x{image.height} pixels are too few for crop=center_crop at "
+                    f"{self.resolution}; resize_center_crop enlarges small images"
+                )
+            return _center(image, self.resolution)
+        return self._random(image, np.random.default_rng((self.seed, index)))
+
+    def _random(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        fraction, x, y = rng.uniform(size=3)
+        low, high = self.side
+        side = (low + (high - low) * fraction) * min(image.size)
+        left, top = x * (image.width - side), y * (image.height - side)
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((self.resolution,) * 2, Image.Resampling.LANCZOS, box=box))
+
+
+def read_rgb(file: Path | bytes, name: str) -> Image.Image:
+    """Decodes a file or its bytes to RGB: grey is repeated, an alpha channel is dropped, EXIF rotation is not applied.
+
+    Raises:
+      InputError: not an image, cut short, or of more than 8 bits per channel; names the file.
+    """
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"{name}: image mode {image.mode} (more than 8 bits per channel) is not supported")
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not an image that can be read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: image cannot be read ({error})") from None
+
+
+def _resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
+    shorter = min(image.size)
+    size = tuple(round(side * resolution / shorter) for side in image.size)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _center(image: Image.Image, resolution: int) -> np.ndarray:
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))

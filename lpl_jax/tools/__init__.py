@@ -1,0 +1,1 @@
+"""Command-line tools: python -m lpl_jax.tools.<verb>."""

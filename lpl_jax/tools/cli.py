@@ -1,0 +1,39 @@
+"""What all command-line programs share: one line for a mistake of the user, a traceback only on demand."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from lpl_jax.errors import InputError
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with defaults in its help and the flag --debug, which `run_main` looks for."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    result.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return result
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Runs main(argv) and exits with its status; an InputError is one line on stderr and status 2.
+
+    Args:
+      main: takes the arguments without the program's name, returns an exit status (None is 0).
+      argv: the arguments; None takes those of the process. With "--debug" among them errors keep their traceback.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        status = main(argv)
+    except InputError as error:
+        if "--debug" in argv:
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        if "--debug" in argv:
+            raise
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

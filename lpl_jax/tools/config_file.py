@@ -1,0 +1,95 @@
+"""A config file and its overrides on the command line, for `train.py`, `eval.py` and the tools.
+
+--config configs/imagenet.py:256,lpl --config.train.steps=1000 --config.data.source=/data/imagenet/train
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lpl_jax.errors import InputError
+
+
+def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValues]:
+    """The ConfigDict that `--config FILE[:ARGUMENTS]` and `--config.section.field=value` describe, and all flags.
+
+    Args:
+      argv: arguments without the program's name.
+      define: adds the program's own flags to a FlagValues.
+    Raises:
+      InputError: no config, a file that cannot be loaded, an unknown flag or field, or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    arguments = ["program", *argv]
+    if define is not None:
+        define(values)
+    flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this help", flag_values=values, short_name="h")
+    config_flags.DEFINE_config_file(
+        "config", None, "config file, with arguments behind a colon", flag_values=values, sys_argv=arguments
+    )
+    try:
+        rest = values(arguments)[1:]
+        config = values.config
+    except InputError:
+        raise
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(f"unknown flag --{error.flagname}; possible: {_flag_names(values)}") from error
+    except AttributeError as error:
+        raise InputError(_unknown_field(argv, error)) from error
+    except (flags.Error, OSError, ValueError, TypeError) as error:
+        raise InputError(_reason(error)) from error
+    if values.help:
+        return config, values
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; possible: {_flag_names(values)}")
+    if config is None:
+        raise InputError("no config given: --config FILE, such as --config configs/quickstart.py")
+    return config, values
+
+
+def load(spec: str) -> ConfigDict:
+    """The config of one `FILE[:ARGUMENTS]`. Raises InputError as `parse` does."""
+    return parse([f"--config={spec}"])[0]
+
+
+def _flag_names(values: flags.FlagValues) -> str:
+    return ", ".join(f"--{name}" for name in sorted(values) if not name.startswith("config") and len(name) > 1) + (
+        ", --config, --config.SECTION.FIELD=VALUE"
+    )
+
+
+def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+    """Which override names a field that the config does not have, and the fields it could have meant."""
+    spec = next((_value(argv, i) for i, arg in enumerate(argv) if arg.split("=")[0].lstrip("-") == "config"), None)
+    if spec is None:
+        return f"unknown field in an override: {error}"
+    config = load(spec)
+    for arg in argv:
+        flag = arg.split("=")[0].lstrip("-")
+        if not flag.startswith("config."):
+            continue
+        here, path = config, "config"
+        for part in flag.split(".")[1:]:
+            if not isinstance(here, ConfigDict) or part not in here:
+                fields = ", ".join(here) if isinstance(here, ConfigDict) else "none, it is a value"
+                return f"{path} has no field {part!r}; possible: {fields}"
+            here, path = here[part] if here.get_type(part) is not None else None, f"{path}.{part}"
+    return f"config file {spec}: {error}"
+
+
+def _value(argv: Sequence[str], index: int) -> str:
+    name, equals, value = argv[index].partition("=")
+    return value if equals else argv[index + 1]
+
+
+def _reason(error: Exception) -> str:
+    """One line of what went wrong while a config file was run, which absl reports with a whole traceback."""
+    root = error
+    while root.__cause__ is not None or root.__context__ is not None:
+        root = root.__cause__ or root.__context__
+    if isinstance(root, InputError):
+        return str(root)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:1] + lines[-1:]) if len(lines) > 1 else "".join(lines)

@@ -1,0 +1,53 @@
+"""Small image folders, a random tiny autoencoder, and a finished store."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpl_jax.autoencoders import AutoencoderConfig, init
+from lpl_jax.data import FolderSource, write_store
+
+
+def save_image(path, width, height, seed=0):
+    """A smooth random image: JPEG and resizing change it little."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Two classes, 11 images of different sizes, one of them smaller than the crops made of it."""
+    root = tmp_path_factory.mktemp("images") / "train"
+    sizes = [(40, 30), (30, 50), (24, 24), (10, 12), (33, 47)]
+    for i in range(11):
+        save_image(root / ("ant" if i % 2 else "bee") / f"{i:02d}.png", *sizes[i % 5], seed=i)
+    return root
+
+
+def random_autoencoder(name, seed):
+    """A tiny autoencoder; its weights are drawn by numpy, because compiling `init` takes longer than these tests."""
+    shapes = jax.eval_shape(functools.partial(init, AutoencoderConfig.tiny(name=name)), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="session")
+def autoencoder():
+    return random_autoencoder("tiny", 0)
+
+
+@pytest.fixture(scope="session")
+def other_autoencoder():
+    """The same architecture with other weights."""
+    return random_autoencoder("other", 1)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, image_folder, autoencoder):
+    """The 11 images in float16, in three shards."""
+    path = tmp_path_factory.mktemp("store") / "latents"
+    return write_store(path, FolderSource(image_folder, 24), autoencoder, batch_size=8, shard_records=4)

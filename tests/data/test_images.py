@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpl_jax.data.images import Crop, read_rgb
+from lpl_jax.errors import InputError
+
+
+def gradient(width, height):
+    """Red grows by one per column, green by one per row: a pixel tells where it came from."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8))
+
+
+def test_center_crop_takes_the_centre():
+    pixels = Crop(16, "center_crop")(gradient(40, 30), 0, "image")
+    assert pixels.shape == (16, 16, 3) and pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels[0, :, 0], np.arange(12, 28))
+    np.testing.assert_array_equal(pixels[:, 0, 1], np.arange(7, 23))
+
+
+def test_center_crop_refuses_a_small_image():
+    with pytest.raises(InputError, match="cat.png: 20x12 pixels.*center_crop at 16"):
+        Crop(16, "center_crop")(gradient(20, 12), 0, "cat.png")
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 120), (90, 200), (64, 64), (20, 30)])
+def test_resize_center_crop_resizes_the_shorter_side(width, height):
+    """Against the rule in two steps; (20, 30) is enlarged, by the same filter."""
+    image = gradient(width, height)
+    pixels = Crop(64)(image, 0, "image")
+    scale = 64 / min(width, height)
+    resized = np.asarray(image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS))
+    top, left = (resized.shape[0] - 64) // 2, (resized.shape[1] - 64) // 2
+    np.testing.assert_array_equal(pixels, resized[top : top + 64, left : left + 64])
+
+
+def test_random_crop_is_a_function_of_seed_and_index():
+    image = gradient(200, 120)
+    crop = Crop(32, "random_crop", seed=1)
+    first = crop(image, 5, "image")
+    np.testing.assert_array_equal(first, crop(image, 5, "image"))
+    assert (first != crop(image, 6, "image")).any()
+    assert (first != Crop(32, "random_crop", seed=2)(image, 5, "image")).any()
+
+
+def test_random_crop_takes_squares_of_the_stated_size_from_everywhere():
+    image = gradient(200, 120)
+    crop = Crop(32, "random_crop", side=(0.5, 0.8))
+    crops = np.stack([crop(image, i, "image") for i in range(60)]).astype(float)
+    # The gradient is one level per pixel: the range of a crop, over 31 of its 32 steps, is its side.
+    width = (crops[:, 0, -1, 0] - crops[:, 0, 0, 0]) * 32 / 31
+    height = (crops[:, -1, 0, 1] - crops[:, 0, 0, 1]) * 32 / 31
+    np.testing.assert_allclose(width, height, atol=4)
+    assert 0.5 * 120 - 4 < width.min() < 0.55 * 120 and 0.75 * 120 < width.max() < 0.8 * 120 + 4
+    assert crops[..., 0].min() < 15 and crops[..., 0].max() > 185, "both ends of the longer side occur"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": 0}, "resolution=0"),
+        ({"resolution": 8, "rule": "squeeze"}, "'squeeze'.*resize_center_crop"),
+        ({"resolution": 8, "side": (0.5, 1.5)}, "side=.*shorter side"),
+        ({"resolution": 8, "seed": -1}, "seed=-1"),
+    ],
+)
+def test_crop_checks_its_fields(options, message):
+    with pytest.raises(InputError, match=message):
+        Crop(**options)
+
+
+def test_crop_names_say_what_was_done():
+    assert str(Crop(8)) == "resize_center_crop"
+    assert str(Crop(8, "random_crop", seed=3)) == "random_crop(side=0.6-1, seed=3)"
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    for mode in ("L", "RGBA", "P", "CMYK", "1"):
+        path = tmp_path / (mode + (".jpg" if mode == "CMYK" else ".png"))
+        gradient(9, 7).convert(mode).save(path)
+        image = read_rgb(path, path.name)
+        assert image.mode == "RGB" and image.size == (9, 7)
+
+
+def test_unreadable_images_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    whole = tmp_path / "whole.jpg"
+    gradient(200, 200).save(whole)
+    (tmp_path / "short.jpg").write_bytes(whole.read_bytes()[:1000])
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    for name, message in [("text.png", "not an image"), ("short.jpg", "cannot be read"), ("deep.png", "8 bits")]:
+        with pytest.raises(InputError, match=f"{name}.*{message}"):
+            read_rgb(tmp_path / name, name)
+    with pytest.raises(InputError, match="short.jpg"):
+        read_rgb((tmp_path / "short.jpg").read_bytes(), "short.jpg")

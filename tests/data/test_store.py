@@ -1,0 +1,231 @@
+import json
+import pickle
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from lpl_jax.autoencoders import weights_hash
+from lpl_jax.data import FolderSource, LatentStore, Subset, check_autoencoder, write_store
+from lpl_jax.data.encode import encode_flips, encode_source
+from lpl_jax.errors import InputError
+
+
+@pytest.fixture
+def damaged(store, tmp_path):
+    """A copy of the store, to be spoilt."""
+    return shutil.copytree(store.path, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def direct(image_folder, autoencoder):
+    """The moments (11, 2, 2, 3, 3, 4) of the 11 images and their mirror images, straight from `encode`."""
+    source = FolderSource(image_folder, 24)
+    images = np.stack([source[i].image for i in range(11)])
+    both = np.concatenate([images, images[:, :, ::-1]]).astype(np.float32) / 127.5 - 1
+    mean, logvar = jax.jit(lambda model, x: model.encode(x))(autoencoder, both)
+    return np.stack([mean, logvar], axis=1).reshape(2, 11, 2, 3, 3, 4).swapaxes(0, 1)
+
+
+def test_store_holds_what_the_autoencoder_gives(store, image_folder, direct):
+    source = FolderSource(image_folder, 24)
+    assert len(store) == len(source) == 11
+    for i in range(11):
+        record, example = store[i], source[i]
+        assert (record.label, record.key) == (example.label, example.key)
+        assert record.mean.shape == record.logvar.shape == (2, 3, 3, 4) and record.mean.dtype == np.float16
+        # float16 rounds to 11 significant bits: half a unit in the last place is 2^-12 to 2^-11 of the value. The 1e-5
+        # is for float32 sums in another order.
+        np.testing.assert_allclose(record.mean, direct[i, :, 0], rtol=2**-11, atol=1e-5)
+        np.testing.assert_allclose(record.logvar, direct[i, :, 1], rtol=2**-11, atol=1e-5)
+    spread = np.abs(direct[:, 0] - direct[:, 1]).max()
+    assert spread > 0.01, "the mirror image is another image, so a swap of the two would have been seen"
+
+
+def test_float32_store_is_exact(tmp_path, image_folder, autoencoder, direct):
+    source = FolderSource(image_folder, 24)
+    store = write_store(tmp_path / "exact", source, autoencoder, batch_size=8, dtype="float32")
+    stored = np.stack([[store[i].mean, store[i].logvar] for i in range(11)]).swapaxes(1, 2)
+    assert stored.dtype == np.float32
+    batches = encode_source(source, autoencoder, batch_size=8, dtype="float32")
+    np.testing.assert_array_equal(stored, np.concatenate([moments for _, moments in batches]))
+    np.testing.assert_allclose(stored, direct, atol=1e-5)
+
+
+def test_padding_and_batch_size_change_nothing(image_folder, autoencoder, direct):
+    """A batch size that the eight devices do not divide is rounded up; the last batch comes out unpadded."""
+    source = FolderSource(image_folder, 24)
+    parts = list(encode_source(source, autoencoder, batch_size=5, dtype="float32"))
+    assert [len(examples) for examples, _ in parts] == [8, 3] == [len(moments) for _, moments in parts]
+    np.testing.assert_allclose(np.concatenate([moments for _, moments in parts]), direct, atol=1e-5)
+
+
+def test_manifest_says_what_was_done(store, autoencoder):
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert manifest["autoencoder"] == "tiny" and manifest["weights_hash"] == weights_hash(autoencoder)
+    assert (manifest["scaling_factor"], manifest["shift_factor"]) == (0.5, 0.0)
+    assert (manifest["latent_channels"], manifest["downsample"]) == (4, 8)
+    assert (manifest["resolution"], manifest["crop"]) == (24, "resize_center_crop")
+    assert manifest["flips"] is True and manifest["dtype"] == "float16"
+    assert manifest["num_records"] == 11 and manifest["num_classes"] == 2
+    assert manifest["class_names"] == ["ant", "bee"] and "11 images of 2 classes" in manifest["source"]
+    assert [shard["records"] for shard in manifest["shards"]] == [4, 4, 3]
+    files = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
+    assert list(files)[1] == "latents-00001-of-00003.array_record"
+    on_disk = {file.name: file.stat().st_size for file in store.path.glob("latents-*")}
+    assert files == on_disk and manifest["num_bytes"] == sum(files.values())
+    assert store.manifest.latent_shape == (3, 3, 4)
+
+
+def test_store_can_be_pickled(store):
+    copy = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(copy[9].mean, store[9].mean)
+    with pytest.raises(IndexError, match="record 11 of a store of 11"):
+        copy[11]
+
+
+def test_writing_the_same_store_again_opens_it(store, image_folder, autoencoder):
+    before = {file.name: file.stat().st_mtime_ns for file in store.path.iterdir()}
+    source = FolderSource(image_folder, 24)
+    again = write_store(store.path, source, autoencoder, on_progress=lambda n: pytest.fail("encoded again"))
+    assert len(again) == 11
+    assert {file.name: file.stat().st_mtime_ns for file in store.path.iterdir()} == before
+
+
+def test_another_store_is_never_written_over(store, image_folder, autoencoder, other_autoencoder):
+    before = (store.path / "manifest.json").read_bytes()
+    source = FolderSource(image_folder, 24)
+    for args, message in [
+        ((source, other_autoencoder), "another latent store .autoencoder tiny, not other"),
+        ((FolderSource(image_folder, 16), autoencoder), "resolution 24, not 16"),
+        ((FolderSource(image_folder, 24, crop="center_crop"), autoencoder), "crop resize_center_crop, not center_crop"),
+        ((Subset(source, 5), autoencoder), "source folder .*not 5 of folder"),
+    ]:
+        with pytest.raises(InputError, match=message) as caught:
+            write_store(store.path, *args)
+        assert str(store.path) in str(caught.value)
+    assert (store.path / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path, image_folder, autoencoder):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="other files .thesis.tex"):
+        write_store(tmp_path, FolderSource(image_folder, 24), autoencoder)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+class Interrupted(FolderSource):
+    """Its ninth image cannot be read, until it is repaired."""
+
+    broken = True
+
+    def __getitem__(self, index):
+        if self.broken and index == 8:
+            raise InputError("bee/08.png: image cannot be read (cut short)")
+        return super().__getitem__(index)
+
+
+def test_an_interrupted_write_is_no_store_and_can_be_repeated(tmp_path, image_folder, autoencoder, store):
+    source = Interrupted(image_folder, 24)
+    with pytest.raises(InputError, match="bee/08.png"):
+        write_store(tmp_path / "s", source, autoencoder, batch_size=8, shard_records=3)
+    assert any((tmp_path / "s").iterdir()), "it was interrupted in the middle"
+    with pytest.raises(InputError, match="no manifest.json"):
+        LatentStore(tmp_path / "s")
+    source.broken = False
+    repeated = write_store(tmp_path / "s", source, autoencoder, batch_size=8, shard_records=4)
+    assert {file.name for file in repeated.path.iterdir()} == {file.name for file in store.path.iterdir()}
+    np.testing.assert_array_equal(repeated[10].mean, store[10].mean)
+
+
+def test_impossible_requests_are_named(tmp_path, image_folder, autoencoder):
+    source = FolderSource(image_folder, 24)
+    for options, message in [
+        ({"source": FolderSource(image_folder, 20)}, "resolution=20: .*tiny needs a multiple of 8"),
+        ({"dtype": "bfloat16"}, "bfloat16.*float16, float32"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"shard_records": 0}, "shard_records=0"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            write_store(tmp_path / "s", **{"source": source, "autoencoder": autoencoder, **options})
+    assert not (tmp_path / "s").exists()
+
+
+def test_latents_out_of_range_are_named(tmp_path, image_folder, autoencoder):
+    """Weights that blow up: means beyond 65504 do not fit in float16, and are not stored as infinity."""
+    params = jax.tree.map(lambda leaf: leaf, autoencoder.params)
+    params["encoder"]["quant_conv"] = jax.tree.map(lambda leaf: leaf * 1e7, params["encoder"]["quant_conv"])
+    loud = autoencoder.replace(params=params)
+    with pytest.raises(InputError, match="ant/01.png: its latent is not finite in float16; possible: dtype float32"):
+        write_store(tmp_path / "s", FolderSource(image_folder, 24), loud, batch_size=8)
+
+
+def test_check_autoencoder_names_both(store, autoencoder, other_autoencoder):
+    check_autoencoder(store, autoencoder)
+    renamed = autoencoder.replace(config=replace(autoencoder.config, name="moved elsewhere"))
+    check_autoencoder(store, renamed)
+    with pytest.raises(InputError, match="made with autoencoder tiny .* not with other") as caught:
+        check_autoencoder(store, other_autoencoder)
+    assert weights_hash(autoencoder)[:12] in str(caught.value) and weights_hash(other_autoencoder)[:12] in str(
+        caught.value
+    )
+    rescaled = autoencoder.replace(config=replace(autoencoder.config, name="rescaled", scaling_factor=0.25))
+    with pytest.raises(InputError, match="scaling_factor=0.5 of autoencoder tiny, but rescaled now has .*0.25"):
+        check_autoencoder(store, rescaled)
+
+
+def test_folders_that_are_no_store(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        LatentStore(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="has no manifest.json"):
+        LatentStore(tmp_path)
+
+
+def test_damaged_shards_are_named(damaged):
+    shard = damaged / "latents-00001-of-00003.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=f"{shard.name} has {len(whole) - 100} bytes instead of {len(whole)}"):
+        LatentStore(damaged)
+    shard.unlink()
+    with pytest.raises(InputError, match=f"{shard.name} is missing"):
+        LatentStore(damaged)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: fields.update(format=2), "store format 2; this version reads format 1"),
+        (lambda fields: fields.pop("crop"), "not a manifest.*crop"),
+        (lambda fields: fields.update(extra=1), "not a manifest.*extra"),
+        (lambda fields: fields.update(num_records=12), "num_records=12, but its other fields give 11"),
+        (lambda fields: fields.update(dtype="int8"), "dtype='int8'"),
+    ],
+)
+def test_damaged_manifests_are_named(damaged, change, message):
+    path = damaged / "manifest.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=message):
+        LatentStore(damaged)
+
+
+def test_a_manifest_that_is_not_json(damaged):
+    (damaged / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="manifest.json: not a manifest"):
+        LatentStore(damaged)
+
+
+def test_encode_flips_mirrors_columns(autoencoder):
+    """Flip 1 of an image is flip 0 of its mirror image."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    moments = np.asarray(encode_flips(autoencoder, images))
+    mirrored = np.asarray(encode_flips(autoencoder, images[:, :, ::-1]))
+    assert moments.shape == (8, 2, 2, 2, 2, 4)
+    np.testing.assert_array_equal(moments[:, 0], mirrored[:, 1])
+    np.testing.assert_array_equal(moments[:, 1], mirrored[:, 0])
+    assert np.abs(moments[:, 0] - moments[:, 1]).max() > 0.01

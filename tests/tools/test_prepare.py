@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpl_jax import autoencoders
+from lpl_jax.data import LatentStore, PhotoSource, batches, check_autoencoder
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli
+from lpl_jax.tools.prepare import main, prepare
+
+
+def test_photos_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "photos"
+    argv = ["--source", "photos", "--crops", "2", "--resolution", "32", "--out", str(out), "--batch", "16"]
+    argv += ["--seed", "3"]
+    assert main(argv) == 0
+    first = capsys.readouterr()
+    assert "16 images of 8 classes at 32 px" in first.out and "in 1 shards" in first.out and "img/s" in first.out
+    assert "16/16" in first.err, "the progress bar reached the end"
+    store = LatentStore(out)
+    assert len(store) == 16 and store.class_names == PhotoSource(32, crops=2).class_names
+    check_autoencoder(store, autoencoders.load("bundled"))
+    assert next(batches(store, batch_size=16, seed=0))["mean"].shape == (16, 4, 4, 4)
+    size = store.manifest.num_bytes
+    assert f"{size / 1e6:.1f} MB" in first.out and f"{size / 16:.0f} bytes per image" in first.out
+
+    assert main(argv) == 0
+    assert "complete already" in capsys.readouterr().out
+
+    with pytest.raises(InputError, match="holds another latent store"):
+        main([*argv, "--crops", "3"])
+    with pytest.raises(InputError, match="holds another latent store"):
+        main([*argv, "--seed", "4"])
+
+
+def test_folder_from_the_command_line(tmp_path):
+    for i in range(5):
+        path = tmp_path / "images" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 24, 3), 50 * i, np.uint8)).save(path)
+    argv = ["--source", str(tmp_path / "images"), "--resolution", "16"]
+    argv += ["--limit", "4", "--dtype", "float32", "--shard-records", "3", "--crop", "center_crop", "--batch", "8"]
+    assert main([*argv, "--out", str(tmp_path / "store")]) == 0
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    assert [shard["records"] for shard in manifest["shards"]] == [3, 1]
+    assert (manifest["crop"], manifest["dtype"], manifest["num_classes"]) == ("center_crop", "float32", 2)
+
+
+def test_prepare_can_be_quiet(tmp_path, capsys):
+    autoencoder = autoencoders.load("bundled")
+    store = prepare(PhotoSource(16, crops=1), autoencoder, tmp_path / "s", progress=False, batch_size=8)
+    assert len(store) == 8
+    assert capsys.readouterr() == ("", "")
+
+
+def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
+    argv = ["--source", str(tmp_path / "nowhere"), "--resolution", "16", "--out", str(tmp_path / "s")]
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(main, argv)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"error: image folder {tmp_path / 'nowhere'}: no such folder\n"
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(InputError, match="nowhere"):
+        cli.run_main(main, [*argv, "--debug"])
+
+
+def test_run_main_passes_the_status_on():
+    for status, code in [(None, None), (0, 0), (3, 3)]:
+        with pytest.raises(SystemExit) as end:
+            cli.run_main(lambda argv, status=status: status, [])
+        assert end.value.code == code
+
+
+def test_run_main_keeps_an_error_in_one_line(capsys):
+    def fail(argv):
+        raise InputError("two\nlines")
+
+    with pytest.raises(SystemExit):
+        cli.run_main(fail, [])
+    assert capsys.readouterr().err == "error: two lines\n"
+
+
+def test_an_interrupt_is_not_a_traceback(capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(interrupt, [])
+    assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,307 @@
+"""Checkpoints of the train state, written by Orbax while training goes on.
+
+    folder/<step>/state/       the whole `TrainState`, every array with its own shape and dtype
+    folder/<step>/metadata/    JSON: what the run was (its config) and which version wrote it
+    folder/<step>/files.json   size and CRC-32 of each file above, checked before anything is read
+
+A checkpoint appears under its final name only when it is complete, so a run that is killed while it saves leaves the
+earlier ones as they were. The position in the data needs no place here: batches are a function of seed and step.
+"""
+
+import json
+import signal
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+import lpl_jax
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import leaf_path
+from lpl_jax.training.state import TrainState
+
+STATE, METADATA, FILES = "state", "metadata", "files.json"
+
+
+def steps(folder) -> list[int]:
+    """Steps with a complete checkpoint in `folder`, ascending; none if it does not exist."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        return []
+    names = [path.name for path in folder.iterdir() if path.name.isdecimal()]
+    return sorted(int(name) for name in names if ocp.utils.is_checkpoint_finalized(folder / name))
+
+
+def latest_step(folder) -> int | None:
+    """The newest step in `folder`, or None."""
+    return max(steps(folder), default=None)
+
+
+def read_metadata(folder, step: int | None = None) -> dict[str, Any]:
+    """What was saved beside the state at `step` (the latest by default): the given metadata and `lpl_jax_version`."""
+    path = _step_folder(folder, step)
+    try:
+        return json.loads((path / METADATA / METADATA).read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def restore(folder, target: TrainState, step: int | None = None) -> TrainState:
+    """The state saved at `step` (the latest by default), laid out as `target` says.
+
+    target: the result of `abstract_state`. Its mesh may be another one than that of the run which saved.
+    Raises InputError where there is no such checkpoint, where it is damaged, or where its arrays are not those of the
+    target; the message then names every one that differs.
+    """
+    path = _step_folder(folder, step)
+    _verify(path)
+    saved = _saved_arrays(path)
+    _check_emas(path, saved, list(target.emas))
+    _check_same(path, saved, target)
+    return _read(path, target)
+
+
+def load_params(folder, weights: str = "params", *, step: int | None = None, target=None):
+    """Parameters alone, for sampling or to start another run: nothing else of the checkpoint is read.
+
+    weights: "params", or the name of an average ("0.9999").
+    target: tree of ShapeDtypeStructs (such as `abstract_state(...).params`) to check against, with shardings to use;
+    None takes the shapes that were saved and returns numpy arrays.
+    Raises InputError as `restore` does, and for a name that is not there.
+    """
+    path = _step_folder(folder, step)
+    _verify(path)
+    saved = _saved_arrays(path)
+    if weights != "params":
+        _check_emas(path, saved, [weights])
+    keys = ("params",) if weights == "params" else ("emas", weights)
+    for key in keys:
+        saved = saved[key]
+    if target is None:
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+    _check_same(path, saved, target)
+    for key in reversed(keys):
+        target = {key: target}
+    tree = _read(path, target)
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+class Checkpointer:
+    """Saves the states of one run into `folder`, in the background. A context manager: leaving it waits for the last.
+
+    start_step: the step that the run goes on from; None for a run that begins, whose folder must hold no checkpoints.
+    keep: this many of the newest are kept; None for all.
+    keep_every: those at multiples of this step are kept for good.
+    metadata: plain values (such as the resolved config) saved with each.
+    Raises InputError where the folder holds checkpoints that this run would come upon again.
+    """
+
+    def __init__(
+        self,
+        folder,
+        *,
+        start_step: int | None = None,
+        keep: int | None = 3,
+        keep_every: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        for name, value in (("keep", keep), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise InputError(f"checkpoints: {name} is {value}; it must be 1 or more, or None")
+        in_the_way = [step for step in steps(folder) if start_step is None or step > start_step]
+        if in_the_way:
+            begun = "a new run" if start_step is None else f"a run that goes on from step {start_step}"
+            raise InputError(
+                f"{folder} holds checkpoints of steps {_text(in_the_way)}, which {begun} would write over: "
+                "resume from the latest, give another folder, or remove them"
+            )
+        policies = [LatestN(keep)] + ([EveryNSteps(keep_every)] if keep_every else [])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
+        )
+        self._folder = epath.Path(folder).resolve()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
+        self._last = start_step
+
+    def save(self, state: TrainState) -> bool:
+        """Start to save `state` under its step. Returns once it is copied to the host: it may be donated after that.
+
+        False, and nothing written, where this step is the one the run began from or has just been saved.
+        """
+        step = int(state.step)
+        if step == self._last:
+            return False
+        args = ocp.args.Composite(
+            **{STATE: ocp.args.StandardSave(state), METADATA: ocp.args.JsonSave(self._metadata | {"step": step})}
+        )
+        self._manager.wait_until_finished()
+        self._last = step
+        return self._manager.save(step, args=args)
+
+    def _write_digest(self) -> None:
+        """In the background, when all is written and before the checkpoint gets its final name."""
+        if jax.process_index() == 0:
+            (path,) = (path for path in self._folder.iterdir() if path.name.split(".")[0] == str(self._last))
+            (path / FILES).write_text(json.dumps(_digest(path)))
+
+    def wait(self) -> None:
+        """Until everything is on disk. Errors of a save in the background are raised here, or by the next save."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and release the threads."""
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class StopSignal:
+    """Turns the first SIGTERM or SIGINT into a request to stop; a second one does what it always did.
+
+    with StopSignal() as stop:
+        for step in ...:
+            ...
+            if stop.requested:
+                save, wait and leave the loop
+
+    The flag belongs to this process: several hosts must agree on a step before they save together. Outside the main
+    thread, where Python allows no handlers, nothing is caught.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)):
+        self.requested: signal.Signals | None = None
+        self._signals = signals
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {name: signal.signal(name, self._handle) for name in self._signals}
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+        self._previous = {}
+
+    def _handle(self, number, _frame):
+        self.requested = signal.Signals(number)
+        self.__exit__()
+
+
+def _step_folder(folder, step: int | None) -> epath.Path:
+    available = steps(folder)
+    if not available:
+        raise InputError(
+            f"no checkpoint in {folder}" + ("" if epath.Path(folder).exists() else ", which does not exist")
+        )
+    step = available[-1] if step is None else step
+    if step not in available:
+        raise InputError(f"no checkpoint of step {step} in {folder}; there are {_text(available)}")
+    return epath.Path(folder).resolve() / str(step)
+
+
+def _saved_arrays(path: epath.Path) -> dict[str, Any]:
+    """Shape and dtype of all that was saved, as nested dicts, without reading any of it."""
+    try:
+        return ocp.PyTreeCheckpointHandler().metadata(path / STATE).tree
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: epath.Path, target):
+    try:
+        return ocp.PyTreeCheckpointHandler().restore(
+            path / STATE,
+            args=ocp.args.PyTreeRestore(
+                item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+            ),
+        )
+    except Exception as error:  # Orbax raises a bare Exception for a chunk that cannot be read
+        raise _unreadable(path, error) from error
+
+
+def _digest(path: epath.Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file of the state and the metadata, by its path in the checkpoint."""
+    return {
+        str(file.relative_to(path)): _size_and_checksum(file)
+        for item in (STATE, METADATA)
+        for file in _files(path / item)
+        if file.name != "commit_success.txt"  # Orbax's mark, which comes last
+    }
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        yield from _files(path) if path.is_dir() else [path]
+
+
+def _size_and_checksum(file: epath.Path) -> list[int]:
+    size = checksum = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
+def _verify(path: epath.Path) -> None:
+    """Raises InputError where the files are not those that were written."""
+    try:
+        expected = json.loads((path / FILES).read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    found = _digest(path)
+    wrong = [
+        f"{name} is {'not what was written' if name in found else 'missing'}"
+        for name in expected
+        if found.get(name) != expected[name]
+    ]
+    if wrong:
+        raise _unreadable(path, ", ".join(wrong))
+
+
+def _unreadable(path: epath.Path, reason) -> InputError:
+    others = _text(step for step in steps(path.parent) if step != int(path.name))
+    reason = " ".join(str(reason).split())[:200]
+    return InputError(f"checkpoint {path} is damaged: {reason}; other steps in its folder: {others}")
+
+
+def _check_emas(path: epath.Path, saved, names: Sequence[str]) -> None:
+    available = list(saved.get("emas") or {})
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise InputError(
+            f"checkpoint {path} has no average of the parameters named {_text(missing)}; it has {_text(available)}"
+        )
+
+
+def _check_same(path: epath.Path, saved, target) -> None:
+    def table(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {leaf_path(name): f"{tuple(leaf.shape)} {jax.numpy.dtype(leaf.dtype)}" for name, leaf in leaves}
+
+    there, here = table(saved), table(target)
+    problems = [
+        f"{name} is {there.get(name, 'missing')} in the checkpoint and {here.get(name, 'not known')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if problems:
+        raise InputError(f"checkpoint {path} does not fit: {'; '.join(problems)}")
+
+
+def _text(values) -> str:
+    return ", ".join(str(value) for value in values) or "none"

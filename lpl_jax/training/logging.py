@@ -1,0 +1,237 @@
+"""Metrics of a run: gathered on the device, written to JSONL and TensorBoard, shown in the terminal.
+
+None of it makes the host wait for a step: means are taken on the device, and fetched one interval after they were
+asked for, when they have long been computed.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from lpl_jax.errors import InputError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricBuffer:
+    """Means of metrics over intervals of steps, without a wait.
+
+    Call `push` after each step and `take` once per interval: it closes the interval and returns the one before.
+    """
+
+    def __init__(self):
+        self._sums, self._count = None, 0
+        self._closed: tuple[int, Any] | None = None
+
+    def push(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Add one step's metrics (names and shapes stay the same within an interval) to the current interval."""
+        sums = dict.fromkeys(metrics, np.float32(0)) if self._sums is None else self._sums
+        self._sums = _add(sums, dict(metrics))
+        self._count += 1
+
+    def take(self, step: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Close the interval that ends with `step`; [(step, means)] of the one closed before, fetched now, or []."""
+        before = self._closed
+        self._closed = (step, _divide(self._sums, self._count)) if self._count else None
+        self._sums, self._count = None, 0
+        return [] if before is None else [(before[0], jax.device_get(before[1]))]
+
+    def flush(self, step: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """All that is left, an interval cut short at `step` too. Waits: for the end, and before a checkpoint."""
+        return self.take(step) + self.take(step)
+
+
+@jax.jit
+def _add(sums, metrics):
+    return jax.tree.map(jnp.add, sums, metrics)
+
+
+@jax.jit
+def _divide(sums, count):
+    return jax.tree.map(lambda value: value / count, sums)
+
+
+class RateMeter:
+    """Images per second since the last reading.
+
+    `start` it once the first step has been compiled, and again after anything that is not training (a checkpoint,
+    samples), so that neither is counted.
+    """
+
+    def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter):
+        self._batch_size, self._clock = batch_size, clock
+        self._step: int | None = None
+        self._time = 0.0
+
+    def start(self, step: int) -> None:
+        """Count from `step`, the number of steps made by now."""
+        self._step, self._time = step, self._clock()
+
+    def rate(self, step: int) -> float | None:
+        """Images per second from the start, or the last reading, up to `step`. None where no step was made."""
+        if self._step is None or step <= self._step:
+            return None
+        images, seconds = (step - self._step) * self._batch_size, self._clock() - self._time
+        self.start(step)
+        return images / seconds if seconds > 0 else None
+
+
+class MetricLogger:
+    """Writes metrics to `metrics.jsonl` (one object per line, with its step) and to TensorBoard. A context manager.
+
+    folder: of the run; created. Only process 0 touches it.
+    start_step: the step that the run goes on from; None for a run that begins, whose folder must hold no metrics.
+
+    The file has each step once: where a run goes on from an earlier step than it had reached, the lines after
+    `start_step` are dropped (they are made again), as is a last line that a kill cut short. TensorBoard is told too.
+    Raises InputError for a new run in a folder that holds metrics.
+    """
+
+    def __init__(self, folder, *, start_step: int | None = None):
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        folder = Path(folder)
+        path = folder / METRICS_FILE
+        if start_step is None and path.exists() and path.stat().st_size:
+            raise InputError(
+                f"{path} holds the metrics of another run: resume that run, give another folder, or remove it"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if start_step is not None and path.exists():
+            _drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+        purge = None if start_step is None else start_step + 1
+        # The suffix keeps apart two files that are begun within a second, which would have one name.
+        self._board = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{start_step or 0}")
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line. Values are numbers or small arrays; in JSON an array is a list and what is not finite is null."""
+        if self._file is None:
+            return
+        values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        line = {"step": int(step)} | {name: _json(value.tolist()) for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value.ndim == 0:
+                self._board.add_scalar(name, value, step)
+            else:
+                for index, element in enumerate(value.ravel()):
+                    self._board.add_scalar(f"{name}/{index}", element, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture for TensorBoard: (H, W, 3) uint8."""
+        if self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+            self._file = self._board = None
+
+    def __enter__(self) -> "MetricLogger":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_metrics(folder) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, oldest first; a last line that a kill cut short is left out."""
+    path = Path(folder) / METRICS_FILE
+    if not path.exists():
+        raise InputError(f"no {METRICS_FILE} in {folder}")
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a whole line ends with a newline
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    new = path.with_suffix(".tmp")
+    new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    new.replace(path)
+
+
+def _json(value):
+    if isinstance(value, list):
+        return [_json(element) for element in value]
+    return value if math.isfinite(value) else None
+
+
+class Progress:
+    """Where a run stands: step, loss terms, images per second, time left. A context manager.
+
+    In a terminal one line that moves (tqdm); elsewhere, such as in a log file, a line every `every` seconds and one at
+    the end. Only process 0 shows anything.
+
+    total: last step. start_step: where this part of the run begins. label: put before each line.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start_step: int = 0,
+        *,
+        batch_size: int,
+        label: str = "train",
+        every: float = 30.0,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total, self._step, self._batch_size, self._label = total, start_step, batch_size, label
+        self._file = sys.stderr if file is None else file
+        self._every, self._clock, self._printed = every, clock, clock()
+        self._shown = jax.process_index() == 0
+        self._text, self._news, self._bar = "", False, None
+        if self._shown and self._file.isatty():
+            bar_format = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(
+                total=total, initial=start_step, desc=label, file=self._file, bar_format=bar_format, dynamic_ncols=True
+            )
+
+    def update(self, step: int, metrics: Mapping[str, Any] | None = None, rate: float | None = None) -> None:
+        """After each step. metrics: scalars to show from now on, with the rate in images per second."""
+        if not self._shown:
+            return
+        if metrics is not None:
+            parts = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
+            if rate:
+                left = (self._total - step) * self._batch_size / rate
+                parts += [f"{rate:.4g} img/s", f"{tqdm.format_interval(left)} left"]
+            self._text, self._news = "  ".join(parts), True
+        if self._bar is not None:
+            if metrics is not None:
+                self._bar.set_postfix_str(self._text, refresh=False)
+            self._bar.update(step - self._step)
+        self._step = step
+        if self._bar is None and self._news and self._clock() - self._printed >= self._every:
+            self._print()
+
+    def _print(self) -> None:
+        print(f"{self._label} {self._step}/{self._total}  {self._text}".rstrip(), file=self._file, flush=True)
+        self._printed, self._news = self._clock(), False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+        elif self._shown and self._news:
+            self._print()

@@ -133,7 +133,8 @@ class LatentStore:
     """A latent store, opened for random access; it can be pickled, and read from several threads.
 
     Raises:
-      InputError: no such folder, no manifest (not a store, or not finished), a shard that is missing or cut short.
+      InputError: no such folder, no manifest (not a store, or not finished), a shard that is missing or cut short; on
+        access, a record whose bytes were changed.
     """
 
     def __init__(self, path: str | Path):
@@ -154,7 +155,10 @@ class LatentStore:
         """Record `index`; the arrays are views of the bytes read, in the store's own type."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of a store of {len(self)}")
-        data = self._records[index]
+        try:
+            data = self._records[index]
+        except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
+            raise InputError(f"latent store {self.path}: record {index} cannot be read ({error})") from None
         fixed = np.frombuffer(data, self._dtype, count=1)[0]
         moments = fixed["moments"]
         return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), data[self._dtype.itemsize :].decode())

@@ -195,6 +195,19 @@ def test_damaged_shards_are_named(damaged):
         LatentStore(damaged)
 
 
+def test_changed_bytes_are_seen_when_read(damaged):
+    shard = damaged / "latents-00000-of-00003.array_record"
+    content = bytearray(shard.read_bytes())
+    payload = LatentStore(damaged)[2].mean.tobytes()  # mean of the image, then of its mirror image
+    place = content.index(payload[: len(payload) // 2])
+    content[place] ^= 1
+    shard.write_bytes(content)
+    spoilt = LatentStore(damaged)
+    spoilt[1]
+    with pytest.raises(InputError, match="record 2 cannot be read"):
+        spoilt[2]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,274 @@
+"""The three training paradigms (eps, v, flow) under one contract.
+
+The forward process is always z_t = alpha * z0 + sigma * noise, and the network always regresses a known linear
+combination of the two, D = p * noise - q * z0. Inverting this pair of equations gives both estimates at once:
+
+    z0_hat  = (p * z_t - sigma * D) / det
+    eps_hat = (q * z_t + alpha * D) / det        with det = alpha * p + sigma * q
+
+| name | alpha, sigma          | p, q         | det   | z0_hat (Table 1)          | eps_hat               |
+|------|-----------------------|--------------|-------|---------------------------|-----------------------|
+| eps  | discrete schedule     | 1, 0         | alpha | (z_t - sigma*D) / alpha   | D                     |
+| v    | discrete, zero SNR    | alpha, sigma | 1     | alpha*z_t - sigma*D       | sigma*z_t + alpha*D   |
+| flow | 1 - t, t              | 1, 1         | 1     | z_t - t*D                 | z_t + (1-t)*D         |
+
+A paradigm is a frozen, hashable configuration without arrays: pass it to `jax.jit` as a static argument. Times `t` have
+shape (B,) (or any leading part of the latents' shape, down to a scalar): int32 indices for eps and v, float32 in [0, 1]
+for flow. Everything returned is float32, whatever the dtype of the network: alpha gets down to 0.03, and dividing a
+bfloat16 difference by it would leave nothing of z0_hat.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpl_jax.diffusion import schedules, timesteps
+from lpl_jax.errors import InputError
+
+FLOW_TIME_SCALE = 1000.0  # flow's t in [0, 1] is fed to the network on the scale of the discrete indices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paradigm(abc.ABC):
+    """What all paradigms share. `schedule_rescale` is the image side over that of the schedule (512 / 256 -> 2)."""
+
+    name: ClassVar[str]
+    samplers: ClassVar[tuple[str, ...]]
+
+    schedule_rescale: float = 1.0
+
+    def __post_init__(self):
+        _check_range(self, "schedule_rescale", 0.0, math.inf)
+
+    @abc.abstractmethod
+    def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(alpha, sigma) at t, float32 of t's shape. An index outside the schedule gives NaN."""
+
+    @abc.abstractmethod
+    def sample_t(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draw training times."""
+
+    @abc.abstractmethod
+    def time_input(self, t: jax.Array) -> jax.Array:
+        """What the network is fed for t: float32 of about 0 to 1000."""
+
+    @abc.abstractmethod
+    def active_fraction(self, tau: float) -> float:
+        """Share of drawn training times with noise_level(t) <= tau (host float; exact, not sampled)."""
+
+    @abc.abstractmethod
+    def combination(self, alpha: jax.Array, sigma: jax.Array) -> tuple[Any, Any]:
+        """(p, q) of the regression target p * noise - q * z0."""
+
+    def noise_level(self, t: jax.Array) -> jax.Array:
+        """sigma / alpha, the noise level that the perceptual gate is compared with; inf where alpha is 0."""
+        alpha, sigma = self.alpha_sigma(t)
+        return sigma / alpha
+
+    def add_noise(self, z0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        """z_t = alpha * z0 + sigma * noise, float32."""
+        check_same_shape("z0", z0, "noise", noise)
+        alpha, sigma = _broadcast(self.alpha_sigma(t), z0)
+        return alpha * z0 + sigma * noise
+
+    def target(self, z0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        """What the network regresses, p * noise - q * z0, float32."""
+        check_same_shape("z0", z0, "noise", noise)
+        p, q = _broadcast(self.combination(*self.alpha_sigma(t)), z0)
+        return p * noise.astype(jnp.float32) - q * z0
+
+    def estimate(self, z_t: jax.Array, prediction: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(z0_hat, eps_hat), float32, from the network's output. Both gradients are finite at every valid t."""
+        check_same_shape("z_t", z_t, "prediction", prediction)
+        z_t, prediction = z_t.astype(jnp.float32), prediction.astype(jnp.float32)
+        alpha, sigma = self.alpha_sigma(t)
+        p, q = self.combination(alpha, sigma)
+        det = alpha * p + sigma * q
+        # Divide the small coefficients, not the latents; alpha / alpha is exactly 1, so eps_hat of eps is exactly D.
+        a, b, c, d = _broadcast((p / det, sigma / det, q / det, alpha / det), z_t)
+        return a * z_t - b * prediction, c * z_t + d * prediction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteParadigm(Paradigm):
+    """Variance preserving diffusion on `train_steps` indices; t is drawn uniformly from all of them."""
+
+    samplers: ClassVar[tuple[str, ...]] = ("ddim",)
+
+    zero_terminal_snr: bool = False
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.zero_terminal_snr, bool):
+            raise InputError(
+                f"zero_terminal_snr of {self.name!r} must be True or False, got {self.zero_terminal_snr!r}"
+            )
+        if not isinstance(self.train_steps, int) or self.train_steps < 2:
+            raise InputError(f"train_steps of {self.name!r} must be an integer of at least 2, got {self.train_steps!r}")
+        _check_range(self, "beta_start", 0.0, 1.0)
+        _check_range(self, "beta_end", self.beta_start, 1.0)
+
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha, sigma) of all indices: read-only float64 arrays on the host, cached."""
+        return schedules.alpha_sigma_tables(
+            self.train_steps, self.beta_start, self.beta_end, self.zero_terminal_snr, self.schedule_rescale
+        )
+
+    def alpha_sigma(self, t):
+        t = jnp.asarray(t)
+        if not jnp.issubdtype(t.dtype, jnp.integer):
+            raise InputError(f"t of {self.name!r} must be integer indices 0..{self.train_steps - 1}, got {t.dtype}")
+        lookup = dict(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        alpha, sigma = (jnp.asarray(table, jnp.float32).at[t].get(**lookup) for table in self.tables())
+        return alpha, sigma
+
+    def sample_t(self, key, shape):
+        return jax.random.randint(key, shape, 0, self.train_steps, jnp.int32)
+
+    def time_input(self, t):
+        return jnp.asarray(t).astype(jnp.float32)
+
+    def active_fraction(self, tau):
+        alpha, sigma = self.tables()
+        return float(np.mean(np.divide(sigma, alpha, out=np.full_like(alpha, np.inf), where=alpha > 0) <= tau))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpsParadigm(DiscreteParadigm):
+    """The network predicts the noise. Impossible with zero terminal SNR, where z0_hat would divide by alpha = 0."""
+
+    name: ClassVar[str] = "eps"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.zero_terminal_snr:
+            raise InputError(
+                "zero_terminal_snr=True is impossible with 'eps' (z0_hat divides by alpha = 0): "
+                "use zero_terminal_snr=False, or paradigm 'v' or 'flow'"
+            )
+
+    def combination(self, alpha, sigma):
+        return jnp.ones_like(alpha), jnp.zeros_like(sigma)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VParadigm(DiscreteParadigm):
+    """The network predicts v = alpha * noise - sigma * z0; the last index is pure noise by default."""
+
+    name: ClassVar[str] = "v"
+
+    zero_terminal_snr: bool = True
+
+    def combination(self, alpha, sigma):
+        return alpha, sigma
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowParadigm(Paradigm):
+    """Flow matching on straight paths: alpha = 1 - t, sigma = t, and the network predicts noise - z0.
+
+    `schedule_rescale` moves the drawn times and the sampler's grid (`schedules.shift_time`); alpha_sigma(t) itself does
+    not change. `time_sampling` is "mode" (with `mode_scale` in [-1, 1.7519]), "uniform" or "logit_normal".
+    """
+
+    name: ClassVar[str] = "flow"
+    samplers: ClassVar[tuple[str, ...]] = ("euler", "rk4")
+
+    time_sampling: str = "mode"
+    mode_scale: float = 1.29
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.time_sampling not in timesteps.FLOW_TIME_SAMPLING:
+            raise InputError(
+                f"time_sampling of 'flow' must be one of {', '.join(timesteps.FLOW_TIME_SAMPLING)}, "
+                f"got {self.time_sampling!r}"
+            )
+        if not timesteps.MODE_SCALE_MIN <= self.mode_scale <= timesteps.MODE_SCALE_MAX:
+            raise InputError(
+                f"mode_scale of 'flow' must be between {timesteps.MODE_SCALE_MIN:g} and "
+                f"{timesteps.MODE_SCALE_MAX:.4f}, got {self.mode_scale!r}"
+            )
+        _check_range(self, "logit_mean", -math.inf, math.inf)
+        _check_range(self, "logit_std", 0.0, math.inf)
+
+    def alpha_sigma(self, t):
+        t = jnp.asarray(t)
+        if not jnp.issubdtype(t.dtype, jnp.floating):
+            raise InputError(f"t of 'flow' must be floats between 0 and 1, got {t.dtype}")
+        t = t.astype(jnp.float32)
+        return 1.0 - t, t
+
+    def _time_distribution(self):
+        return dict(
+            kind=self.time_sampling,
+            mode_scale=self.mode_scale,
+            logit_mean=self.logit_mean,
+            logit_std=self.logit_std,
+        )
+
+    def sample_t(self, key, shape):
+        t = timesteps.sample_flow_time(key, shape, **self._time_distribution())
+        return schedules.shift_time(t, self.schedule_rescale)
+
+    def time_input(self, t):
+        return FLOW_TIME_SCALE * jnp.asarray(t).astype(jnp.float32)
+
+    def active_fraction(self, tau):
+        tau = tau / self.schedule_rescale  # undo the shift, which multiplies t / (1 - t)
+        bound = 1.0 if math.isinf(tau) else tau / (1.0 + tau)
+        return timesteps.flow_time_cdf(bound, **self._time_distribution())
+
+    def combination(self, alpha, sigma):
+        return jnp.ones_like(alpha), jnp.ones_like(sigma)
+
+
+PARADIGMS: dict[str, type[Paradigm]] = {cls.name: cls for cls in (EpsParadigm, VParadigm, FlowParadigm)}
+
+
+def paradigm(name: str, *, schedule_rescale: float = 1.0, **options) -> Paradigm:
+    """Build the paradigm "eps", "v" or "flow".
+
+    Options of eps and v: `zero_terminal_snr` (False for eps, True for v), `train_steps`, `beta_start`, `beta_end`;
+    of flow: `time_sampling`, `mode_scale`, `logit_mean`, `logit_std`.
+
+    Raises InputError for an unknown name or option, or a value out of range.
+    """
+    if name not in PARADIGMS:
+        raise InputError(f"paradigm must be one of {', '.join(PARADIGMS)}, got {name!r}")
+    cls = PARADIGMS[name]
+    possible = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(options) - set(possible))
+    if unknown:
+        raise InputError(f"paradigm {name!r} has no option {', '.join(unknown)}; possible: {', '.join(possible)}")
+    return cls(schedule_rescale=schedule_rescale, **options)
+
+
+def _broadcast(coefficients, like: jax.Array) -> list[jax.Array]:
+    """Append axes to per-sample coefficients so that they multiply arrays of `like`'s shape."""
+    shape = coefficients[0].shape
+    if shape != like.shape[: len(shape)]:
+        raise InputError(f"t of shape {shape} does not fit latents of shape {like.shape}: one t per sample is needed")
+    return [c.reshape(shape + (1,) * (like.ndim - len(shape))) for c in coefficients]
+
+
+def check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> None:
+    """Raise InputError rather than broadcast."""
+    if a.shape != b.shape:
+        raise InputError(f"{name_a} and {name_b} must have the same shape, got {a.shape} and {b.shape}")
+
+
+def _check_range(config: Paradigm, field: str, low: float, high: float) -> None:
+    value = getattr(config, field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise InputError(f"{field} of {config.name!r} must be a number above {low:g} and below {high:g}, got {value!r}")

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from lpl_jax.errors import InputError
 
 
+class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with defaults in its help and the flag --debug, which `run_main` looks for."""
-    result = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    result = argparse.ArgumentParser(description=description, formatter_class=_ShowDefaults, allow_abbrev=False)
     result.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return result
 

@@ -28,7 +28,7 @@ def prepare(
       options: of `lpl_jax.data.write_store`, whose errors these are.
     """
     start, encoded = time.perf_counter(), 0
-    with tqdm(total=len(source), desc="prepare", unit="img", disable=not progress) as bar:
+    with tqdm(total=len(source), desc="prepare", unit="img", leave=False, disable=not progress) as bar:
 
         def count(images: int):
             nonlocal encoded
@@ -36,7 +36,7 @@ def prepare(
             bar.update(images)
 
         store = write_store(out, source, autoencoder, on_progress=count, **options)
-        bar.leave = encoded > 0  # a complete store was opened: leave no bar that ends at 0
+        bar.leave = encoded > 0  # neither an error nor a store that was complete leaves a bar behind
     if progress:
         print(_summary(store, encoded, time.perf_counter() - start))
     return store
@@ -45,9 +45,10 @@ def prepare(
 def _summary(store: LatentStore, encoded: int, seconds: float) -> str:
     manifest = store.manifest
     done = f"{encoded / seconds:.1f} img/s, {seconds:.1f} s" if encoded else "was complete already, nothing encoded"
+    shards = len(manifest.shards)
     return (
         f"{store.path}: {len(store)} images of {manifest.num_classes} classes at {manifest.resolution} px, "
-        f"{manifest.num_bytes / 1e6:.1f} MB in {len(manifest.shards)} shards "
+        f"{manifest.num_bytes / 1e6:.1f} MB in {shards} shard{'s' * (shards > 1)} "
         f"({manifest.num_bytes / len(store):.0f} bytes per image); {done}"
     )
 
@@ -76,9 +77,9 @@ def _parser():
     add("--autoencoder", default="bundled", help="bundled, a folder in diffusers layout, or a hub id")
     add("--resolution", type=int, required=True, help="side of the square images in pixels")
     add("--out", required=True, help="folder of the new store")
-    add("--crop", choices=CROP_RULES, help="None: random_crop for photos, else resize_center_crop")
-    add("--crops", type=int, help="photos: random crops of each photograph (None: 256)")
-    add("--split", help="tfds: the split (None: train)")
+    add("--crop", choices=CROP_RULES, help="default: random_crop for photos, else resize_center_crop")
+    add("--crops", type=int, help="photos: random crops of each photograph (default: 256)")
+    add("--split", help="tfds: the split (default: train)")
     add("--data-dir", help="tfds: where prepared data sets lie")
     add("--seed", type=int, default=0, help="seed of random crops and of --limit")
     add("--limit", type=int, help="encode only so many images, drawn at random")

@@ -17,7 +17,7 @@ def test_photos_from_the_command_line(tmp_path, capsys):
     argv += ["--seed", "3"]
     assert main(argv) == 0
     first = capsys.readouterr()
-    assert "16 images of 8 classes at 32 px" in first.out and "in 1 shards" in first.out and "img/s" in first.out
+    assert "16 images of 8 classes at 32 px" in first.out and "in 1 shard (" in first.out and "img/s" in first.out
     assert "16/16" in first.err, "the progress bar reached the end"
     store = LatentStore(out)
     assert len(store) == 16 and store.class_names == PhotoSource(32, crops=2).class_names

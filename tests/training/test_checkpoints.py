@@ -1,0 +1,315 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lpl_jax
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import MeshConfig, make_mesh, param_sharding, put_batch
+from lpl_jax.training import checkpoints
+from lpl_jax.training.checkpoints import (
+    Checkpointer,
+    StopSignal,
+    latest_step,
+    load_params,
+    read_metadata,
+    restore,
+    steps,
+)
+from lpl_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lpl_jax.training.state import abstract_state, apply_gradients, create_state
+
+DECAYS = (0.9, 0.9999)
+OPTIMIZER, _ = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2))
+
+
+def init_params(key, width=256):
+    return {"head": {"kernel": 0.1 * jax.random.normal(key, (width, width)), "bias": jnp.zeros(width)}}
+
+
+def new_state(mesh, seed=0):
+    return create_state(init_params, OPTIMIZER, DECAYS, mesh, jax.random.key(seed), lpl_weight=2.5)
+
+
+def target(mesh, init=init_params, decays=DECAYS):
+    return abstract_state(init, OPTIMIZER, decays, mesh, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=4))
+
+
+@pytest.fixture(scope="module")
+def step(mesh):
+    def one(state, batch):
+        def loss(params):
+            return jnp.mean((batch["x"] @ params["head"]["kernel"] + params["head"]["bias"] - batch["y"]) ** 2)
+
+        return apply_gradients(state, jax.grad(loss)(state.params), OPTIMIZER)[0]
+
+    jitted = jax.jit(one, donate_argnums=0, out_shardings=param_sharding(target(mesh), mesh))
+
+    def advance(state, to):
+        """Train up to step `to`. The batch is a function of the step."""
+        for n in range(int(state.step), to):
+            x = np.random.default_rng(n).normal(size=(2, 8, 256)).astype("f4")
+            state = jitted(state, put_batch({"x": x[0], "y": x[1]}, mesh))
+        return state
+
+    return advance
+
+
+@pytest.fixture(scope="module")
+def saved(mesh, step, tmp_path_factory):
+    """A folder with checkpoints of steps 2 and 3, and the states as they were."""
+    folder, states = tmp_path_factory.mktemp("saved"), {}
+    with Checkpointer(folder, metadata={"config": {"seed": 7}}) as checkpointer:
+        state = new_state(mesh)
+        for n in (2, 3):
+            state = step(state, n)
+            checkpointer.save(state)
+            states[n] = jax.device_get(state)
+    return folder, states
+
+
+def assert_equal(a, b):
+    a, b = jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b)
+    assert [path for path, _ in a] == [path for path, _ in b]
+    for (path, x), (_, y) in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=str(path), strict=True)
+
+
+def test_resumed_run_equals_one_that_was_not_stopped(mesh, step, tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        state = step(new_state(mesh), 3)
+        checkpointer.save(state)
+        state = step(state, 6)  # donates what is being written
+    with Checkpointer(tmp_path, start_step=latest_step(tmp_path)) as checkpointer:
+        resumed = restore(tmp_path, target(mesh))
+        assert int(resumed.step) == 3
+        assert not checkpointer.save(resumed)  # it is there already
+        resumed = step(resumed, 6)
+        assert checkpointer.save(resumed)
+    assert_equal(resumed, state)
+    assert steps(tmp_path) == [3, 6]
+    assert_equal(restore(tmp_path, target(mesh)), state)
+
+
+def test_what_is_saved_is_the_state_at_the_time(mesh, step, saved):
+    """The host copy is taken before `save` returns: steps that overwrite the buffers meanwhile do not show."""
+    folder, states = saved
+    for n in (2, 3):
+        assert_equal(restore(folder, target(mesh), n), states[n])
+    assert_equal(step(restore(folder, target(mesh), 2), 3), states[3])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (1, 4, 2)])
+def test_restore_onto_another_mesh(sizes, saved):
+    folder, states = saved
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    state = restore(folder, target(mesh), 3)
+    assert_equal(state, states[3])
+    kernel = state.opt_state[1].mu["head"]["kernel"]
+    assert kernel.sharding.mesh.shape == mesh.shape
+    assert kernel.addressable_shards[0].data.size == kernel.size // sizes[1]
+
+
+def test_old_checkpoints_are_removed_but_for_some(mesh, tmp_path):
+    state = new_state(mesh)
+    with Checkpointer(tmp_path, keep=2, keep_every=4) as checkpointer:
+        for n in range(1, 8):
+            checkpointer.save(state.replace(step=jnp.int32(n)))
+        checkpointer.wait()
+        assert steps(tmp_path) == [4, 6, 7]
+        assert latest_step(tmp_path) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6", "7"]
+
+
+def test_metadata(saved):
+    assert read_metadata(saved[0]) == {"config": {"seed": 7}, "lpl_jax_version": lpl_jax.__version__, "step": 3}
+    assert read_metadata(saved[0], 2)["step"] == 2
+
+
+def test_checkpoints_of_another_run_are_not_written_over(saved):
+    folder, _ = saved
+    with pytest.raises(InputError, match="holds checkpoints of steps 2, 3, which a new run would write over"):
+        Checkpointer(folder)
+    with pytest.raises(InputError, match="holds checkpoints of steps 3, which a run that goes on from step 2 would"):
+        Checkpointer(folder, start_step=2)
+    with pytest.raises(InputError, match="keep is 0"):
+        Checkpointer(folder, start_step=3, keep=0)
+
+
+def test_parameters_alone(mesh, saved, monkeypatch):
+    folder, states = saved
+    read, targets = checkpoints._read, []
+    monkeypatch.setattr(checkpoints, "_read", lambda path, tree: targets.append(tree) or read(path, tree))
+    assert_equal(load_params(folder), states[3].params)
+    assert_equal(load_params(folder, "0.9", step=2), states[2].emas["0.9"])
+    assert not np.array_equal(states[2].emas["0.9"]["head"]["kernel"], states[2].emas["0.9999"]["head"]["kernel"])
+    assert [len(jax.tree.leaves(tree)) for tree in targets] == [2, 2]  # a kernel and a bias, nothing else
+
+
+def test_parameters_into_shardings_start_another_run(mesh, saved):
+    folder, states = saved
+    params = load_params(folder, "0.9999", target=target(mesh).params)
+    assert params["head"]["kernel"].addressable_shards[0].data.size == 256 * 256 // 4
+    state = create_state(lambda params: params, OPTIMIZER, (0.5,), mesh, params)
+    assert_equal(state.params, states[3].emas["0.9999"])
+    assert int(state.step) == 0
+
+
+def test_what_is_not_there_is_named_with_what_is(mesh, saved, tmp_path):
+    folder, _ = saved
+    with pytest.raises(InputError, match="no average of the parameters named 0.5; it has 0.9, 0.9999"):
+        load_params(folder, "0.5")
+    with pytest.raises(InputError, match="no average of the parameters named 0.99; it has 0.9, 0.9999"):
+        restore(folder, target(mesh, decays=(0.9, 0.99)))
+    with pytest.raises(InputError, match=f"no checkpoint of step 5 in {folder}; there are 2, 3"):
+        restore(folder, target(mesh), 5)
+    with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}$"):
+        load_params(tmp_path)
+    with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}/none, which does not exist"):
+        read_metadata(tmp_path / "none")
+    assert steps(tmp_path / "none") == [] and latest_step(tmp_path) is None
+
+
+def test_all_arrays_that_do_not_fit_are_named_with_both_shapes(mesh, saved):
+    def other(key):
+        return {"head": init_params(key, 128)["head"], "extra": {"bias": jnp.zeros(3)}}
+
+    with pytest.raises(InputError) as error:
+        load_params(saved[0], target=target(mesh, other).params)
+    message = str(error.value)
+    assert "head/kernel is (256, 256) float32 in the checkpoint and (128, 128) float32 here" in message
+    assert "head/bias is (256,) float32 in the checkpoint and (128,) float32 here" in message
+    assert "extra/bias is missing in the checkpoint and (3,) float32 here" in message
+    with pytest.raises(InputError, match=r"opt_state/1/mu/head/kernel is \(256, 256\)"):
+        restore(saved[0], target(mesh, other))
+    with pytest.raises(InputError, match=r"emas/0.9999/head/bias is \(256,\) float32 in .* and not known here"):
+        restore(saved[0], target(mesh, decays=(0.9,)))
+
+
+def _truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _flip_a_bit(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "which"),
+    [
+        (_truncate, "largest"),
+        (_flip_a_bit, "largest"),
+        (Path.unlink, "largest"),
+        (_truncate, "_METADATA"),
+        (Path.unlink, "manifest.ocdbt"),
+        (_truncate, "files.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(damage, which, mesh, tmp_path, saved, capfd):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", saved[0], folder], check=True)
+    files = [path for path in (folder / "3").rglob("*") if path.is_file()]
+    file = max(files, key=lambda path: path.stat().st_size)
+    if which != "largest":
+        file = next(path for path in files if path.name == which)
+    damage(file)
+    for read in (lambda: restore(folder, target(mesh)), lambda: load_params(folder, "0.9")):
+        with pytest.raises(InputError, match=f"checkpoint {folder}/3 is damaged: .*; other steps in its folder: 2"):
+            read()
+    assert "Traceback" not in capfd.readouterr().err
+    assert_equal(restore(folder, target(mesh), 2), saved[1][2])  # the one before is whole
+
+
+KILLED = """
+import sys, jax, jax.numpy as jnp, optax
+from lpl_jax.parallel import MeshConfig, make_mesh
+from lpl_jax.training.checkpoints import Checkpointer
+from lpl_jax.training.state import create_state
+mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+init = lambda key: {"kernel": jax.random.normal(key, (2048, 2048))}
+state = create_state(init, optax.sgd(1.0), (), mesh, jax.random.key(0))
+with Checkpointer(sys.argv[1], keep=2) as checkpointer:
+    for n in range(1, 10**6):
+        checkpointer.save(state.replace(step=jnp.int32(n), params={"kernel": state.params["kernel"] + n}))
+"""
+
+
+def test_killed_while_saving(tmp_path):
+    """SIGKILL at any time leaves complete checkpoints and what a later run clears away."""
+    root = Path(lpl_jax.__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=env, cwd=root)
+    deadline = time.monotonic() + 120
+    # Until it is in the middle of the second one.
+    while latest_step(tmp_path) is None or not list(tmp_path.glob("*tmp*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    step = latest_step(tmp_path)
+    kernel = jax.random.normal(jax.random.key(0), (2048, 2048)) + step
+    np.testing.assert_array_equal(load_params(tmp_path)["kernel"], kernel)
+    with Checkpointer(tmp_path, start_step=step) as checkpointer:
+        checkpointer.save(new_state(make_mesh(MeshConfig())).replace(step=jnp.int32(step + 1)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([str(step), str(step + 1)])
+
+
+def test_first_signal_asks_to_stop_and_the_second_does_what_it_did():
+    previous = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopSignal() as stop:
+        assert stop.requested is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested is signal.SIGTERM
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == previous
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with StopSignal() as stop:
+        assert signal.getsignal(signal.SIGTERM) not in previous
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == previous
+    assert stop.requested is None
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    entered = []
+
+    def use():
+        with StopSignal() as stop:
+            entered.append(stop.requested)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert entered == [None]
+
+
+def test_a_run_stopped_by_a_signal_goes_on_where_it_was(mesh, step, tmp_path, saved):
+    def run(start):
+        state = new_state(mesh) if start is None else restore(tmp_path, target(mesh))
+        with Checkpointer(tmp_path, start_step=start) as checkpointer, StopSignal() as stop:
+            for n in range(int(state.step) + 1, 4):
+                state = step(state, n)
+                if n == 2 and start is None:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if stop.requested:
+                    break
+            checkpointer.save(state)
+
+    run(None)
+    assert steps(tmp_path) == [2]
+    run(2)
+    assert_equal(restore(tmp_path, target(mesh)), saved[1][3])

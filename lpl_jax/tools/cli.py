@@ -9,7 +9,7 @@ from lpl_jax.errors import InputError
 
 class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

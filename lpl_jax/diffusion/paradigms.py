@@ -80,12 +80,11 @@ class Paradigm(abc.ABC):
         """What the network regresses, p * noise - q * z0, float32."""
         check_same_shape("z0", z0, "noise", noise)
         p, q = _broadcast(self.combination(*self.alpha_sigma(t)), z0)
-        return p * noise.astype(jnp.float32) - q * z0
+        return p * noise - q * z0
 
     def estimate(self, z_t: jax.Array, prediction: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(z0_hat, eps_hat), float32, from the network's output. Both gradients are finite at every valid t."""
         check_same_shape("z_t", z_t, "prediction", prediction)
-        z_t, prediction = z_t.astype(jnp.float32), prediction.astype(jnp.float32)
         alpha, sigma = self.alpha_sigma(t)
         p, q = self.combination(alpha, sigma)
         det = alpha * p + sigma * q
@@ -255,7 +254,10 @@ def paradigm(name: str, *, schedule_rescale: float = 1.0, **options) -> Paradigm
 
 
 def _broadcast(coefficients, like: jax.Array) -> list[jax.Array]:
-    """Append axes to per-sample coefficients so that they multiply arrays of `like`'s shape."""
+    """Append axes to per-sample coefficients so that they multiply arrays of `like`'s shape.
+
+    The coefficients are float32 arrays, so their products with bfloat16 latents or predictions are float32 too.
+    """
     shape = coefficients[0].shape
     if shape != like.shape[: len(shape)]:
         raise InputError(f"t of shape {shape} does not fit latents of shape {like.shape}: one t per sample is needed")

@@ -15,7 +15,7 @@ from jax import lax
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.losses.config import LPLConfig
-from lpl_jax.losses.lpl import latent_distance, tap_metrics
+from lpl_jax.losses.lpl import check_latents, latent_distance, tap_metrics
 
 
 def active_samples(alpha: jax.Array, sigma: jax.Array, config: LPLConfig, *, resolution: float) -> jax.Array:
@@ -73,6 +73,7 @@ def gated_perceptual_loss(
       InputError: no tau, a capacity outside 1..B, shapes that do not fit, or a sample weight given or missing against
       the config.
     """
+    check_latents(z0_hat, z0)
     batch = z0.shape[0]
     _check_arguments(batch, alpha, sigma, config, capacity, sample_weight)
     active = lax.stop_gradient(active_samples(alpha, sigma, config, resolution=resolution))

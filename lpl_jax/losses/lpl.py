@@ -58,10 +58,7 @@ def latent_distance(
     autoencoder: Autoencoder, pred_latents: jax.Array, target_latents: jax.Array, config: LPLConfig
 ) -> tuple[jax.Array, TapTerms]:
     """As `latent_perceptual_loss`, with the parts of every sample and tap in place of averaged metrics."""
-    if pred_latents.shape != target_latents.shape or pred_latents.ndim != 4:
-        raise InputError(
-            f"latents must both have shape (B, h, w, C), given {pred_latents.shape} and {target_latents.shape}"
-        )
+    check_latents(pred_latents, target_latents)
     autoencoder, target_latents = lax.stop_gradient((autoencoder, target_latents))
     target_features = _features(autoencoder, target_latents, config)
     pred_features = _features(autoencoder, pred_latents, config)
@@ -117,6 +114,14 @@ def tap_metrics(taps: TapTerms, weights: jax.Array, config: LPLConfig) -> dict[s
         metrics.update({f"{tap}/{name}": averages[i] for i, tap in enumerate(config.tap_names)})
     metrics.update({f"{tap}/omega": taps.omega[i] for i, tap in enumerate(config.tap_names)})
     return metrics
+
+
+def check_latents(pred_latents: jax.Array, target_latents: jax.Array) -> None:
+    """Raises InputError unless both have one shape (B, h, w, C)."""
+    if pred_latents.shape != target_latents.shape or pred_latents.ndim != 4:
+        raise InputError(
+            f"latents must both have shape (B, h, w, C), given {pred_latents.shape} and {target_latents.shape}"
+        )
 
 
 def _features(autoencoder, latents, config):

@@ -1,0 +1,221 @@
+"""What must hold for the distance of feature maps, whatever the numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpl_jax.errors import InputError
+from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perceptual_distance
+
+SIZES = (8, 16, 32, 64, 64)
+CHANNELS = (4, 3, 3, 2, 2)
+PRESETS = {"paper": LPLConfig.paper(kernel_scaling="fixed"), "reference": LPLConfig.reference()}
+VARIANTS = {
+    **PRESETS,
+    "separate": LPLConfig.paper(stats="separate", metric="l1"),
+    "separate_vectors": LPLConfig.reference(stats="separate", stats_grad=True, norm_eps=1e-10),
+    "predicted_vectors": LPLConfig.reference(stats="predicted", mask_on="predicted", stats_grad=True),
+    "none": LPLConfig.paper(stats="none", stats_grad=False, mask_layers="all"),
+}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def evaluate(predicted, clean, config):
+    """Loss (B,), parts and the gradient of the summed loss by the predicted maps: one program for all tests."""
+
+    def total(predicted):
+        loss, taps = perceptual_distance(predicted, clean, config)
+        return jnp.sum(loss), (loss, taps)
+
+    gradient, (loss, taps) = jax.grad(total, has_aux=True)(predicted)
+    return loss, taps, gradient
+
+
+def value(predicted, clean, config):
+    return np.asarray(evaluate(predicted, clean, config)[0])
+
+
+def gradients(predicted, clean, config):
+    return evaluate(predicted, clean, config)[2]
+
+
+@pytest.fixture(scope="module")
+def features(make_features):
+    return make_features(2, SIZES, CHANNELS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_scale_of_features_cancels(name, features):
+    predicted, clean = features
+    loss = value(predicted, clean, PRESETS[name])
+    scaled = [tuple(maps * (3.0 + tap) for tap, maps in enumerate(each)) for each in features]
+    np.testing.assert_allclose(value(*scaled, PRESETS[name]), loss, rtol=1e-4)  # but for epsilon
+    assert np.all(np.abs(value(scaled[0], clean, PRESETS[name]) / loss - 1) > 5e-3)
+
+
+@pytest.mark.parametrize("name", ["paper", "reference", "predicted_vectors", "none"])
+def test_exact_prediction_has_no_loss_and_no_gradient(name, features):
+    _, clean = features
+    np.testing.assert_array_equal(value(clean, clean, VARIANTS[name]), 0.0)
+    for gradient in gradients(clean, clean, VARIANTS[name]):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_order_of_channels_and_samples_does_not_matter(name, features):
+    loss = value(*features, PRESETS[name])
+    assert abs(loss[0] / loss[1] - 1) > 1e-3
+    channels = [tuple(maps[..., ::-1] for maps in each) for each in features]
+    np.testing.assert_allclose(value(*channels, PRESETS[name]), loss, rtol=1e-6)
+    samples = [tuple(maps[::-1] for maps in each) for each in features]
+    np.testing.assert_allclose(value(*samples, PRESETS[name]), loss[::-1], rtol=1e-6)
+
+
+def one_blob(maps, tap, height):
+    """A copy of the maps with a 6 x 6 blob in channel 0 of one tap (36 of 4096 pixels are less than 2 %)."""
+    maps = [each.copy() for each in maps]
+    blob = height + np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    maps[tap][:, 20:26, 30:36, 0] = blob
+    return tuple(maps)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_masked_blob_has_no_influence(name, make_features):
+    config = PRESETS[name]
+    predicted, clean = make_features(3, SIZES, CHANNELS, blobs=False)
+    # The blob lies in the map that the mask is computed on; its values change the threshold, but not the mask.
+    if config.mask_on == "predicted":
+        pairs = [(one_blob(predicted, 4, height), clean) for height in (30.0, -50.0)]
+    else:
+        pairs = [(predicted, one_blob(clean, 4, height)) for height in (30.0, -50.0)]
+    source = 0 if config.mask_on == "predicted" else 1
+    masks = [np.asarray(outlier_mask(pair[source][4], closing=3, opening=5)) for pair in pairs]
+    np.testing.assert_array_equal(*masks)
+    assert (~masks[0]).sum(axis=(1, 2)).tolist() == [[64, 0]] * 2
+
+    losses = [value(*pair, config) for pair in pairs]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    unmasked = [value(*pair, LPLConfig.preset(name, mask_layers="none")) for pair in pairs]
+    assert np.all(np.abs(unmasked[0] / unmasked[1] - 1) > 1e-3)
+    gradient = np.asarray(gradients(*pairs[0], config)[4])
+    np.testing.assert_array_equal(gradient[~masks[0]], 0.0)
+    assert np.all(gradient[masks[0]] != 0)
+
+
+def toy(correlation, size=16):
+    """Two centred maps (1, size, size, 1) of unit variance with this correlation."""
+    basis, _ = np.linalg.qr(
+        np.column_stack([np.ones(size * size), np.random.default_rng(0).standard_normal((size * size, 2))])
+    )
+    phi, other = basis[:, 1] * size, basis[:, 2] * size
+    psi = correlation * phi + np.sqrt(1 - correlation**2) * other
+    return tuple(each.reshape(1, size, size, 1).astype(np.float32) for each in (psi, phi))
+
+
+@pytest.mark.parametrize(
+    ("stats", "stats_grad", "expected", "minimum"),
+    [
+        ("clean", False, lambda a, r: 1 - 2 * a * r + a**2, lambda r: r),  # shrinks the prediction
+        ("predicted", False, lambda a, r: (1 - 2 * a * r + a**2) / a**2, lambda r: r),
+        ("predicted", True, lambda a, r: (1 - 2 * a * r + a**2) / a**2, lambda r: 1 / r),  # inflates it
+    ],
+)
+def test_statistics_decide_the_contrast_of_the_best_prediction(stats, stats_grad, expected, minimum):
+    r = 0.6
+    psi, phi = toy(r)
+    config = LPLConfig.paper(stats=stats, stats_grad=stats_grad, taps=1, norm_eps=1e-9)
+    loss_of = jax.jit(lambda a: perceptual_distance((a * psi,), (phi,), config)[0][0])
+    for a in (0.4, 1.0, 1.7):
+        np.testing.assert_allclose(loss_of(a), expected(a, r), rtol=1e-5)
+    slope = jax.jit(jax.grad(loss_of))
+    best = minimum(r)
+    assert abs(slope(best)) < 1e-5
+    assert slope(best * 0.9) < -0.01 and slope(best * 1.1) > 0.01
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dead", ["predicted", "clean", "both"])
+def test_dead_channels_stay_finite(name, dead, features):
+    predicted, clean = ([maps.copy() for maps in each] for each in features)
+    for tap in (1, 4):
+        for maps in ([predicted] if dead != "clean" else []) + ([clean] if dead != "predicted" else []):
+            maps[tap][..., 0] = 0.1 if tap == 1 else 0.0
+            maps[tap][:, :4, :4] = 0.0  # zero vectors of channels
+    predicted, clean = tuple(predicted), tuple(clean)
+    for part in jax.tree.leaves(evaluate(predicted, clean, VARIANTS[name])):
+        assert np.isfinite(part).all()
+
+
+def test_map_masked_whole_counts_as_zero(make_features):
+    predicted, clean = make_features(3, SIZES, CHANNELS, blobs=False)
+    predicted[4][..., 0] = 0.1
+    _, taps, _ = evaluate(predicted, clean, PRESETS["paper"])
+    np.testing.assert_allclose(taps.masked[:, 4], 0.5, rtol=1e-6)
+    only_other = [each[:4] + (each[4][..., 1:],) for each in (predicted, clean)]
+    _, other, _ = evaluate(*only_other, PRESETS["paper"])
+    np.testing.assert_allclose(taps.term[:, 4], other.term[:, 4] / 2, rtol=1e-6)
+
+
+def test_bfloat16_features_are_compared_in_float32(features):
+    rounded = [tuple(jnp.asarray(maps, jnp.bfloat16) for maps in each) for each in features]
+    loss = evaluate(*rounded, PRESETS["paper"])[0]
+    assert loss.dtype == jnp.float32
+    widened = [tuple(maps.astype(jnp.float32) for maps in each) for each in rounded]
+    np.testing.assert_allclose(loss, value(*widened, PRESETS["paper"]), rtol=1e-6)
+
+
+def test_target_gets_no_gradient(features):
+    config = LPLConfig.paper(stats="separate", taps=1)
+    total = lambda clean: jnp.sum(perceptual_distance(features[0][:1], clean, config)[0])  # noqa: E731
+    for gradient in jax.grad(total)(features[1][:1]):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_metrics_of_latents(tiny_autoencoder):
+    rng = np.random.default_rng(0)
+    z0 = rng.standard_normal((2, 4, 4, 4)).astype(np.float32)
+    z0_hat = z0 + 0.3 * rng.standard_normal(z0.shape).astype(np.float32)
+    config = LPLConfig.paper(mask_layers="all")
+    loss, metrics = jax.jit(latent_perceptual_loss, static_argnums=3)(tiny_autoencoder, z0_hat, z0, config)
+    names = ("mid", "up_0", "up_1", "up_2", "up_3")
+    assert set(metrics) == {
+        f"{tap}/{part}" for tap in names for part in ("term", "omega", "masked", "log_variance_ratio")
+    }
+    assert [float(metrics[f"{tap}/omega"]) for tap in names] == [1, 1 / 2, 1 / 4, 1 / 8, 1 / 8]
+    total = sum(metrics[f"{tap}/omega"] * metrics[f"{tap}/term"] for tap in names)
+    np.testing.assert_allclose(np.mean(loss), total, rtol=1e-6)
+
+    # Against the features themselves, by NumPy.
+    both = jax.jit(lambda *pair: [tiny_autoencoder.features(z) for z in pair])(z0_hat, z0)
+    pred, clean = (np.asarray(maps[3]) for maps in both)
+    closing, opening = config.kernels(3, 32)
+    keep = np.asarray(outlier_mask(pred, closing=closing, opening=opening))
+    np.testing.assert_allclose(metrics["up_2/masked"], 1 - keep.mean(), atol=1e-6)
+    variances = [np.var(maps, axis=(1, 2), where=keep).mean(axis=-1) for maps in (pred, clean)]
+    np.testing.assert_allclose(metrics["up_2/log_variance_ratio"], np.log(np.divide(*variances)).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("omega", "expected"),
+    [("uniform", [1, 1, 1, 1, 1]), ("literal", [1 / 2, 1 / 4, 1 / 16, 1 / 256, 1 / 256])],
+)
+def test_depth_weights(omega, expected, features):
+    config = LPLConfig.paper(omega=omega)
+    loss, taps, _ = evaluate(*features, config)
+    np.testing.assert_array_equal(taps.omega, expected)
+    np.testing.assert_allclose(loss, np.asarray(taps.term) @ np.asarray(expected, np.float32), rtol=1e-6)
+
+
+def test_shapes_that_do_not_fit(features, tiny_autoencoder):
+    predicted, clean = features
+    with pytest.raises(InputError, match="5 pairs"):
+        perceptual_distance(predicted[:3], clean[:3], LPLConfig.paper())
+    with pytest.raises(InputError, match="pairs of equal maps"):
+        perceptual_distance(predicted, clean[::-1], LPLConfig.paper())
+    with pytest.raises(InputError, match=r"\(1, 4, 4, 4\) and \(2, 4, 4, 4\)"):
+        latent_perceptual_loss(tiny_autoencoder, jnp.zeros((1, 4, 4, 4)), jnp.zeros((2, 4, 4, 4)), LPLConfig.paper())
+    with pytest.raises(InputError, match="channels"):
+        latent_perceptual_loss(tiny_autoencoder, jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 3)), LPLConfig.paper())

@@ -1,0 +1,204 @@
+"""The `reference` preset against a step-by-step PyTorch twin of the public example's loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from lpl_jax import autoencoders
+from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perceptual_distance
+
+SIZES = (16, 32, 64, 128, 128)
+CHANNELS = (4, 3, 3, 2, 2)
+
+
+def twin_mask(y, down, closing=3, opening=5):
+    """Inliers of NCHW maps."""
+    ko, kc = -(-opening // down), -(-closing // down)
+    ko, kc = 3 if ko == 2 else ko, 1 if kc == 2 else kc
+    flat = y.flatten(2)
+    n = flat.shape[2]
+    q1 = flat.kthvalue(max(int(n * 0.02), 1), dim=2).values[:, :, None, None]
+    q2 = flat.kthvalue(int(n * (1 - 0.02)), dim=2).values[:, :, None, None]
+    margin = 2 * flat.std(dim=2)[:, :, None, None]
+    inlier = ((y > q1 - margin) & (y < q2 + margin)).to(y.dtype)
+    inlier = torch.nn.functional.max_pool2d(inlier, kc, 1, (kc - 1) // 2)
+    inlier = -torch.nn.functional.max_pool2d(-inlier, ko, 1, (ko - 1) // 2)
+    return inlier.bool().to(y.dtype)
+
+
+def twin_loss(xs, ys, norm_type="shared", pow_law=True, outliers=True, loss_type="mse"):
+    """Per-sample loss of NCHW feature lists: x predicted, y clean."""
+    total = 0
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        my = torch.ones_like(y)
+        if outliers and i >= 2:
+            my = twin_mask(y, down=2 if i == 2 else 1)
+            y = y * my
+        if norm_type == "shared":
+            length = (y**2).sum(1, keepdim=True).sqrt() + 1e-6
+            x, y = x / length, y / length
+        elif norm_type == "default":
+            x = x / ((x**2).sum(1, keepdim=True).sqrt() + 1e-10)
+            y = y / ((y**2).sum(1, keepdim=True).sqrt() + 1e-10)
+        term = ((x - y).abs() if loss_type == "l1" else (x - y) ** 2) * my
+        weight = 2.0 ** -min(i, 3) if pow_law else 1.0
+        total = total + (term.sum((2, 3)) * weight / my.sum((2, 3))).mean(1)
+    return total / len(xs)
+
+
+def to_torch(maps):
+    return [torch.from_numpy(np.ascontiguousarray(each)).permute(0, 3, 1, 2) for each in maps]
+
+
+def relative_error(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+SEPARATE = dict(stats="separate", stats_grad=True, norm_eps=1e-10)
+OPTIONS = {
+    "paper_settings": (dict(), dict()),
+    "l1_uniform": (dict(loss_type="l1", pow_law=False), dict(metric="l1", omega="uniform")),
+    "no_outliers": (dict(outliers=False), dict(mask_layers="none")),
+    "own_norms": (dict(norm_type="default"), SEPARATE),
+    "command_line_defaults": (
+        dict(norm_type="default", pow_law=False, outliers=False),
+        dict(SEPARATE, omega="uniform", mask_layers="none"),
+    ),
+    "batch_norm_type_is_no_norm": (dict(norm_type="batch"), dict(stats="none")),
+    "two_up_blocks": (dict(), dict(taps=3)),
+    "mid_only": (dict(), dict(taps=1)),
+}
+
+
+@pytest.fixture(scope="module")
+def features(make_features):
+    return make_features(0, SIZES, CHANNELS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_features_loss_and_gradient(name, features):
+    twin_options, options = OPTIONS[name]
+    config = LPLConfig.reference(**options)
+    predicted, clean = (maps[: config.taps] for maps in features)
+
+    xs = [x.requires_grad_() for x in to_torch(predicted)]
+    expected = twin_loss(xs, to_torch(clean), **twin_options)
+    expected.sum().backward()
+
+    def total(predicted, clean):
+        loss, _ = perceptual_distance(predicted, clean, config)
+        return jnp.sum(loss), loss
+
+    gradient, loss = jax.grad(total, has_aux=True)(predicted, clean)
+    np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-5)
+    for x, each in zip(xs, gradient, strict=True):
+        assert relative_error(each, x.grad.permute(0, 2, 3, 1)) < 1e-4
+
+
+def test_masks_are_equal_sets(features):
+    config = LPLConfig.reference()
+    for tap in range(5):
+        assert config.masked(tap) == (tap >= 2)
+    for tap in (2, 3, 4):
+        clean = features[1][tap]
+        closing, opening = config.kernels(tap, clean.shape[1])
+        mask = np.asarray(outlier_mask(clean, closing=closing, opening=opening))
+        twin = twin_mask(*to_torch([clean]), down=2 if tap == 2 else 1).permute(0, 2, 3, 1).numpy() > 0
+        np.testing.assert_array_equal(mask, twin)
+        assert 0 < np.mean(~mask) < 0.2
+
+
+@pytest.fixture(scope="module")
+def diffusers_pair(tmp_path_factory):
+    """A tiny diffusers autoencoder with a shift and normalisation layers unlike the identity, and ours of its files."""
+    torch.manual_seed(0)
+    theirs = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.7,
+        shift_factor=0.1,
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("autoencoder")
+    theirs.save_pretrained(folder)
+    return theirs, autoencoders.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def latents():
+    """Clean and predicted latents (2, 8, 8, 4); one extreme pixel makes an outlier blob in the features."""
+    rng = np.random.default_rng(1)
+    clean = rng.standard_normal((2, 8, 8, 4))
+    clean[:, 2, 5] *= 12
+    return tuple(each.astype(np.float32) for each in (clean + 0.3 * rng.standard_normal(clean.shape), clean))
+
+
+def decoder_features(model, latents, post_quant_conv=False):
+    u = latents / model.config.scaling_factor + model.config.shift_factor
+    if post_quant_conv:
+        u = model.post_quant_conv(u)
+    x = model.decoder.mid_block(model.decoder.conv_in(u))
+    maps = [x]
+    for block in model.decoder.up_blocks:
+        x = block(x)
+        maps.append(x)
+    return maps
+
+
+def value_and_gradient(autoencoder, latents, config):
+    def total(autoencoder, predicted, clean):
+        loss, metrics = latent_perceptual_loss(autoencoder, predicted, clean, config)
+        return jnp.sum(loss), (loss, metrics)
+
+    gradient, (loss, metrics) = jax.jit(jax.grad(total, argnums=1, has_aux=True))(autoencoder, *latents)
+    return loss, gradient, metrics
+
+
+def test_end_to_end(diffusers_pair, latents):
+    theirs, ours = diffusers_pair
+    z, z0 = to_torch(latents)
+    z.requires_grad_()
+    expected = twin_loss(decoder_features(theirs, z), [y.detach() for y in decoder_features(theirs, z0)])
+    expected.sum().backward()
+    loss, gradient, metrics = value_and_gradient(ours, latents, LPLConfig.reference())
+    np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-4)
+    assert relative_error(gradient, z.grad.permute(0, 2, 3, 1)) < 1e-3
+    assert metrics["up_2/masked"] > 0 and metrics["mid/masked"] == 0
+
+
+def test_post_quant_conv_is_an_option(diffusers_pair, latents):
+    theirs, ours = diffusers_pair
+    with torch.no_grad():
+        skipped, through = (
+            twin_loss(*(decoder_features(theirs, z, post_quant_conv)[:2] for z in to_torch(latents))).numpy()
+            for post_quant_conv in (False, True)
+        )
+    config = LPLConfig.reference(post_quant_conv=True, taps=2)
+    loss, _ = jax.jit(latent_perceptual_loss, static_argnums=3)(ours, *latents, config)
+    np.testing.assert_allclose(loss, through, rtol=1e-4)
+    assert np.all(np.abs(skipped / through - 1) > 1e-3)
+
+
+def test_image_option_is_the_error_of_decoded_images(diffusers_pair, latents):
+    theirs, ours = diffusers_pair
+    z, z0 = to_torch(latents)
+    z.requires_grad_()
+    decode = lambda u: theirs.decode(u / theirs.config.scaling_factor + theirs.config.shift_factor).sample  # noqa: E731
+    expected = ((decode(z) - decode(z0).detach()) ** 2).mean((1, 2, 3))
+    expected.sum().backward()
+    loss, gradient, metrics = value_and_gradient(ours, latents, LPLConfig.reference(taps="rgb", omega="literal"))
+    np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-4)
+    assert relative_error(gradient, z.grad.permute(0, 2, 3, 1)) < 1e-3
+    assert sorted(metrics) == ["rgb/log_variance_ratio", "rgb/masked", "rgb/omega", "rgb/term"]
+    assert metrics["rgb/omega"] == 1.0

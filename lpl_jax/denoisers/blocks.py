@@ -11,15 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lpl_jax.denoisers.attention import attention
-from lpl_jax.denoisers.config import MMDiTConfig
+from lpl_jax.denoisers.config import REMAT_POLICIES, MMDiTConfig
 
 EPSILON = 1e-6  # of every norm
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # Products of activations with weights are kept; attention logits, which have batch axes, are not.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
 xavier_uniform = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 

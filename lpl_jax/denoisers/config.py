@@ -2,14 +2,24 @@
 
 from dataclasses import dataclass, fields, replace
 
+import jax
+
+from lpl_jax.denoisers.attention import IMPLEMENTATIONS
 from lpl_jax.errors import InputError
+
+# What the forward pass of a block keeps for the backward pass; "none" keeps everything.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # Products of activations with weights are kept; attention logits, which have batch axes, are not.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 CHOICES = {
     "context_attn": ("own", "shared"),
     "context_mlp": ("own", "shared", "none"),
     "modulation": ("per_block", "single"),
-    "remat": ("none", "full", "dots"),
-    "attention": ("xla",),
+    "remat": ("none", *REMAT_POLICIES),
+    "attention": tuple(IMPLEMENTATIONS),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -91,6 +101,7 @@ def _require(holds: bool, config: MMDiTConfig, name: str, possible: str) -> None
 
 
 # The context stream runs through the image stream's attention projections with its own shift, scale and gate; no MLP.
+# All blocks are alike, so the last one's context gate is a parameter without effect.
 _LIGHT_CONTEXT = dict(
     context_attn="shared", context_mlp="none", context_modulation_chunks=3, context_pre_only=False, num_classes=1000
 )

@@ -1,7 +1,6 @@
 """The two-stream block and the whole text-conditioned network against diffusers' Stable Diffusion 3."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -78,7 +77,7 @@ def test_block_equals_diffusers(pre_only):
         want_y, want_x = theirs(*map(torch.from_numpy, (x, y, c)))
     c = jax.nn.silu(c)
     params = block_params(theirs)
-    (got_x, got_y), _ = JointBlock(CONFIG, pre_only).apply({"params": params}, (jnp.asarray(x), jnp.asarray(y)), (c, c))
+    (got_x, got_y), _ = jax.jit(JointBlock(CONFIG, pre_only).apply)({"params": params}, (x, y), (c, c))
     # Outputs are of order 1 to 10 after sums over 64 to 256 products in float32.
     np.testing.assert_allclose(got_x, want_x, rtol=1e-5, atol=1e-5)
     if not pre_only:

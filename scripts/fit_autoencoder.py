@@ -1,8 +1,8 @@
 """Fit the small autoencoder that ships inside lpl_jax (`lpl_jax.autoencoders.load("bundled")`).
 
 An f8, 4-channel KL autoencoder in diffusers' AutoencoderKL layout, trained on random crops of photographs with a
-squared error and a light KL term. It is written in PyTorch on purpose: this runs once, on a CPU, where bfloat16 convolutions
-through oneDNN are about 2.5 times faster than XLA's; nothing that a user of lpl_jax trains goes through it.
+squared error and a light KL term. It is written in PyTorch on purpose: this runs once, on a CPU, where bfloat16
+convolutions through oneDNN are about 2.5 times faster than XLA's; nothing that a user trains goes through it.
 
     python scripts/fit_autoencoder.py --images DIR [DIR ...] --validation DIR --work WORK --steps 9000 --decay 3000
     python scripts/fit_autoencoder.py ... --export lpl_jax/autoencoders/bundled        # after (or without) more steps
@@ -148,7 +148,7 @@ def fit(args):
 
 
 def export(model, step, files, folder):
-    """Write the folder that diffusers and lpl_jax read: float16 weights, scaling factor 1 / std of validation latents."""
+    """Write the folder that diffusers and lpl_jax read: float16, scaling factor 1 / std of validation latents."""
     psnr, mean, std = validate(model, files)
     model.register_to_config(scaling_factor=round(1 / std, 5))
     model.half().save_pretrained(folder, safe_serialization=True)

@@ -36,9 +36,9 @@ def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValue
         raise
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"unknown flag --{error.flagname}; possible: {_flag_names(values)}") from error
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         raise InputError(_unknown_field(argv, error)) from error
-    except (flags.Error, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a config file is a program: it may fail in any way
         raise InputError(_reason(error)) from error
     if values.help:
         return config, values
@@ -46,6 +46,8 @@ def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValue
         raise InputError(f"unexpected argument {rest[0]!r}; possible: {_flag_names(values)}")
     if config is None:
         raise InputError("no config given: --config FILE, such as --config configs/quickstart.py")
+    if not isinstance(config, ConfigDict):  # a stand-in that fails once it is read, with the loader's report
+        raise InputError(f"config file {_spec(argv)}: {_load_error(config)}")
     return config, values
 
 
@@ -60,9 +62,9 @@ def _flag_names(values: flags.FlagValues) -> str:
     )
 
 
-def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+def _unknown_field(argv: Sequence[str], error: Exception) -> str:
     """Which override names a field that the config does not have, and the fields it could have meant."""
-    spec = next((_value(argv, i) for i, arg in enumerate(argv) if arg.split("=")[0].lstrip("-") == "config"), None)
+    spec = _spec(argv)
     if spec is None:
         return f"unknown field in an override: {error}"
     config = load(spec)
@@ -79,17 +81,30 @@ def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
     return f"config file {spec}: {error}"
 
 
-def _value(argv: Sequence[str], index: int) -> str:
-    name, equals, value = argv[index].partition("=")
-    return value if equals else argv[index + 1]
+def _spec(argv: Sequence[str]) -> str | None:
+    """What follows --config."""
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-") == "config":
+            return value if equals else argv[index + 1]
+    return None
+
+
+def _load_error(config) -> str:
+    try:
+        config.to_dict()
+    except OSError as error:
+        return str(error).strip().splitlines()[-1].strip()
+    return "get_config returns no ConfigDict"
 
 
 def _reason(error: Exception) -> str:
-    """One line of what went wrong while a config file was run, which absl reports with a whole traceback."""
+    """One line for a value of the wrong type, or for what went wrong while a config file was run."""
     root = error
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__
     if isinstance(root, InputError):
         return str(root)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:1] + lines[-1:]) if len(lines) > 1 else "".join(lines)
+    if "\n" not in str(error):
+        return str(error)
+    return f"the config file fails: {type(root).__name__}: {root}"

@@ -5,52 +5,13 @@ python -m lpl_jax.tools.prepare --source IMAGENET/train --autoencoder VAE_FOLDER
 python -m lpl_jax.tools.prepare --source tfds:imagenet2012 --split train ...
 """
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
-
-from tqdm import tqdm
 
 from lpl_jax import autoencoders
-from lpl_jax.data import ImageSource, LatentStore, open_source, write_store
+from lpl_jax.data import open_source, prepare
 from lpl_jax.data.images import CROP_RULES
 from lpl_jax.data.store import DTYPES
 from lpl_jax.tools import cli
-
-
-def prepare(
-    source: ImageSource, autoencoder: autoencoders.Autoencoder, out: str | Path, *, progress: bool = True, **options
-) -> LatentStore:
-    """Writes a latent store with a progress bar, says what came out, and opens it.
-
-    Args:
-      progress: show the bar and print the closing line.
-      options: of `lpl_jax.data.write_store`, whose errors these are.
-    """
-    start, encoded = time.perf_counter(), 0
-    with tqdm(total=len(source), desc="prepare", unit="img", leave=False, disable=not progress) as bar:
-
-        def count(images: int):
-            nonlocal encoded
-            encoded += images
-            bar.update(images)
-
-        store = write_store(out, source, autoencoder, on_progress=count, **options)
-        bar.leave = encoded > 0  # neither an error nor a store that was complete leaves a bar behind
-    if progress:
-        print(_summary(store, encoded, time.perf_counter() - start))
-    return store
-
-
-def _summary(store: LatentStore, encoded: int, seconds: float) -> str:
-    manifest = store.manifest
-    done = f"{encoded / seconds:.1f} img/s, {seconds:.1f} s" if encoded else "was complete already, nothing encoded"
-    shards = len(manifest.shards)
-    return (
-        f"{store.path}: {len(store)} images of {manifest.num_classes} classes at {manifest.resolution} px, "
-        f"{manifest.num_bytes / 1e6:.1f} MB in {shards} shard{'s' * (shards > 1)} "
-        f"({manifest.num_bytes / len(store):.0f} bytes per image); {done}"
-    )
 
 
 def main(argv: Sequence[str]) -> int:

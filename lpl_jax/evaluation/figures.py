@@ -1,0 +1,80 @@
+"""Pictures of a run: grids of images and curves of its metrics."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from lpl_jax.errors import InputError
+
+MARGIN = 4  # pixels between the images of a panel
+TITLE = 18  # height of a panel's title
+
+
+def panels(columns: Mapping[str, np.ndarray], *, per_row: int, zoom: int = 1) -> Image.Image:
+    """Panels side by side, each a grid of images under its title.
+
+    Args:
+      columns: title -> uint8 images (N, H, W, 3), equally many and large in all.
+      per_row: images in a row of a panel.
+      zoom: every pixel becomes zoom x zoom.
+    """
+    shapes = {images.shape for images in columns.values()}
+    if len(shapes) != 1:
+        raise InputError(f"panels of different shapes: {sorted(shapes)}")
+    tiles = [_tile(images, per_row, zoom) for images in columns.values()]
+    height, width, gap = tiles[0].shape[0], tiles[0].shape[1], 3 * MARGIN
+    picture = Image.new("RGB", (len(tiles) * (width + gap) - gap, height + TITLE), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, (title, tile) in enumerate(zip(columns, tiles, strict=True)):
+        left = index * (width + gap)
+        draw.text((left + MARGIN, 3), title, fill="black")
+        picture.paste(Image.fromarray(tile), (left, TITLE))
+    return picture
+
+
+def _tile(images: np.ndarray, per_row: int, zoom: int) -> np.ndarray:
+    count, height, width, _ = images.shape
+    rows = -(-count // per_row)
+    height, width = height * zoom + MARGIN, width * zoom + MARGIN
+    tile = np.full((rows * height + MARGIN, per_row * width + MARGIN, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = (index // per_row) * height + MARGIN, (index % per_row) * width + MARGIN
+        large = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        tile[top : top + large.shape[0], left : left + large.shape[1]] = large
+    return tile
+
+
+def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: str | Path) -> None:
+    """Diffusion loss, perceptual loss and its share of several runs over the steps, as a PNG.
+
+    Args:
+      runs: (title, lines of the run's metrics, first step on the axis) of each; the last one shifts post-training
+        behind its base run.
+      path: of the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = {
+        "diffusion_loss": "diffusion loss",
+        "lpl": "perceptual loss (unweighted)",
+        "lpl_share": "share of the total",
+    }
+    shown = [name for name in names if any(name in line for _, lines, _ in runs for line in lines)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 3.2), squeeze=False)
+    for axis, name in zip(axes[0], shown, strict=True):
+        for title, lines, first in runs:
+            points = [(first + line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=title)
+        axis.set_title(names[name])
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,165 @@
+"""The main job in miniature, on real photographs, in a few minutes on a CPU.
+
+    python -m lpl_jax.tools.quickstart --config configs/quickstart.py --workdir runs/quickstart
+
+encodes crops of photographs into a latent store, trains a class-conditional MMDiT, post-trains it twice from the same
+checkpoint, without and with the Latent Perceptual Loss, samples from both, and leaves in the folder
+
+    latents/, heldout/                    the latent stores: training crops, and other crops of the same photographs
+    base/, without_lpl/, with_lpl/        the three runs: resolved config, metrics, checkpoints
+    grid.png                              real | reconstruction | samples without LPL | samples with LPL
+    losses.png                            the losses of the three runs
+    summary.md                            the table that is printed at the end
+
+Call it again to continue where it was stopped.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpl_jax import autoencoders
+from lpl_jax.data import LatentStore, batches, open_source, prepare
+from lpl_jax.evaluation.figures import panels, plot_losses
+from lpl_jax.evaluation.generate import decode_to_uint8, generate
+from lpl_jax.tools import cli, config_file
+from lpl_jax.training import Experiment, Result, build, load_run, train
+from lpl_jax.training.logging import read_metrics
+from lpl_jax.training.loop import make_objective
+from lpl_jax.training.step import Objective, losses
+
+HELDOUT_SEED = 1_000_003  # crops that no training run of a small seed draws
+
+
+def quickstart(config_path: str, workdir: Path) -> int:
+    """All of it; returns the exit status. Every part that is complete already is not done again."""
+    started = time.perf_counter()
+    configs = {
+        "base": config_file.load(config_path),
+        "without_lpl": config_file.load(f"{config_path}:post"),
+        "with_lpl": config_file.load(f"{config_path}:post,lpl"),
+    }
+    experiments = {}
+    for name, config in configs.items():
+        config.data.store = str(workdir / "latents")
+        if name != "base":
+            config.train.init_from = str(workdir / "base")
+        experiments[name] = build(config)
+    autoencoder = autoencoders.load(**dataclasses.asdict(experiments["base"].autoencoder))
+    heldout = _prepare(experiments["base"], autoencoder, workdir)
+
+    results: dict[str, Result] = {}
+    for name, experiment in experiments.items():
+        results[name] = train(experiment, workdir / name, label=name)
+        if results[name].stopped:
+            print("stopped; call again to continue")
+            return 130
+    print("sampling, measuring on held-out crops ...", flush=True)
+    pictures = _pictures(workdir, experiments["base"], autoencoder)
+    panels(pictures, per_row=experiments["base"].sampling.per_class).save(workdir / "grid.png")
+    _plot(workdir, results["base"].step)
+    psnr = _psnr(pictures["real"], pictures["reconstruction"])
+    summary = (
+        f"{_summary(workdir, results, autoencoder, heldout)}\n\n"
+        f"Reconstruction by the autoencoder: {psnr:.1f} dB PSNR. {time.perf_counter() - started:.0f} s in all."
+    )
+    (workdir / "summary.md").write_text(summary + "\n")
+    print(f"\n{summary}\nPictures: {workdir / 'grid.png'}, {workdir / 'losses.png'}")
+    return 0
+
+
+def _prepare(experiment: Experiment, autoencoder, workdir: Path) -> LatentStore:
+    """The store of training crops (made, if it is not there), and that of the held-out ones."""
+    data = experiment.data
+    source = open_source(data.source, experiment.resolution, crops=data.crops, seed=experiment.seed)
+    prepare(source, autoencoder, workdir / "latents")
+    return prepare(_heldout_source(experiment), autoencoder, workdir / "heldout", progress=False)
+
+
+def _heldout_source(experiment: Experiment):
+    seed = experiment.seed + HELDOUT_SEED
+    return open_source(experiment.data.source, experiment.resolution, crops=8, seed=seed)
+
+
+def _pictures(workdir: Path, experiment: Experiment, autoencoder) -> dict[str, np.ndarray]:
+    """Title -> uint8 images: `per_class` of each class in turn. Both models start from the same noise."""
+    source = _heldout_source(experiment)
+    classes, per_class = len(source.class_names), experiment.sampling.per_class
+    # Example i is a crop of photograph i % classes.
+    examples = [source[crop * classes + label] for label in range(classes) for crop in range(per_class)]
+    real = np.stack([example.image for example in examples])
+    encoded = jax.jit(lambda a, x: a.scale(a.encode(x).mean))(autoencoder, real.astype(np.float32) / 127.5 - 1)
+    pictures = {"real": real, "reconstruction": np.asarray(decode_to_uint8(autoencoder, encoded))}
+    for title, name in (("samples without LPL", "without_lpl"), ("samples with LPL", "with_lpl")):
+        run, params = load_run(workdir / name, experiment.sampling.weights)
+        pictures[title] = generate(
+            params,
+            autoencoder,
+            [example.label for example in examples],
+            seed=experiment.seed,
+            model=run.model,
+            paradigm=run.paradigm,
+            resolution=run.resolution,
+            sampler=run.sampling.sampler,
+            steps=run.sampling.steps,
+            guidance=run.sampling.guidance,
+            spacing=run.sampling.spacing,
+        )
+    return pictures
+
+
+def _plot(workdir: Path, base_steps: int) -> None:
+    first = {"base": 0, "without_lpl": base_steps, "with_lpl": base_steps}
+    plot_losses([(name, read_metrics(workdir / name), start) for name, start in first.items()], workdir / "losses.png")
+
+
+def _summary(workdir: Path, results: dict[str, Result], autoencoder, heldout: LatentStore) -> str:
+    """Markdown table of the runs, their losses measured on the held-out crops with the averaged parameters."""
+    lines = [
+        "| run | steps | img/s | held-out diffusion loss | held-out perceptual loss | LPL's share of the loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    objective = make_objective(load_run(workdir / "with_lpl")[0])
+    for name, result in results.items():
+        _, params = load_run(workdir / name)
+        diffusion, perceptual = _heldout_losses(params, objective, autoencoder, heldout)
+        shares = [line["lpl_share"] for line in read_metrics(workdir / name) if "lpl_share" in line]
+        rate = "-" if result.images_per_second is None else f"{result.images_per_second:.0f}"
+        share = f"{100 * np.mean(shares):.0f} %" if shares else "-"
+        lines.append(f"| {name} | {result.step} | {rate} | {diffusion:.4f} | {perceptual:.4f} | {share} |")
+    return "\n".join(lines)
+
+
+def _heldout_losses(params, objective: Objective, autoencoder, heldout: LatentStore, rounds: int = 8):
+    """Mean diffusion and perceptual loss over the held-out crops, `rounds` times with other timesteps and noise."""
+    objective = dataclasses.replace(objective, label_dropout=0.0, capacity=None)
+    measure = jax.jit(functools.partial(losses, objective=objective))
+    stream = batches(heldout, batch_size=len(heldout), seed=0)
+    metrics = [
+        measure(params, next(stream), jax.random.key(index), autoencoder, jnp.float32(1))[1] for index in range(rounds)
+    ]
+    return tuple(float(np.mean([row[name] for row in metrics])) for name in ("diffusion_loss", "lpl"))
+
+
+def _psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:
+    """Mean over uint8 images of the peak signal-to-noise ratio, dB."""
+    error = np.square(images.astype(np.float64) - reconstructions).mean((1, 2, 3))
+    return float(np.mean(10 * np.log10(255**2 / error)))
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser("Train a small latent diffusion model without and with the Latent Perceptual Loss.")
+    parser.add_argument("--config", default="configs/quickstart.py", help="config file that takes post and lpl")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
+    args = parser.parse_args(argv)
+    return quickstart(args.config, args.workdir)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

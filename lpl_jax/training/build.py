@@ -1,0 +1,243 @@
+"""From a ConfigDict to typed, frozen dataclasses: the one place that reads configs.
+
+A config has one section for each part (see `configs/base.py`, which documents every field). A field left at None takes
+the part's own default, or its preset's. Each part checks itself; what concerns two parts is checked here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from lpl_jax.autoencoders import AutoencoderConfig
+from lpl_jax.denoisers import MMDiTConfig, preset
+from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm
+from lpl_jax.errors import InputError
+from lpl_jax.losses import LPLConfig
+from lpl_jax.parallel import MeshConfig
+from lpl_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where latents come from: a store, which is prepared from an image source first if it does not exist."""
+
+    source: str = "photos"
+    store: str | None = None
+    crop: str | None = None
+    crops: int | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderSource:
+    """What `lpl_jax.autoencoders.load` takes."""
+
+    source: str = "bundled"
+    subfolder: str | None = None
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The diffusion loss, and how the perceptual loss enters a step."""
+
+    weighting: str = "none"
+    gamma: float = 5.0
+    label_dropout: float = 0.1
+    lpl_capacity: str | int = "auto"
+    calibration_batches: int = 50
+
+    def __post_init__(self):
+        _require(self.weighting in LOSS_WEIGHTS, "loss.weighting", self.weighting, f"one of {', '.join(LOSS_WEIGHTS)}")
+        _require(0 <= self.label_dropout <= 1, "loss.label_dropout", self.label_dropout, "a probability, 0 to 1")
+        _require(self.calibration_batches > 0, "loss.calibration_batches", self.calibration_batches, "1 or more")
+        if str(self.lpl_capacity).isdecimal():  # a number on the command line arrives as text
+            object.__setattr__(self, "lpl_capacity", int(self.lpl_capacity))
+        possible = "auto, all, or a number of images of each batch"
+        known = self.lpl_capacity in ("auto", "all") or isinstance(self.lpl_capacity, int) and self.lpl_capacity > 0
+        _require(known, "loss.lpl_capacity", self.lpl_capacity, possible)
+
+    def capacity(self, batch_size: int, active_fraction: float) -> int | None:
+        """Images that a step decodes: 1.1 times the expected number under the threshold, a given one, or all (None)."""
+        if self.lpl_capacity == "all":
+            return None
+        if self.lpl_capacity == "auto":
+            return min(batch_size, max(1, math.ceil(1.1 * active_fraction * batch_size)))
+        return self.lpl_capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class EMAConfig:
+    """Moving averages of the parameters, side by side."""
+
+    decays: tuple[float, ...] = (0.9999,)
+    start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of a run, what it starts from and what it leaves behind."""
+
+    batch_size: int = 256
+    steps: int = 100_000
+    log_every: int = 50
+    checkpoint_every: int = 5000
+    keep: int = 3
+    keep_every: int | None = None
+    init_from: str | None = None
+    init_weights: str = "params"
+
+    def __post_init__(self):
+        for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How images are generated. `sampler` None is the paradigm's first one (ddim, or euler)."""
+
+    sampler: str | None = None
+    steps: int = 50
+    guidance: float = 1.5
+    spacing: str = "trailing"
+    per_class: int = 2
+    weights: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked config: everything that a run depends on."""
+
+    seed: int
+    resolution: int
+    data: DataConfig
+    autoencoder: AutoencoderSource
+    model: MMDiTConfig
+    paradigm: Paradigm
+    loss: LossConfig
+    lpl: LPLConfig | None
+    optimizer: OptimizerConfig
+    ema: EMAConfig
+    mesh: MeshConfig
+    train: TrainConfig
+    sampling: SamplingConfig
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """The experiment that a config (a ConfigDict, or nested dicts) describes.
+
+    Raises:
+      InputError: an unknown section or field, a value that is not possible, or fields that contradict each other.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    known = [field.name for field in dataclasses.fields(Experiment)]
+    for name in config:
+        _require(name in known, "config section", name, f"one of {', '.join(known)}")
+    seed, resolution = config.get("seed", 0), config.get("resolution")
+    _require(isinstance(seed, int) and seed >= 0, "seed", seed, "0 or a positive integer")
+    _require(isinstance(resolution, int) and resolution > 0, "resolution", resolution, "a number of pixels")
+    experiment = Experiment(
+        seed=seed,
+        resolution=resolution,
+        data=_typed(DataConfig, config, "data"),
+        autoencoder=_typed(AutoencoderSource, config, "autoencoder"),
+        model=_model(_given(config, "model")),
+        paradigm=_paradigm(_given(config, "paradigm")),
+        loss=_typed(LossConfig, config, "loss"),
+        lpl=_lpl(_given(config, "lpl")),
+        optimizer=_typed(OptimizerConfig, config, "optimizer"),
+        ema=_typed(EMAConfig, config, "ema"),
+        mesh=_typed(MeshConfig, config, "mesh"),
+        train=_typed(TrainConfig, config, "train"),
+        sampling=_typed(SamplingConfig, config, "sampling"),
+    )
+    _check_together(experiment)
+    return experiment
+
+
+def resolve(experiment: Experiment, autoencoder: AutoencoderConfig, num_classes: int) -> Experiment:
+    """The experiment with what only the autoencoder and the data know: latent channels and number of classes.
+
+    Raises:
+      InputError: the model has fewer classes than the data, or patches that do not tile the latents.
+    """
+    model = dataclasses.replace(experiment.model, latent_channels=autoencoder.latent_channels)
+    if num_classes > model.num_classes > 0:
+        raise InputError(
+            f"model.num_classes={model.num_classes}, but the data have {num_classes} classes: give at least as many"
+        )
+    side, rest = divmod(experiment.resolution, autoencoder.downsample)
+    if rest:
+        raise InputError(
+            f"resolution={experiment.resolution} is not divisible by {autoencoder.downsample}, the downsampling factor "
+            f"of autoencoder {autoencoder.name}"
+        )
+    model.grid(side, side)
+    return dataclasses.replace(experiment, model=model)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Nested dicts of plain values, which `build` turns into the same experiment again."""
+    result = dataclasses.asdict(experiment)
+    result["paradigm"] = {"name": experiment.paradigm.name, **result["paradigm"]}
+    result["lpl"] = {"preset": "none"} if experiment.lpl is None else {"preset": "fields", **result["lpl"]}
+    result["model"] = {"preset": "fields", **result["model"]}
+    return result
+
+
+def _given(config: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return {name: value for name, value in (config.get(section) or {}).items() if value is not None}
+
+
+def _typed(cls, config: Mapping[str, Any], section: str):
+    values = _given(config, section)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        _require(name in known, f"field of {section}", name, f"one of {', '.join(known)}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _model(values: dict[str, Any]) -> MMDiTConfig:
+    name = values.pop("preset", "tiny")
+    if values.get("dtype") == "auto":
+        values["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return _typed(MMDiTConfig, {"model": values}, "model") if name == "fields" else preset(name, **values)
+
+
+def _paradigm(values: dict[str, Any]) -> Paradigm:
+    return paradigm(values.pop("name", "eps"), **values)
+
+
+def _lpl(values: dict[str, Any]) -> LPLConfig | None:
+    name = values.pop("preset", "none")
+    if name == "none":
+        if values:
+            raise InputError(f"lpl.{next(iter(values))} is given, but lpl.preset is 'none': use 'paper' or 'reference'")
+        return None
+    return _typed(LPLConfig, {"lpl": values}, "lpl") if name == "fields" else LPLConfig.preset(name, **values)
+
+
+def _check_together(experiment: Experiment) -> None:
+    batch, lpl, capacity = experiment.train.batch_size, experiment.lpl, experiment.loss.lpl_capacity
+    if isinstance(capacity, int) and capacity > batch:
+        raise InputError(f"loss.lpl_capacity={capacity} is more than train.batch_size={batch}")
+    if lpl is not None and lpl.tau is None:
+        raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
+    if lpl is not None and lpl.weight is None and lpl.target_share is None:
+        raise InputError("the perceptual loss has no weight: give lpl.weight or lpl.target_share")
+    sampler, possible = experiment.sampling.sampler, experiment.paradigm.samplers
+    if sampler is not None and sampler not in possible:
+        name = experiment.paradigm.name
+        raise InputError(f"sampling.sampler={sampler!r} with paradigm {name!r}; possible: {', '.join(possible)}")
+    if experiment.model.context_dim:
+        raise InputError(f"model.context_dim={experiment.model.context_dim}: training on text is not there yet; use 0")
+
+
+def _require(holds: bool, name: str, value: Any, possible: str) -> None:
+    if not holds:
+        raise InputError(f"{name}={value!r} is not possible: it must be {possible}")

@@ -1,0 +1,275 @@
+"""A training run: from an experiment to a folder with config, metrics and checkpoints.
+
+    WORKDIR/config.json        the resolved experiment
+    WORKDIR/latents/           the latent store, where the config names no other
+    WORKDIR/checkpoints/       see `training.checkpoints`
+    WORKDIR/metrics.jsonl      and TensorBoard's event files
+
+The same call begins a run, resumes it where its folder holds a checkpoint, and starts from another run's parameters.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.data import LatentStore, batches, check_autoencoder, open_source, prepare
+from lpl_jax.denoisers import MMDiT
+from lpl_jax.errors import InputError
+from lpl_jax.losses import calibrate_weight
+from lpl_jax.training import checkpoints
+from lpl_jax.training.build import Experiment, build, resolve, to_dict
+from lpl_jax.training.checkpoints import Checkpointer, StopSignal
+from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
+from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from lpl_jax.training.state import TrainState, abstract_state, create_state
+from lpl_jax.training.step import Objective, losses, train_step
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+# What may change when a run is resumed: it does not touch the numbers, or only how far they go.
+RESUMABLE = (
+    "data.store",
+    "mesh",
+    "sampling",
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: its last state, the step reached, mean images/s, and whether a signal stopped it."""
+
+    state: TrainState
+    step: int
+    images_per_second: float | None
+    stopped: bool
+
+
+def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") -> Result:
+    """Train, from the beginning or from the newest checkpoint in `workdir`, up to `train.steps`.
+
+    Raises:
+      InputError: nothing has been written over; the message says what does not fit.
+    """
+    workdir = Path(workdir)
+    autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
+    begun_before = (workdir / CONFIG).exists()
+    if begun_before:
+        _check_same_run(experiment, workdir)
+    store = open_store(experiment, autoencoder, workdir)
+    experiment = resolve(experiment, autoencoder.config, store.num_classes)
+    mesh = parallel.make_mesh(experiment.mesh)
+    if experiment.train.batch_size % parallel.batch_shards(mesh):
+        raise InputError(
+            f"train.batch_size={experiment.train.batch_size} is not divisible by the {parallel.batch_shards(mesh)} "
+            "parts (data x fsdp) that the mesh splits a batch into"
+        )
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    reached = checkpoints.latest_step(workdir / CHECKPOINTS)
+    autoencoder = parallel.put_replicated(autoencoder, mesh)
+    with mesh:
+        objective = make_objective(experiment)
+        state = _first_state(experiment, optimizer, mesh, workdir, reached)
+        if reached is None and objective.lpl is not None:
+            state = state.replace(lpl_weight=_lpl_weight(experiment, objective, state, autoencoder, store, mesh))
+        _write_config(experiment, workdir)
+        start_step = int(state.step) if begun_before else None
+        return _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step)
+
+
+def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) -> LatentStore:
+    """The configured latent store, checked; made from the source first where it does not exist."""
+    data, resolution = experiment.data, experiment.resolution
+    path = Path(data.store) if data.store else workdir / "latents"
+    if not path.exists():
+        if jax.process_count() > 1:
+            raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
+        options = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "store")}
+        source = open_source(data.source, resolution, seed=experiment.seed, **options)
+        prepare(source, autoencoder, path)
+    store = LatentStore(path)
+    check_autoencoder(store, autoencoder)
+    if store.manifest.resolution != resolution:
+        raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
+    return store
+
+
+def make_objective(experiment: Experiment) -> Objective:
+    """What the steps of a resolved experiment minimise."""
+    loss, lpl, paradigm = experiment.loss, experiment.lpl, experiment.paradigm
+    capacity = None
+    if lpl is not None:
+        active = paradigm.active_fraction(lpl.tau_at(experiment.resolution))
+        capacity = loss.capacity(experiment.train.batch_size, active)
+    return Objective(
+        model=MMDiT(experiment.model),
+        paradigm=paradigm,
+        resolution=experiment.resolution,
+        null_label=experiment.model.num_classes,
+        label_dropout=loss.label_dropout,
+        weighting=loss.weighting,
+        gamma=loss.gamma,
+        lpl=lpl,
+        capacity=capacity,
+    )
+
+
+def load_run(workdir: str | Path, weights: str | None = None) -> tuple[Experiment, Any]:
+    """The resolved experiment of a run, and its newest parameters for sampling.
+
+    weights: "params" or the name of an average; None is the first average that the run has, else the parameters.
+    """
+    workdir = Path(workdir)
+    experiment = build(_read_config(workdir))
+    if weights is None:
+        weights = repr(experiment.ema.decays[0]) if experiment.ema.decays else "params"
+    return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights)
+
+
+def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step) -> Result:
+    """start_step: where a run that was begun before goes on; None for one that begins."""
+    settings = experiment.train
+    begun = int(state.step)
+    step_fn = jax.jit(
+        functools.partial(train_step, objective=objective, optimizer=optimizer, ema_start=experiment.ema.start),
+        donate_argnums=0,
+    )
+    seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
+    learning_rate = learning_rate_schedule(experiment.optimizer)
+    stream = _stream(experiment, store, start_step=begun)
+    buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
+    rates: list[float] = []
+    with (
+        MetricLogger(workdir, start_step=start_step) as logger,
+        Checkpointer(
+            workdir / CHECKPOINTS,
+            start_step=start_step,
+            keep=settings.keep,
+            keep_every=settings.keep_every,
+            metadata=to_dict(experiment),
+        ) as checkpointer,
+        StopSignal() as stop,
+        Progress(settings.steps, begun, batch_size=settings.batch_size, label=label) as progress,
+    ):
+
+        def log(rows):
+            for row_step, metrics in rows:
+                # The rows were waited for, so the device is at their step now, whatever has been dispatched since.
+                rate = meter.rate(row_step)
+                rates.extend([rate] if rate else [])
+                metrics = metrics | {"learning_rate": float(learning_rate(row_step - 1))}
+                logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
+                shown = {
+                    name: metrics[name] for name in ("loss", "diffusion_loss", "lpl", "lpl_share") if name in metrics
+                }
+                progress.update(step, shown, rate)
+
+        step = begun
+        while step < settings.steps and not stop.requested:
+            state, metrics = step_fn(state, parallel.put_batch(next(stream), mesh), seed_key, autoencoder)
+            step += 1
+            if step == begun + 1:  # the first step compiled the program: time from its end
+                jax.block_until_ready(state.step)
+                meter.start(step)
+            buffer.push(metrics)
+            progress.update(step)
+            if step % settings.log_every == 0:
+                log(buffer.take(step))
+            if step % settings.checkpoint_every == 0 and step < settings.steps:
+                log(buffer.flush(step))
+                checkpointer.save(state)
+                meter.start(step)
+        log(buffer.flush(step))
+        checkpointer.save(state)
+    return Result(state, step, float(np.median(rates)) if rates else None, stop.requested is not None)
+
+
+def _stream(experiment: Experiment, store: LatentStore, start_step: int = 0):
+    return batches(
+        store,
+        batch_size=experiment.train.batch_size,
+        seed=experiment.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path, reached: int | None) -> TrainState:
+    """Restored, started from another run's parameters, or fresh."""
+    init = functools.partial(denoisers.init, experiment.model)
+    key = jax.random.key(experiment.seed)
+    decays, settings = experiment.ema.decays, experiment.train
+    target = abstract_state(init, optimizer, decays, mesh, key)
+    if reached is not None:
+        return checkpoints.restore(workdir / CHECKPOINTS, target)
+    if settings.init_from is None:
+        return create_state(init, optimizer, decays, mesh, key)
+    folder = Path(settings.init_from)
+    params = checkpoints.load_params(folder / CHECKPOINTS, settings.init_weights, target=target.params)
+    return create_state(lambda given: given, optimizer, decays, mesh, params)
+
+
+def _lpl_weight(experiment, objective, state, autoencoder, store, mesh):
+    """The given weight of the perceptual loss, or the one that makes it `target_share` of the total (App. A.4)."""
+    config = experiment.lpl
+    if config.weight is not None:
+        return state.lpl_weight + config.weight
+    measure = jax.jit(functools.partial(losses, objective=objective))
+    stream = _stream(experiment, store)
+    # Draws of the calibration are no step's draws: steps fold in numbers from 0 up.
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31)
+    values = []
+    for index in tqdm(range(experiment.loss.calibration_batches), desc="calibrate LPL weight", leave=False):
+        batch = parallel.put_batch(next(stream), mesh)
+        _, metrics = measure(state.params, batch, jax.random.fold_in(key, index), autoencoder, state.lpl_weight)
+        values.append((metrics["diffusion_loss"], metrics["lpl"]))
+    diffusion, perceptual = np.array(jax.device_get(values)).T
+    return state.lpl_weight + calibrate_weight(diffusion, perceptual, config.target_share)
+
+
+def _write_config(experiment: Experiment, workdir: Path) -> None:
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / CONFIG).write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    path = workdir / CONFIG
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        raise InputError(f"{path}: no such file; is {workdir} the folder of a run?") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _check_same_run(experiment: Experiment, workdir: Path) -> None:
+    """A folder holds one run: what is configured now must be what it was begun with."""
+    before, now = _flat(to_dict(build(_read_config(workdir)))), _flat(to_dict(experiment))
+    differing = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE) and name != "model.latent_channels"
+    ]
+    if differing:
+        raise InputError(f"{workdir} holds a run with another config: {'; '.join(differing)}; give another --workdir")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for name, value in tree.items():
+        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result

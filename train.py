@@ -1,0 +1,38 @@
+"""Train a latent diffusion transformer, with or without the Latent Perceptual Loss.
+
+    python train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=200
+
+Call it again with the same --workdir to resume. Every field of a config and its meaning: configs/base.py.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli, config_file
+
+
+def _flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run: config, metrics, checkpoints", flag_values=values)
+
+
+def main(argv: Sequence[str]) -> int:
+    config, values = config_file.parse(argv, _flags)
+    if values.help:
+        print(__doc__ + "\n" + values.main_module_help())
+        return 0
+    if not values.workdir:
+        raise InputError("no folder for the run given: --workdir FOLDER")
+    from lpl_jax.training import build, train  # imports jax: only once the flags are known to be good
+
+    result = train(build(config), values.workdir)
+    print(
+        f"{values.workdir}: step {result.step}"
+        + (", stopped by a signal; call again to resume" if result.stopped else "")
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -44,4 +44,12 @@ def make_features():
 
 @pytest.fixture(scope="session")
 def tiny_autoencoder():
-    return jax.jit(init, static_argnums=0)(AutoencoderConfig.tiny(), jax.random.key(0))
+    """Random weights without running the initialisers, which would take longer than the tests."""
+    shapes = jax.eval_shape(lambda: init(AutoencoderConfig.tiny(), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        spread = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return (rng.standard_normal(leaf.shape) * spread + (len(leaf.shape) == 1)).astype(np.float32)
+
+    return jax.tree.map(fill, shapes)

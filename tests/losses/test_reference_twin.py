@@ -112,14 +112,13 @@ def test_masks_are_equal_sets(features):
         assert 0 < np.mean(~mask) < 0.2
 
 
-@pytest.fixture(scope="module")
-def diffusers_pair(tmp_path_factory):
+def make_pair(channels, folder):
     """A tiny diffusers autoencoder with a shift and normalisation layers unlike the identity, and ours of its files."""
     torch.manual_seed(0)
     theirs = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=4,
@@ -130,9 +129,18 @@ def diffusers_pair(tmp_path_factory):
         for name, parameter in theirs.named_parameters():
             if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    folder = tmp_path_factory.mktemp("autoencoder")
     theirs.save_pretrained(folder)
     return theirs, autoencoders.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def f8_pair(tmp_path_factory):
+    return make_pair((8, 8, 16, 16), tmp_path_factory.mktemp("f8"))
+
+
+@pytest.fixture(scope="module")
+def f2_pair(tmp_path_factory):
+    return make_pair((8, 16), tmp_path_factory.mktemp("f2"))
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +173,8 @@ def value_and_gradient(autoencoder, latents, config):
     return loss, gradient, metrics
 
 
-def test_end_to_end(diffusers_pair, latents):
-    theirs, ours = diffusers_pair
+def test_end_to_end(f8_pair, latents):
+    theirs, ours = f8_pair
     z, z0 = to_torch(latents)
     z.requires_grad_()
     expected = twin_loss(decoder_features(theirs, z), [y.detach() for y in decoder_features(theirs, z0)])
@@ -177,8 +185,8 @@ def test_end_to_end(diffusers_pair, latents):
     assert metrics["up_2/masked"] > 0 and metrics["mid/masked"] == 0
 
 
-def test_post_quant_conv_is_an_option(diffusers_pair, latents):
-    theirs, ours = diffusers_pair
+def test_post_quant_conv_is_an_option(f2_pair, latents):
+    theirs, ours = f2_pair
     with torch.no_grad():
         skipped, through = (
             twin_loss(*(decoder_features(theirs, z, post_quant_conv)[:2] for z in to_torch(latents))).numpy()
@@ -190,8 +198,8 @@ def test_post_quant_conv_is_an_option(diffusers_pair, latents):
     assert np.all(np.abs(skipped / through - 1) > 1e-3)
 
 
-def test_image_option_is_the_error_of_decoded_images(diffusers_pair, latents):
-    theirs, ours = diffusers_pair
+def test_image_option_is_the_error_of_decoded_images(f2_pair, latents):
+    theirs, ours = f2_pair
     z, z0 = to_torch(latents)
     z.requires_grad_()
     decode = lambda u: theirs.decode(u / theirs.config.scaling_factor + theirs.config.shift_factor).sample  # noqa: E731

@@ -20,8 +20,8 @@ def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: f
     """Marks the pixels to keep, separately for every sample and channel.
 
     Pixels outside the map never count: a filter at the border sees only the pixels that exist. A constant map has no
-    spread and is masked whole, since the comparisons are strict; callers must allow for empty maps. No gradient flows
-    through the mask.
+    spread and is masked whole, since its values lie on the threshold; callers must allow for empty maps. A map with NaN
+    or infinite values is kept whole, so that they show in the loss. No gradient flows through the mask.
 
     Args:
       features: maps (B, H, W, C) of any float type; the threshold is computed in float32.
@@ -47,7 +47,7 @@ def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: f
     values = features.astype(jnp.float32)
     # Measuring from `low` leaves the deviation as it is, but makes that of a constant map exactly zero.
     margin = 2.0 * _sample_std(values - low)
-    inlier = (values > low - margin) & (values < high + margin)
+    inlier = ~((values <= low - margin) | (values >= high + margin))  # put so that NaN thresholds mask nothing
     return erode(dilate(inlier, closing), opening)
 
 

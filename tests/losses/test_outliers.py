@@ -107,6 +107,11 @@ def test_constant_maps_are_masked_whole_and_alone():
     assert mask[..., 0].sum() == mask[..., 2].sum() == 64 * 64 - 36
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_broken_maps_are_not_hidden(value):
+    assert np.asarray(outlier_mask(with_blob(4, 4, value=value), **FULL)).all()
+
+
 def test_bfloat16_is_decided_in_float32():
     maps = np.random.default_rng(3).standard_t(1.5, (2, 24, 24, 8)).astype(np.float32)
     maps = jnp.asarray(maps, jnp.bfloat16)

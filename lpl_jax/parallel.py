@@ -26,20 +26,20 @@ from lpl_jax.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# (pattern searched in the path of a leaf, mesh axes of its *last* dimensions). The first match counts; what no rule
-# names, and the dimensions before those named, are left to `fsdp`. Projections into heads or hidden units are split by
-# output, projections out of them by input, so that one all-reduce per branch is all that `tensor` costs.
+# (pattern searched in the path of a leaf, mesh axes of its *last* dimensions; none: whole on every device). The first
+# match counts; what no rule names is left to `fsdp`. Projections into heads or hidden units are split by output,
+# projections out of them by input, so that one all-reduce per branch is all that `tensor` costs.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
     (r"block.*(attn/[qkv]|mlp/fc1)/kernel$", (None, "tensor")),
-    (r"block.*(attn/[qkv]|mlp/fc1)/bias$", ("tensor",)),
     (r"block.*(attn/out|mlp/fc2)/kernel$", ("tensor", None)),
+    (r"(patch_embed|head/out)/kernel$", ()),  # one side is the pixels of a patch
 )
 
 # Parameters of scanned layers are stacked along a first axis that the scan slices: never split.
 STACKED = r"(^|/)blocks/"
 
-# Below this number of elements the collective costs more than the memory is worth: replicated.
+# Below this number of elements (of one layer) the collective costs more than the memory is worth: replicated.
 MIN_SHARD_SIZE = 2**14
 
 
@@ -86,24 +86,27 @@ def partition_spec(
 ) -> PartitionSpec:
     """Mesh axes of one leaf, from its path ("params/blocks/attn/q/kernel") and shape.
 
-    First the rules, whose axes hold only where the size divides; then `fsdp` on the largest dimension left that it
-    divides (the last of equal ones). Arrays under `min_size` elements, and axes of size 1, are not split.
+    First the rules, whose axes hold only where the size divides; then `fsdp`, if no rule has placed it, on the first
+    dimension left that it divides. Arrays under `min_size` elements, and axes of size 1, are not split.
+
+    The first dimension of a kernel is its input. Any other choice costs as little memory, but with a split output the
+    partitioner moves activations, whose batch lies on the same axis, rather than the weights.
     """
-    axes: list[str | None] = [None] * len(shape)
-    if math.prod(shape) < min_size:
+    first = 1 if re.search(STACKED, path) else 0
+    rule = next((spec for pattern, spec in rules if re.search(pattern, path)), (None,))
+    if not rule or math.prod(shape[first:]) < min_size:
         return PartitionSpec()
+    axes: list[str | None] = [None] * len(shape)
 
     def fits(dim: int, axis: str) -> bool:
         return mesh.shape[axis] > 1 and shape[dim] % mesh.shape[axis] == 0
 
-    first = 1 if re.search(STACKED, path) else 0
-    rule = next((spec for pattern, spec in rules if re.search(pattern, path)), ())
     for dim, axis in zip(range(len(shape) - 1, first - 1, -1), reversed(rule), strict=False):
         if axis is not None and fits(dim, axis):
             axes[dim] = axis
     free = [dim for dim in range(first, len(shape)) if axes[dim] is None and fits(dim, "fsdp")]
-    if free:
-        axes[max(free, key=lambda dim: (shape[dim], dim))] = "fsdp"
+    if free and "fsdp" not in axes:
+        axes[free[0]] = "fsdp"
     return PartitionSpec(*axes)
 
 

@@ -61,20 +61,22 @@ def test_mesh_config_refuses(sizes, message):
 @pytest.mark.parametrize(
     ("path", "shape", "spec"),
     [
-        ("params/head/kernel", (256, 512), P(None, "fsdp")),  # the largest axis
-        ("params/head/kernel", (512, 250), P("fsdp", None)),
-        ("params/head/kernel", (256, 1001), P("fsdp", None)),  # the largest that divides
+        ("params/head/kernel", (128, 1024), P("fsdp", None)),  # the input of a kernel
+        ("params/label_embed/embedding", (1001, 256), P(None, "fsdp")),  # the first that divides
         ("params/head/kernel", (257, 1001), P(None, None)),  # none divides: replicated
+        ("params/patch_embed/kernel", (16, 1152), P()),  # a rule says: whole
         ("params/head/bias", (256,), P()),  # small: replicated
         ("step", (), P()),
-        ("params/blocks/mod/kernel", (28, 128, 768), P(None, None, "fsdp")),
-        ("params/blocks/scale", (65536, 2), P(None, None)),  # the stacked axis is never split
+        ("params/blocks/norm/scale", (28, 1024), P()),  # small is meant of one layer
+        ("params/blocks/table", (28, 3, 65536), P(None, None, "fsdp")),  # the stacked axis is never split
+        ("params/blocks/image_modulation/kernel", (28, 256, 1536), P(None, "fsdp", None)),
         ("params/blocks/attn/q/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
         ("emas/0.9999/blocks/attn/q/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
-        ("opt_state/1/mu/blocks/attn/q/bias", (28, 1024), P(None, "tensor")),
-        ("params/blocks/context_mlp/fc2/kernel", (28, 256, 512), P(None, "tensor", "fsdp")),
+        ("opt_state/1/mu/blocks/attn/q/kernel", (28, 256, 256), P(None, "fsdp", "tensor")),
+        ("params/blocks/context_mlp/fc2/kernel", (28, 512, 256), P(None, "tensor", "fsdp")),
         ("params/last_block/context_attn/out/kernel", (256, 256), P("tensor", "fsdp")),
-        ("params/blocks/attn/q/kernel", (28, 256, 255), P(None, "fsdp", None)),  # 255 does not divide by 2
+        ("params/blocks/attn/q/kernel", (28, 512, 255), P(None, "fsdp", None)),  # 255 does not divide by 2
+        ("params/time_mlp/fc1/kernel", (256, 1024), P("fsdp", None)),  # `tensor` is for the blocks
     ],
 )
 def test_rules(mesh, path, shape, spec):
@@ -90,7 +92,7 @@ def test_sharding_of_a_tree_keeps_its_structure(mesh):
     shapes = {"a": {"kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32)}, "b": (jax.ShapeDtypeStruct((), int),)}
     shardings = param_sharding(shapes, mesh)
     assert jax.tree.structure(shardings) == jax.tree.structure(shapes)
-    assert shardings["a"]["kernel"].spec == P(None, "fsdp")
+    assert shardings["a"]["kernel"].spec == P("fsdp", None)
     assert shardings["b"][0].is_fully_replicated
 
 

@@ -12,7 +12,7 @@ from lpl_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lpl_jax.training.state import abstract_state, apply_gradients, create_state
 
 DECAYS = (0.9, 0.9999)
-WIDTH = 128
+WIDTH = 256
 
 
 def init_params(key):
@@ -36,7 +36,8 @@ def predict(params, x):
 
 @pytest.fixture(scope="module")
 def optimizer():
-    return make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1))[0]
+    # A large eps: Adam divides by |g|, and where g is nearly 0 the order of a sum would show in its sign.
+    return make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, eps=1e-3))[0]
 
 
 def make_step(optimizer, state, mesh):
@@ -56,38 +57,42 @@ def make_step(optimizer, state, mesh):
 
 
 def batch_of(seed):
+    """More tokens than parameters have rows: with less the partitioner would rather move activations than weights."""
     rng = np.random.default_rng(seed)
-    return {"x": rng.normal(size=(8, WIDTH)).astype("f4"), "y": rng.normal(size=(8, 4)).astype("f4")}
+    return {"x": rng.normal(size=(16, 64, WIDTH)).astype("f4"), "y": rng.normal(size=(16, 64, 4)).astype("f4")}
 
 
-def run(sizes, optimizer, steps=3):
-    """Losses and final state on a mesh of these sizes."""
-    devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = make_mesh(MeshConfig(*sizes), devices)
+def run(sizes, optimizer):
+    """Initial state, losses of three steps on one batch, final state; on a mesh of these sizes."""
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
-    step, losses = make_step(optimizer, state, mesh), []
-    for _ in range(steps):
+    first, step, losses = state, make_step(optimizer, state, mesh), []
+    initial = jax.tree.map(np.array, state)  # copies: the buffers are donated
+    for _ in range(3):
         state, metrics = step(state, put_batch(batch_of(0), mesh))
         losses.append(float(metrics["loss"]))
-    return losses, state
+    # Parameters and averages begin equal, but are not one buffer, which could not be donated twice.
+    kept = [leaf_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(first) if not leaf.is_deleted()]
+    assert not kept
+    return initial, losses, state
 
 
 @pytest.fixture(scope="module")
 def on_one_device(optimizer):
-    losses, state = run((1, 1, 1), optimizer)
-    return losses, jax.device_get(state)
+    initial, losses, state = run((1, 1, 1), optimizer)
+    return initial, losses, jax.device_get(state)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 4, 2)])
 def test_training_does_not_depend_on_the_mesh(sizes, optimizer, on_one_device, capfd):
-    losses, state = run(sizes, optimizer)
-    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-6)
+    initial, losses, state = run(sizes, optimizer)
+    jax.tree.map(np.testing.assert_array_equal, initial, on_one_device[0])
+    np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-6)
     assert losses[-1] < losses[0]
-    # Adam divides by |g|: where g is nearly 0 the order of a sum shows; 3 steps of 1e-3 moved parameters by up to 3e-3.
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(on_one_device[1].params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(on_one_device[2]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
     # The state stays where the rules put it: nothing was gathered for good.
-    expected = param_sharding(state, jax.tree.leaves(state)[0].sharding.mesh)
+    expected = param_sharding(state, state.step.sharding.mesh)
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True
     ):
@@ -110,17 +115,11 @@ def test_created_state_is_sharded_as_the_rules_say(optimizer):
     assert sorted(state.emas) == ["0.9", "0.9999"]
 
 
-def test_initial_values_do_not_depend_on_the_mesh(optimizer):
-    states = [
-        create_state(init_params, optimizer, DECAYS, make_mesh(MeshConfig(*sizes), devices), jax.random.key(3))
-        for sizes, devices in (((1, 1, 1), jax.devices()[:1]), ((2, 2, 2), jax.devices()))
-    ]
-    for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
-        np.testing.assert_array_equal(a, b)
-    expected = jax.jit(init_params)(jax.random.key(3))
-    for tree in (states[0].params, *states[0].emas.values()):
-        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_array_equal(a, b)
+def test_averages_of_a_new_state_are_its_parameters(on_one_device):
+    initial, _, _ = on_one_device
+    expected = jax.jit(init_params)(jax.random.key(0))
+    for tree in (initial.params, *initial.emas.values()):
+        jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 def test_abstract_state_is_the_created_one_without_values(optimizer):
@@ -149,23 +148,13 @@ def test_parameters_must_be_float32(optimizer):
         create_state(lambda _: {"head": {"kernel": jnp.zeros(3, jnp.bfloat16)}}, optimizer, (), mesh, 0)
 
 
-def test_state_is_donated_whole(optimizer):
-    """Parameters and their averages start equal but are not one buffer, which could not be donated twice."""
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
-    new, _ = make_step(optimizer, state, mesh)(state, put_batch(batch_of(0), mesh))
-    kept = [leaf_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if not leaf.is_deleted()]
-    assert not kept
-    assert int(new.step) == 1
-
-
 def test_gradient_norm_is_taken_before_clipping():
     optimizer, _ = make_optimizer(OptimizerConfig(clip_norm=1.0))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = {"a": {"kernel": np.zeros(3, "f4")}, "b": {"bias": np.ones(1, "f4")}}
     state = create_state(lambda params: params, optimizer, (), mesh, params)
     gradients = {"a": {"kernel": jnp.array([3.0, 0, 0])}, "b": {"bias": jnp.array([4.0])}}
-    _, metrics = apply_gradients(state, gradients, optimizer)
+    _, metrics = jax.jit(lambda state, gradients: apply_gradients(state, gradients, optimizer))(state, gradients)
     assert float(metrics["grad_norm"]) == pytest.approx(5.0, rel=1e-6)
 
 

@@ -66,6 +66,14 @@ def test_range_of_few_values_is_clamped():
     assert np.asarray(outlier_mask(maps[:, :1, :1], **FULL)).shape == (1, 1, 1, 2)
 
 
+@pytest.mark.parametrize(("value", "kept"), [(3.39, True), (3.5, False)])
+def test_deviation_has_one_degree_less(value, kept):
+    # 12 times -1, 12 times 1 and one value: 3.39 lies between the thresholds 1 + 2 s with N (3.37) and N - 1 (3.42).
+    maps = np.array([-1.0] * 12 + [1.0] * 12 + [value], np.float32).reshape(1, 5, 5, 1)
+    mask = np.asarray(outlier_mask(maps, closing=1, opening=1, quantile=0.1))
+    assert mask[0, 4, 4, 0] == kept and mask.sum() == 24 + kept
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 6])
 def test_blobs_at_full_size(side):
     masked = ~np.asarray(outlier_mask(with_blob(side, side), **FULL))[0, :, :, 0]

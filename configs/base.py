@@ -65,15 +65,11 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.model.base_grid = placeholder(int)  # patches per side at the base resolution: range of the position embedding
     c.model.attention = placeholder(str)  # implementation of attention: xla
     c.model.remat = placeholder(str)  # what the backward pass recomputes: none | full | dots
-    c.model.dtype = (
-        "auto"  # compute type: float32 | bfloat16 | auto (bfloat16 on accelerators); parameters stay float32
-    )
+    c.model.dtype = "auto"  # compute type: float32 | bfloat16 | auto (bfloat16 on accelerators)
 
     c.paradigm = ConfigDict()  # forward process and what the network predicts
     c.paradigm.name = "eps"  # eps | v (zero terminal SNR) | flow
-    c.paradigm.schedule_rescale = (
-        1.0  # image side over that of the schedule: 2.0 trains 512 px with the 256 px schedule
-    )
+    c.paradigm.schedule_rescale = 1.0  # image side over that of the schedule: 2.0 for 512 px with the 256 px schedule
     c.paradigm.zero_terminal_snr = placeholder(bool)  # eps, v: rescale the schedule to end in pure noise (v: on)
     c.paradigm.train_steps = placeholder(int)  # eps, v: number of timesteps (1000)
     c.paradigm.beta_start = placeholder(float)  # eps, v: first beta (0.00085)
@@ -116,7 +112,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.lpl.metric = placeholder(str)  # mse | l1
     c.lpl.taps = placeholder(int)  # decoder feature maps that are compared, 1 to 5; None: 5
 
-    c.optimizer = ConfigDict()  # AdamW
+    c.optimizer = ConfigDict()  # AdamW; parameters and moments are float32
     c.optimizer.learning_rate = 1e-4  # after the warm-up
     c.optimizer.warmup_steps = 1000  # linear warm-up
     c.optimizer.schedule = "constant"  # constant | cosine (to 0 at total_steps)

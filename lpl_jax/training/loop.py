@@ -165,10 +165,10 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
     ):
 
         def log(rows):
+            # The rows were waited for, so the device is at the last one's step now, whatever has been dispatched since.
+            rate = meter.rate(rows[-1][0]) if rows else None
+            rates.extend([rate] if rate else [])
             for row_step, metrics in rows:
-                # The rows were waited for, so the device is at their step now, whatever has been dispatched since.
-                rate = meter.rate(row_step)
-                rates.extend([rate] if rate else [])
                 metrics = metrics | {"learning_rate": float(learning_rate(row_step - 1))}
                 logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
                 shown = {

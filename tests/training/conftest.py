@@ -1,0 +1,79 @@
+"""A tiny autoencoder in a folder, a folder of images in two classes, and the config of a run on them."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from lpl_jax import autoencoders
+from lpl_jax.data import FolderSource, write_store
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A random tiny autoencoder in diffusers layout (drawn by numpy: compiling the initialisers takes longer)."""
+    config = autoencoders.AutoencoderConfig.tiny()
+    shapes = jax.eval_shape(functools.partial(autoencoders.init, config), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        spread = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return (rng.standard_normal(leaf.shape) * spread + (len(leaf.shape) == 1)).astype(np.float32)
+
+    folder = tmp_path_factory.mktemp("autoencoder") / "tiny"
+    autoencoders.save(jax.tree.map(fill, shapes), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        path = root / ("ant" if index % 2 else "bee") / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, tiny_folder, image_folder):
+    """Latent stores of the images by resolution."""
+    autoencoder = autoencoders.load(tiny_folder)
+    root = tmp_path_factory.mktemp("stores")
+    for size in (32, 64):
+        write_store(root / str(size), FolderSource(image_folder, size), autoencoder, batch_size=16)
+    return {size: root / str(size) for size in (32, 64)}
+
+
+@pytest.fixture
+def tiny_config(tiny_folder, stores):
+    """function(resolution, **changes by dotted name) -> ConfigDict of a run of a few steps."""
+
+    def make(resolution=32, **changes):
+        c = base.get_config()
+        c.resolution = resolution
+        c.data.store = str(stores[resolution])
+        c.autoencoder.source = str(tiny_folder)
+        c.model.hidden, c.model.depth, c.model.heads, c.model.num_classes, c.model.base_grid = 16, 2, 2, 2, 2
+        c.optimizer.warmup_steps = 2
+        c.optimizer.learning_rate = 1e-3
+        c.ema.decays = (0.5, 0.9)
+        c.train.batch_size, c.train.steps, c.train.log_every, c.train.checkpoint_every = 8, 6, 2, 3
+        c.loss.calibration_batches = 2
+        for name, value in changes.items():
+            section, _, field = name.partition("__")
+            c[section][field] = value
+        return c
+
+    return make
+
+
+@pytest.fixture
+def with_lpl():
+    """Changes that switch the perceptual loss on, stated for 32 px."""
+    return dict(lpl__preset="paper", lpl__tau=3.0, lpl__tau_ref_resolution=32)

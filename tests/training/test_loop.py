@@ -1,0 +1,218 @@
+"""Runs: what they leave, resuming bit for bit, starting from another run, and what is refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lpl_jax import autoencoders
+from lpl_jax.errors import InputError
+from lpl_jax.training import build, checkpoints, load_run, loop, train
+from lpl_jax.training.logging import read_metrics
+
+ROOT = Path(loop.__file__).parents[2]
+
+
+def assert_same_state(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_folder, stores):
+    """Six steps with the perceptual loss in one go: (workdir, result)."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, train(build(_config(tiny_folder, stores)), workdir)
+
+
+def _config(tiny_folder, stores):
+    """The run of `whole`: all that tiny_config and with_lpl say, for a fixture of wider scope."""
+    from configs import base
+
+    c = base.get_config()
+    c.resolution = 32
+    c.data.store, c.autoencoder.source = str(stores[32]), str(tiny_folder)
+    c.model.hidden, c.model.depth, c.model.heads, c.model.num_classes, c.model.base_grid = 16, 2, 2, 2, 2
+    c.optimizer.warmup_steps, c.optimizer.learning_rate = 2, 1e-3
+    c.ema.decays = (0.5, 0.9)
+    c.train.batch_size, c.train.steps, c.train.log_every, c.train.checkpoint_every = 8, 6, 2, 3
+    c.loss.calibration_batches = 2
+    c.lpl.preset, c.lpl.tau, c.lpl.tau_ref_resolution, c.lpl.taps = "paper", 3.0, 32, 3
+    return c
+
+
+def test_a_run_leaves_config_metrics_and_checkpoints(whole):
+    workdir, result = whole
+    assert (result.step, result.stopped) == (6, False)
+    assert checkpoints.steps(workdir / "checkpoints") == [3, 6]
+    assert build(json.loads((workdir / "config.json").read_text())).train.steps == 6
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    for line in lines:
+        assert {
+            "loss",
+            "diffusion_loss",
+            "lpl",
+            "lpl_share",
+            "lpl/active_fraction",
+            "learning_rate",
+            "grad_norm",
+        } <= set(line)
+        assert line["loss"] >= line["diffusion_loss"] > 0
+    assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_weight_is_calibrated_to_the_share(whole):
+    """Two batches of eight say what the share is about."""
+    workdir, result = whole
+    assert float(result.state.lpl_weight) > 0
+    assert np.mean([line["lpl_share"] for line in read_metrics(workdir)]) == pytest.approx(0.2, abs=0.1)
+
+
+def test_averages_differ_from_the_parameters_and_each_other(whole):
+    workdir, _ = whole
+    experiment, params = load_run(workdir, "params")
+    _, default = load_run(workdir)
+    _, slow = load_run(workdir, "0.9")
+    assert experiment.ema.decays == (0.5, 0.9)
+    kernels = [tree["head"]["out"]["kernel"] for tree in (params, default, slow)]
+    assert len({float(np.abs(kernel).sum()) for kernel in kernels}) == 3
+    with pytest.raises(InputError, match="0.999"):
+        load_run(workdir, "0.999")
+
+
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_folder, stores, monkeypatch):
+    """SIGTERM in the fourth step: the step is finished and saved, and the second call continues."""
+    reference, result = whole
+    experiment = build(_config(tiny_folder, stores))
+    put, calls = loop.parallel.put_batch, []
+
+    def interrupted(batch, mesh):
+        calls.append(1)
+        if len(calls) == 2 + 4:  # two batches of the calibration come first
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(batch, mesh)
+
+    monkeypatch.setattr(loop.parallel, "put_batch", interrupted)
+    first = train(experiment, tmp_path / "run")
+    assert (first.step, first.stopped) == (4, True)
+    monkeypatch.undo()
+    second = train(experiment, tmp_path / "run")
+    assert (second.step, second.stopped) == (6, False)
+    assert_same_state(jax.device_get(second.state), jax.device_get(result.state))
+    last = {"images_per_second": None}
+    assert read_metrics(tmp_path / "run")[-1] | last == read_metrics(reference)[-1] | last
+    # A run that is complete is left as it is.
+    assert train(experiment, tmp_path / "run").step == 6
+
+
+def test_post_training_starts_from_the_parameters_at_another_resolution(whole, tmp_path, tiny_config):
+    base, _ = whole
+    config = tiny_config(64, train__steps=1, train__init_from=str(base), train__init_weights="0.9")
+    config.optimizer.learning_rate = 1e-30  # the first step leaves the parameters where they started
+    result = train(build(config), tmp_path / "post")
+    _, expected = load_run(base, "0.9")
+    for a, b in zip(jax.tree.leaves(result.state.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    assert_same_state(result.state.emas["0.9"], result.state.params)
+
+
+def test_a_folder_holds_one_run(whole, tiny_folder, stores):
+    workdir, _ = whole
+    config = _config(tiny_folder, stores)
+    config.seed, config.optimizer.b2 = 3, 0.99
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(InputError, match="seed was 0, is 3.*optimizer.b2 was 0.95, is 0.99|optimizer.b2.*seed was 0"):
+        train(build(config), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_another_autoencoder_is_refused_with_both_names(tmp_path, tiny_config, tiny_folder):
+    other = autoencoders.load(tiny_folder)
+    other.params["decoder"]["conv_out"]["bias"] += 1
+    autoencoders.save(other, tmp_path / "other")
+    with pytest.raises(InputError) as caught:
+        train(build(tiny_config(autoencoder__source=str(tmp_path / "other"))), tmp_path / "run")
+    assert str(tiny_folder) in str(caught.value) and str(tmp_path / "other") in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_of_another_resolution_is_refused(tmp_path, tiny_config, stores):
+    config = tiny_config(32, data__store=str(stores[64]))
+    with pytest.raises(InputError, match="holds 64 px images; resolution=32"):
+        train(build(config), tmp_path / "run")
+
+
+def test_batches_must_divide_over_the_mesh(tmp_path, tiny_config):
+    with pytest.raises(InputError, match="batch_size=6 is not divisible by the 8 parts"):
+        train(build(tiny_config(train__batch_size=6)), tmp_path / "run")
+
+
+def test_missing_run_to_start_from(tmp_path, tiny_config):
+    with pytest.raises(InputError, match="no checkpoint in .*nowhere"):
+        train(build(tiny_config(train__init_from=str(tmp_path / "nowhere"))), tmp_path / "run")
+
+
+def test_a_missing_store_is_made_from_the_source(tmp_path, tiny_config, image_folder):
+    config = tiny_config(32)
+    config.data.store, config.data.source = None, str(image_folder)
+    experiment = dataclasses.replace(build(config), resolution=32)
+    store = loop.open_store(experiment, autoencoders.load(config.autoencoder.source), tmp_path)
+    assert (len(store), store.path) == (16, tmp_path / "latents")
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_folder, stores, whole):
+    """SIGKILL at a random moment behind the first checkpoint."""
+    _, result = whole
+    config = _config(tiny_folder, stores)
+    overrides = [
+        f"--config.{section}.{field}={value}"
+        for section, fields in config.to_dict().items()
+        if isinstance(fields, dict)
+        for field, value in fields.items()
+        if value is not None and section in ("data", "autoencoder", "model", "optimizer", "ema", "train", "loss", "lpl")
+    ]
+    command = [sys.executable, "train.py", "--config=configs/base.py", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.resolution=32", *overrides]
+    running = subprocess.Popen(command, cwd=ROOT)
+    while not checkpoints.steps(tmp_path / "run/checkpoints"):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    _, params = load_run(tmp_path / "run", "params")
+    assert_same_state(params, jax.device_get(result.state.params))
+
+
+@pytest.mark.shared
+def test_the_readme_command_on_real_imagenet_photographs(shared, tmp_path, capfd):
+    """`python train.py --config configs/imagenet.py:256,lpl ...` at a size for this machine."""
+    import train as program
+
+    status = program.main(
+        [
+            "--config=configs/imagenet.py:256,lpl,tiny",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.data.source={shared / 'data/imagenet1k-sample/train'}",
+            "--config.data.limit=8",
+            "--config.autoencoder.source=bundled",
+            "--config.train.batch_size=8",
+            "--config.train.steps=2",
+            "--config.lpl.weight=1",  # given: a calibration would compile the loss once more
+            "--config.loss.lpl_capacity=1",
+        ]
+    )
+    assert status == 0
+    lines = read_metrics(tmp_path / "run")
+    assert lines[-1]["step"] == 2
+    assert all(np.isfinite(value) for line in lines for value in line.values())

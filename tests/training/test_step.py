@@ -1,0 +1,189 @@
+"""The train step: what it computes, that it is pure, and that the mesh does not matter."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax.diffusion import paradigm
+from lpl_jax.losses import LPLConfig, gated_perceptual_loss
+from lpl_jax.training import Objective, OptimizerConfig, create_state, losses, train_step
+from lpl_jax.training.optimizer import make_optimizer
+
+MODEL = denoisers.preset("tiny", hidden=16, depth=2, heads=2, num_classes=3)
+# Three taps: enough to have a masked one, and half the time to compile.
+LPL = LPLConfig.paper(tau=2.0, tau_ref_resolution=32, taps=3, weight=0.5, target_share=None)
+BATCH = 8
+
+
+def objective(name="eps", lpl=LPL, **changes):
+    base = Objective(denoisers.MMDiT(MODEL), paradigm(name), resolution=32, null_label=3, lpl=lpl)
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tiny_folder):
+    return autoencoders.load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "mean": rng.standard_normal((BATCH, 4, 4, 4)).astype(np.float32),
+        "logvar": np.full((BATCH, 4, 4, 4), -6, np.float32),
+        "label": np.arange(BATCH, dtype=np.int32) % 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def params():
+    """The output layer is zero at initialisation: a little noise makes the prediction depend on its inputs."""
+    params = jax.jit(functools.partial(denoisers.init, MODEL))(jax.random.key(1))
+    return jax.tree.map(lambda x: x + 0.02 * np.random.default_rng(2).standard_normal(x.shape, np.float32), params)
+
+
+evaluate = jax.jit(losses, static_argnames="objective")
+
+
+def run(params, batch, autoencoder, objective, key=0, weight=0.5, **fixed):
+    return evaluate(params, batch, jax.random.key(key), autoencoder, jnp.float32(weight), objective=objective, **fixed)
+
+
+@pytest.mark.parametrize("name", ["eps", "v", "flow"])
+def test_diffusion_loss_of_a_zero_prediction_is_the_power_of_the_target(name, batch, autoencoder):
+    """At initialisation the network outputs exactly 0, so the loss is known without it."""
+    untrained = jax.jit(functools.partial(denoisers.init, MODEL))(jax.random.key(1))
+    chosen = objective(name, lpl=None)
+    still = batch | {"logvar": np.full_like(batch["logvar"], -200)}  # no posterior noise: z0 is the scaled mean
+    noise = np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
+    t = chosen.paradigm.sample_t(jax.random.key(4), (BATCH,))
+    total, metrics = run(untrained, still, autoencoder, chosen, t=t, noise=noise)
+    target = chosen.paradigm.target(autoencoder.scale(batch["mean"]), noise, t)
+    np.testing.assert_allclose(total, np.mean(np.square(target)), rtol=1e-5)
+    assert set(metrics) == {"loss", "diffusion_loss"}
+
+
+def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoencoder):
+    chosen = objective()
+    noise = np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
+    t = jnp.arange(BATCH) * 100
+    still = batch | {"logvar": np.full_like(batch["logvar"], -200)}
+    total, metrics = run(params, still, autoencoder, dataclasses.replace(chosen, label_dropout=0.0), t=t, noise=noise)
+    z0 = autoencoder.scale(batch["mean"])
+    process = chosen.paradigm
+    z_t = process.add_noise(z0, noise, t)
+    prediction = denoisers.MMDiT(MODEL).apply({"params": params}, z_t, process.time_input(t), batch["label"])
+    diffusion = np.mean(np.square(prediction - noise))
+    z0_hat = process.estimate(z_t, prediction, t)[0]
+    alpha, sigma = process.alpha_sigma(t)
+    perceptual, _ = gated_perceptual_loss(autoencoder, z0_hat, z0, alpha, sigma, jax.random.key(9), LPL, resolution=32)
+    np.testing.assert_allclose(metrics["diffusion_loss"], diffusion, rtol=1e-5)
+    np.testing.assert_allclose(metrics["lpl"], perceptual, rtol=1e-4)
+    np.testing.assert_allclose(total, diffusion + 0.5 * perceptual, rtol=1e-4)
+    np.testing.assert_allclose(metrics["lpl_share"], 0.5 * perceptual / total, rtol=1e-4)
+    np.testing.assert_allclose(metrics["lpl/active_fraction"], np.mean(sigma <= 2 * alpha), rtol=1e-6)
+
+
+def test_perceptual_loss_reaches_the_gradient_only_through_active_samples(params, batch, autoencoder):
+    gradient = jax.jit(
+        jax.grad(lambda p, t, w: losses(p, batch, jax.random.key(0), autoencoder, w, objective(), t=t)[0])
+    )
+    low, high = jnp.full((BATCH,), 100), jnp.full((BATCH,), 950)
+
+    def difference(t):
+        pairs = zip(*(jax.tree.leaves(gradient(params, t, jnp.float32(w))) for w in (0, 5)), strict=True)
+        return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
+
+    assert difference(high) == 0  # sigma/alpha is above tau everywhere
+    assert difference(low) > 1e-4
+
+
+def test_dropped_labels_have_no_influence(params, batch, autoencoder):
+    other = batch | {"label": (batch["label"] + 1) % 3}
+    always, never = objective(lpl=None, label_dropout=1.0), objective(lpl=None, label_dropout=0.0)
+    assert run(params, batch, autoencoder, always)[0] == run(params, other, autoencoder, always)[0]
+    assert run(params, batch, autoencoder, never)[0] != run(params, other, autoencoder, never)[0]
+
+
+def test_weights_of_min_snr_enter_both_losses(params, batch, autoencoder):
+    t = jnp.full((BATCH,), 50)  # one t, so that one factor divides out
+    plain = run(params, batch, autoencoder, objective(), t=t)[1]
+    lpl = dataclasses.replace(LPL, extra_weight="min_snr")
+    weighted = run(params, batch, autoencoder, objective(lpl=lpl, weighting="min_snr"), t=t)[1]
+    alpha, sigma = (float(x[0]) for x in paradigm("eps").alpha_sigma(t))
+    factor = min((alpha / sigma) ** 2, 5.0) / (alpha / sigma) ** 2
+    assert factor < 0.9
+    for name in ("diffusion_loss", "lpl"):
+        np.testing.assert_allclose(weighted[name], factor * plain[name], rtol=1e-4)
+
+
+def fresh_state(mesh, optimizer, params):
+    # Copies: the state is donated, and may share its memory with the parameters that it begins from.
+    state = create_state(lambda given: given, optimizer, (0.5,), mesh, jax.tree.map(jnp.array, params))
+    return state.replace(lpl_weight=parallel.put_replicated(jnp.float32(0.5), mesh))
+
+
+def steps(sizes, params, batch, autoencoder, count=3, **changes):
+    """Metrics of `count` steps on a mesh, and the parameters after them."""
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
+    optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
+    step = jax.jit(functools.partial(train_step, objective=objective(**changes), optimizer=optimizer), donate_argnums=0)
+    state = fresh_state(mesh, optimizer, params)
+    key = parallel.put_replicated(jax.random.key(5), mesh)
+    frozen = parallel.put_replicated(autoencoder, mesh)
+    metrics = []
+    for _ in range(count):
+        state, values = step(state, parallel.put_batch(batch, mesh), key, frozen)
+        metrics.append(jax.device_get(values))
+    return metrics, jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def one_device(params, batch, autoencoder):
+    return steps((1, 1, 1), params, batch, autoencoder, capacity=4)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 4, 2)], ids=str)
+def test_meshes_agree(sizes, params, batch, autoencoder, one_device):
+    expected, expected_state = one_device
+    metrics, state = steps(sizes, params, batch, autoencoder, capacity=4)
+    for here, there in zip(metrics, expected, strict=True):
+        for name in ("loss", "diffusion_loss", "lpl", "grad_norm"):
+            # sums of float32 in another order
+            np.testing.assert_allclose(here[name], there[name], rtol=1e-4, err_msg=name)
+    # Adam divides by the root of the second moment: where a gradient is near 0 its sign may differ, for one step's rate
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=6e-3)
+        assert np.mean(np.abs(a - b)) < 1e-4
+
+
+def test_every_step_draws_anew_and_the_same_step_the_same(params, batch, autoencoder, one_device):
+    metrics, state = one_device
+    again, _ = steps((1, 1, 1), params, batch, autoencoder, capacity=4)
+    assert [row["loss"] for row in again] == [row["loss"] for row in metrics]
+    assert len({float(row["lpl/active_fraction"]) for row in metrics} | {float(row["loss"]) for row in metrics}) > 3
+    assert state.step == 3
+    assert metrics[0]["lpl/decoded"] == 4
+
+
+def test_training_on_one_batch_lowers_both_losses(params, batch, autoencoder):
+    """With t and noise fixed the batch can be learnt by heart."""
+    chosen = objective(label_dropout=0.0)
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=0))
+    noise = jax.random.normal(jax.random.key(6), (BATCH, 4, 4, 4))
+    fixed = dict(t=jnp.arange(BATCH) * 60 + 50, noise=noise)
+    step = jax.jit(functools.partial(train_step, objective=chosen, optimizer=optimizer, **fixed))
+    state = fresh_state(mesh, optimizer, params)
+    values = []
+    for _ in range(60):
+        state, metrics = step(state, batch, jax.random.key(7), autoencoder)
+        values.append((float(metrics["diffusion_loss"]), float(metrics["lpl"])))
+    assert values[-1][0] < 0.8 * values[0][0]
+    assert values[-1][1] < 0.8 * values[0][1]

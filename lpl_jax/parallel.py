@@ -34,6 +34,7 @@ RULES: Rules = (
     (r"block.*(attn/[qkv]|mlp/fc1)/kernel$", (None, "tensor")),
     (r"block.*(attn/out|mlp/fc2)/kernel$", ("tensor", None)),
     (r"(patch_embed|head/out)/kernel$", ()),  # one side is the pixels of a patch
+    (r"embedding$", ()),  # a row is looked up for each label: columns would come back split
 )
 
 # Parameters of scanned layers are stacked along a first axis that the scan slices: never split.
@@ -166,9 +167,22 @@ def put_replicated(tree, mesh: Mesh):
     return jax.device_put(tree, replicated(mesh))
 
 
-def constrain_batch(tree, mesh: Mesh):
-    """Inside jit: keep the first axis of every leaf on the batch axes.
+def constrain_batch(tree):
+    """Inside jit, under `jax.set_mesh(mesh)`: the first axis of every leaf, and of its gradient, on the batch axes.
 
-    For inputs and conditioning vectors, whose layout the partitioner otherwise guesses from the weights that they meet.
+    A hint for activations where there are few of them (context tokens, conditioning vectors): the partitioner would
+    rather move those than the weights that they meet, and pays for it later. No hint where no mesh is set or the batch
+    does not divide; the other axes are left to the partitioner.
     """
-    return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(axis for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+
+    def constrain(leaf):
+        if shards == 1 or leaf.shape[0] % shards:
+            return leaf
+        free = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(axes, *free))
+
+    return jax.tree.map(constrain, tree)

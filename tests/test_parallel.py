@@ -1,12 +1,17 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lpl_jax import denoisers
 from lpl_jax.errors import InputError
 from lpl_jax.parallel import (
     MeshConfig,
+    batch_sharding,
     batch_shards,
     constrain_batch,
     make_mesh,
@@ -62,7 +67,8 @@ def test_mesh_config_refuses(sizes, message):
     ("path", "shape", "spec"),
     [
         ("params/head/kernel", (128, 1024), P("fsdp", None)),  # the input of a kernel
-        ("params/label_embed/embedding", (1001, 256), P(None, "fsdp")),  # the first that divides
+        ("params/head/kernel", (1001, 256), P(None, "fsdp")),  # the first that divides
+        ("params/label_embed/embedding", (1001, 256), P()),
         ("params/head/kernel", (257, 1001), P(None, None)),  # none divides: replicated
         ("params/patch_embed/kernel", (16, 1152), P()),  # a rule says: whole
         ("params/head/bias", (256,), P()),  # small: replicated
@@ -108,9 +114,59 @@ def test_put_batch_splits_over_data_and_fsdp(mesh):
         put_batch(np.zeros((6, 2)), mesh)
 
 
-def test_put_replicated_and_constrain(mesh):
+def test_put_replicated(mesh):
     whole = put_replicated({"x": np.arange(16.0).reshape(8, 2)}, mesh)["x"]
     assert whole.is_fully_replicated and len(whole.addressable_shards) == 8
-    split = jax.jit(lambda x: constrain_batch(x * 2, mesh))(whole)
+
+
+def test_constrain_batch_is_a_hint_under_a_mesh(mesh):
+    def double(x):
+        return constrain_batch(x * 2)
+
+    x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    whole = put_replicated(x, mesh)
+    with jax.set_mesh(mesh):
+        split = jax.jit(double)(whole)
+        odd = jax.jit(double)(whole[:7])  # 7 images on 4 devices: left alone
     assert split.addressable_shards[0].data.shape == (2, 2)
-    np.testing.assert_array_equal(np.asarray(split), np.arange(16.0).reshape(8, 2) * 2)
+    np.testing.assert_array_equal(split, x * 2)
+    np.testing.assert_array_equal(odd, x[:7] * 2)
+    np.testing.assert_array_equal(jax.jit(double)(x), x * 2)  # no mesh
+    rows = P(("data", "fsdp"))
+    inside = jax.shard_map(double, mesh=mesh, in_specs=rows, out_specs=rows)  # the batch axes are not XLA's there
+    with jax.set_mesh(mesh):
+        np.testing.assert_array_equal(jax.jit(inside)(x), x * 2)
+
+
+UNCONSTRAINED = "the denoiser's projections do not call constrain_batch yet"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 4, 1),
+        pytest.param((1, 8, 1), marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=UNCONSTRAINED)),
+        (2, 2, 2),
+        (1, 4, 2),
+    ],
+)
+def test_gradient_of_the_denoiser_moves_weights_not_activations(sizes, capfd):
+    """Compiled only, with nearly everything split as in a large model, and more tokens than parameters have rows."""
+    mesh = make_mesh(MeshConfig(*sizes))
+    config = dataclasses.replace(denoisers.preset("tiny"), depth=3, num_classes=10, dtype="float32")
+    shapes = jax.eval_shape(functools.partial(denoisers.init, config), jax.random.key(0))
+    shardings = param_sharding(shapes, mesh, min_size=512)
+    assert not shardings["blocks"]["attn"]["q"]["kernel"].is_fully_replicated
+    params = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+    def given(shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+
+    def loss(params, latents, time, label):
+        return jnp.mean(denoisers.MMDiT(config).apply({"params": params}, latents, time, label) ** 2)
+
+    inputs = given((64, 16, 16, config.latent_channels)), given((64,)), given((64,), jnp.int32)
+    with jax.set_mesh(mesh):
+        jax.jit(jax.grad(loss), out_shardings=shardings).lower(params, *inputs).compile()
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err

@@ -44,7 +44,7 @@ def make_step(optimizer, state, mesh):
     """Jitted step. The output shardings are said: left to itself the partitioner may move a small leaf elsewhere."""
 
     def step(state, batch):
-        x = constrain_batch(batch["x"], mesh)
+        x = constrain_batch(batch["x"])
 
         def loss(params):
             return jnp.mean((predict(params, x) - batch["y"]) ** 2)
@@ -69,7 +69,8 @@ def run(sizes, optimizer):
     first, step, losses = state, make_step(optimizer, state, mesh), []
     initial = jax.tree.map(np.array, state)  # copies: the buffers are donated
     for _ in range(3):
-        state, metrics = step(state, put_batch(batch_of(0), mesh))
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, put_batch(batch_of(0), mesh))
         losses.append(float(metrics["loss"]))
     # Parameters and averages begin equal, but are not one buffer, which could not be donated twice.
     kept = [leaf_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(first) if not leaf.is_deleted()]

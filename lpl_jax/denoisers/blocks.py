@@ -61,7 +61,7 @@ class ModulationTable(nn.Module):
 
 
 class Projections(nn.Module):
-    """The weights of attention: queries, keys and values with RMS-normalised queries and keys, and the way back."""
+    """The weights of attention: queries, keys and values, RMS-norms of queries and keys, and the way back."""
 
     config: MMDiTConfig
 
@@ -71,7 +71,8 @@ class Projections(nn.Module):
         self.q, self.k, self.v, self.out = (
             nn.Dense(cfg.hidden, dtype=cfg.dtype, kernel_init=xavier_uniform) for _ in range(4)
         )
-        self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=EPSILON, dtype=jnp.float32) for _ in range(2))
+        if cfg.qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=EPSILON, dtype=jnp.float32) for _ in range(2))
 
     def split(self, tokens):
         """(B, N, d) -> queries, keys, values, each (B, N, heads, head size)."""
@@ -79,7 +80,9 @@ class Projections(nn.Module):
         q, k, v = (
             linear(tokens).reshape(*tokens.shape[:-1], cfg.heads, cfg.head_dim) for linear in (self.q, self.k, self.v)
         )
-        return self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype), v
+        if cfg.qk_norm:
+            q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
+        return q, k, v
 
     def join(self, heads):
         """(B, N, heads, head size) -> (B, N, d)."""
@@ -89,11 +92,13 @@ class Projections(nn.Module):
 class JointBlock(nn.Module):
     """One block (Stable Diffusion 3, Sec. 4, Fig. 2b) with options for what the context stream has of its own.
 
-    `pre_only`: the context only feeds the attention and is returned as it came.
+    `pre_only`: the context only feeds the attention and is returned as it came. `dual`: the image tokens also attend
+    to themselves alone, with a modulation of its own (Stable Diffusion 3.5 medium).
     """
 
     config: MMDiTConfig
     pre_only: bool = False
+    dual: bool = False
 
     @nn.compact
     def __call__(self, streams, conditioning):
@@ -104,7 +109,10 @@ class JointBlock(nn.Module):
         x, y = streams
         image, context = self._modulations(*conditioning)
         x_out, y_out = self._attend(_modulate(x, image[0:2], x.dtype), _modulate(y, context[0:2], y.dtype))
+        second = self._attend_image(_modulate(x, image[6:8], x.dtype)) if self.dual else None
         x = _residual(x, image[2], x_out)
+        if self.dual:
+            x = _residual(x, image[8], second)
         x_mlp = self._mlp("mlp")
         x = _residual(x, image[5], x_mlp(_modulate(x, image[3:5], x.dtype)))
         if self.pre_only:
@@ -116,9 +124,11 @@ class JointBlock(nn.Module):
         return (x, y), None
 
     def _modulations(self, image_conditioning, context_conditioning):
-        """Per stream: (chunks, B, 1, d) float32 in the order shift, scale, gate of the attention, then of the MLP."""
+        """Per stream: (chunks, B, 1, d) float32 in the order shift, scale, gate of the attention, then of the MLP, then
+        of the second attention of the image stream, if there is one.
+        """
         kind = Modulation if self.config.modulation == "per_block" else ModulationTable
-        image = context = kind(6, name="image_modulation")(image_conditioning)
+        image = context = kind(9 if self.dual else 6, name="image_modulation")(image_conditioning)
         if self.config.context_modulation_chunks:
             chunks = 2 if self.pre_only else self.config.context_modulation_chunks
             context = kind(chunks, name="context_modulation")(context_conditioning)
@@ -138,6 +148,10 @@ class JointBlock(nn.Module):
             return own.join(attention(q[:, :n], k, v, self.config.attention)), None
         heads = attention(q, k, v, self.config.attention)
         return own.join(heads[:, :n]), other.join(heads[:, n:])
+
+    def _attend_image(self, x):
+        own = Projections(self.config, name="second_attn")
+        return own.join(attention(*own.split(x), self.config.attention))
 
     def _mlp(self, name):
         cfg = self.config
@@ -160,24 +174,23 @@ class Head(nn.Module):
 def apply_blocks(config: MMDiTConfig, streams, conditioning):
     """All blocks in turn, to be called inside a compact module, which gets the submodules `blocks` and `last_block`.
 
-    Equal blocks are one scanned module, whose parameters have the depth as their first axis. The pre-only block has
-    other parameters and comes after the scan.
+    Equal blocks are one scanned module, whose parameters have their number as the first axis. Blocks with a second
+    attention (`dual_blocks`) and the pre-only block have other parameters and are scanned before, or come after.
     """
-    scanned = config.depth - config.context_pre_only
-    if scanned:
+    for name, places in config.stacks.items():
         scan = nn.scan(
             # Inside a scan nothing can undo the recomputation, so XLA needs no barrier against that.
             _rematerialized(config, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
-            length=scanned,
+            length=len(places),
         )
-        streams, _ = scan(config, name="blocks")(streams, conditioning)
+        streams, _ = scan(config, dual=name == "dual_blocks", name=name)(streams, conditioning)
     if config.context_pre_only:
-        streams, _ = _rematerialized(config, prevent_cse=True)(config, pre_only=True, name="last_block")(
-            streams, conditioning
-        )
+        last = _rematerialized(config, prevent_cse=True)
+        dual = config.dual_attention == config.depth
+        streams, _ = last(config, pre_only=True, dual=dual, name="last_block")(streams, conditioning)
     return streams
 
 

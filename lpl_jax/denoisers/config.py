@@ -49,7 +49,11 @@ class MMDiTConfig:
     modulation: str = "per_block"  # a Linear per block, or one for all blocks plus a table per block (adaLN-single)
     context_modulation_chunks: int = 6  # 6: own, with an MLP; 3: own, without; 0: those of the image stream
     context_pre_only: bool = True  # the last block's context only feeds the attention (it has no output to anything)
+    qk_norm: bool = True  # RMS-normalise queries and keys (Stable Diffusion 3.0 medium does not)
+    dual_attention: int = 0  # the first so many blocks have a second attention, among image tokens (SD 3.5 medium)
     base_grid: int = 16  # patches per side at the base resolution: the range of the position coordinates
+    position_table: int = 0  # side of a table of positions, part of the parameters, of which a grid takes the centre;
+    # 0: positions are computed, and every grid spans the range of the base grid
     attention: str = "xla"  # implementation of softmax attention, see `denoisers.attention`
     remat: str = "none"  # what the backward pass recomputes: nothing, all of a block, all but its matrix products
     dtype: str = "float32"  # of matrix products and of the token streams; parameters are always float32
@@ -57,9 +61,9 @@ class MMDiTConfig:
     def __post_init__(self):
         for name in ("hidden", "depth", "heads", "latent_channels", "patch_size", "mlp_ratio", "base_grid"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive integer")
-        for name in ("num_classes", "context_dim", "pooled_dim"):
+        for name in ("num_classes", "context_dim", "pooled_dim", "dual_attention", "position_table"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, self, name, "0 or a positive integer")
-        for name in ("control", "context_pre_only"):
+        for name in ("control", "context_pre_only", "qk_norm"):
             _require(isinstance(getattr(self, name), bool), self, name, "True or False")
         for name, allowed in CHOICES.items():
             _require(getattr(self, name) in allowed, self, name, f"one of {', '.join(allowed)}")
@@ -77,18 +81,45 @@ class MMDiTConfig:
             "context_modulation_chunks",
             f"{chunks[1]} (its own) or 0 (those of the image stream) with context_mlp = {self.context_mlp!r}",
         )
+        most = self.depth if self.modulation == "per_block" else 0
+        _require(
+            self.dual_attention <= most,
+            self,
+            "dual_attention",
+            f"0 to {most} with depth = {self.depth} and modulation = {self.modulation!r}",
+        )
 
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
+    @property
+    def stacks(self) -> dict[str, range]:
+        """Equal blocks, which are stacked in one module: its name and the places of its blocks in the network.
+
+        The pre-only block is the module `last_block`, by itself.
+        """
+        stacked = self.depth - self.context_pre_only
+        dual = min(self.dual_attention, stacked)
+        groups = {"dual_blocks": range(dual), "blocks": range(dual, stacked)}
+        return {name: places for name, places in groups.items() if places}
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Patches (rows, columns) of a latent of `height` x `width`. Raises InputError if patches do not tile it."""
+        """Patches (rows, columns) of a latent of `height` x `width`.
+
+        Raises InputError if patches do not tile it, or are more than the position table has.
+        """
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise InputError(
                 f"latents of {height} x {width} given, possible are multiples of patch_size = {self.patch_size}"
             )
-        return height // self.patch_size, width // self.patch_size
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if self.position_table and max(rows, columns) > self.position_table:
+            raise InputError(
+                f"latents of {rows} x {columns} patches given, possible is up to position_table = "
+                f"{self.position_table} on each side"
+            )
+        return rows, columns
 
 
 def _is_int(value) -> bool:

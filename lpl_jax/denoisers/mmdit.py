@@ -13,10 +13,32 @@ SINUSOID_DIM = 256  # width of the input of the time and control MLPs
 normal = nn.initializers.normal(0.02)
 
 
+class PositionTable(nn.Module):
+    """Positions of the largest grid, of which a smaller one takes the centre: (rows*columns, hidden) float32.
+
+    Part of the parameters, as in the files of Stable Diffusion 3, but never trained: no gradient reaches it.
+    """
+
+    config: MMDiTConfig
+
+    @nn.compact
+    def __call__(self, rows, columns):
+        cfg = self.config
+        side = cfg.position_table
+
+        def computed(key, shape):
+            return position_embedding(side, side, cfg.hidden, cfg.base_grid).reshape(shape)
+
+        table = jax.lax.stop_gradient(self.param("bias", computed, (side, side, cfg.hidden)))
+        top, left = (side - rows) // 2, (side - columns) // 2
+        return table[top : top + rows, left : left + columns].reshape(rows * columns, cfg.hidden)
+
+
 class MMDiT(nn.Module):
     """Predicts noise, v or velocity: which of them is a matter of training. Its output is exactly 0 at initialisation.
 
-    Parameter shapes do not depend on the size of the latents: one tree of parameters serves every resolution.
+    Parameter shapes do not depend on the size of the latents: one tree of parameters serves every resolution (up to the
+    size of the position table, if the config has one).
     """
 
     config: MMDiTConfig
@@ -46,7 +68,11 @@ class MMDiT(nn.Module):
         # Patches in float32: a few inputs per token cost nothing and z_t is not rounded.
         x = patchify(latents.astype(jnp.float32), cfg.patch_size)
         x = nn.Dense(cfg.hidden, dtype=jnp.float32, kernel_init=xavier_uniform, name="patch_embed")(x)
-        x = (x + position_embedding(rows, columns, cfg.hidden, cfg.base_grid)).astype(cfg.dtype)
+        if cfg.position_table:
+            positions = PositionTable(cfg, name="position_table")(rows, columns)
+        else:
+            positions = position_embedding(rows, columns, cfg.hidden, cfg.base_grid)
+        x = (x + positions).astype(cfg.dtype)
         y = self._context_tokens(context)
         c = nn.silu(self._conditioning_vector(time, pooled, control))
 

@@ -32,13 +32,13 @@ def closed_form(c):
     def linear(i, o):
         return i * o + o
 
-    attention, mlp = 4 * linear(d, d) + 2 * c.head_dim, linear(d, 4 * d) + linear(4 * d, d)
+    attention, mlp = 4 * linear(d, d) + 2 * c.head_dim * c.qk_norm, linear(d, 4 * d) + linear(4 * d, d)
     chunks = c.context_modulation_chunks
     modulation = {"per_block": lambda n: linear(d, n * d) if n else 0, "single": lambda n: n * d}[c.modulation]
     block = attention + mlp + modulation(6) + modulation(chunks)
     block += attention if c.context_attn == "own" else 0
     block += mlp if c.context_mlp == "own" else 0
-    total = c.depth * block
+    total = c.depth * block + c.dual_attention * (attention + linear(d, 3 * d)) + c.position_table**2 * d
     if c.context_pre_only:  # the last context: no way out of the attention, no gates, no MLP
         total -= modulation(chunks) - modulation(2 if chunks else 0)
         total -= linear(d, d) if c.context_attn == "own" else 0
@@ -63,6 +63,19 @@ LIGHT = dict(context_attn="shared", context_mlp="none", context_modulation_chunk
 ALL_SHARED = dict(context_attn="shared", context_mlp="shared", context_modulation_chunks=0)
 
 
+SD3_MEDIUM = dict(
+    hidden=1536,
+    depth=24,
+    heads=24,
+    latent_channels=16,
+    num_classes=0,
+    context_dim=4096,
+    pooled_dim=2048,
+    context_pre_only=True,
+    qk_norm=False,
+)
+
+
 @pytest.mark.parametrize(
     ("options", "millions"),
     [
@@ -79,6 +92,9 @@ ALL_SHARED = dict(context_attn="shared", context_mlp="shared", context_modulatio
         (dict(hidden=1536, heads=24), 2388),
         (dict(hidden=1536, heads=24, context_pre_only=True), 2358),
         (dict(ALL_SHARED, modulation="single", hidden=1536, heads=24), 817),
+        (SD3_MEDIUM, 2028),
+        (dict(SD3_MEDIUM, dual_attention=13, qk_norm=True, position_table=384), 2470),
+        (dict(SD3_MEDIUM, hidden=2432, depth=38, heads=38, qk_norm=True), 8057),
     ],
 )
 def test_sharing_options_give_the_known_sizes_of_the_family(options, millions):
@@ -114,6 +130,11 @@ def test_text_preset_replaces_the_class_table_by_a_linear():
         (dict(control=1), ["control", "True or False"]),
         (dict(context_mlp="none"), ["context_modulation_chunks", "6", "3 (its own) or 0"]),
         (dict(context_modulation_chunks=3), ["context_modulation_chunks", "3", "6 (its own) or 0"]),
+        (dict(qk_norm="rms_norm"), ["qk_norm", "'rms_norm'", "True or False"]),
+        (dict(dual_attention=True), ["dual_attention", "True", "0 or a positive integer"]),
+        (dict(dual_attention=4), ["dual_attention", "4", "0 to 3 with depth = 3"]),
+        (dict(dual_attention=1, modulation="single"), ["dual_attention", "1", "0 to 0", "'single'"]),
+        (dict(position_table=-8), ["position_table", "-8"]),
         (dict(width=64), ["width", "hidden", "depth"]),
     ],
 )
@@ -136,3 +157,10 @@ def test_a_patch_size_that_does_not_divide_the_latent_is_refused():
     for size in ((33, 32), (32, 33), (0, 32)):
         with pytest.raises(InputError, match=f"{size[0]} x {size[1]}.*patch_size = 2"):
             config.grid(*size)
+
+
+def test_a_grid_beyond_the_position_table_is_refused():
+    config = preset("tiny", position_table=12)
+    assert config.grid(24, 16) == (12, 8)
+    with pytest.raises(InputError, match="8 x 13 patches.*position_table = 12"):
+        config.grid(16, 26)

@@ -27,6 +27,7 @@ LITERAL = preset(
 )
 SINGLE = preset("tiny", context_attn="own", context_mlp="shared", modulation="single")
 LAYOUTS = {"sd3": SD3, "light": LIGHT, "literal": LITERAL, "single": SINGLE}
+DUAL = preset("tiny", dual_attention=1, position_table=6)
 TEXT = preset("tiny", depth=2, num_classes=0, context_dim=24, pooled_dim=16, control=True)
 
 # Most of the time here goes into compilation: unoptimised code is made in half of it.
@@ -148,22 +149,34 @@ def test_remat_policies_keep_less_for_the_backward_pass(random_params, example):
     assert none > 2 * dots > 2 * full
 
 
-DEAD_IN_LAST_BLOCK = {
-    # As in Stable Diffusion 3: queries of the pre-only context are never used, but are part of the format.
-    "sd3": {f"last_block/context_attn/{name}" for name in ("q/kernel", "q/bias", "q_norm/scale")},
-    "single": {f"last_block/context_attn/{name}" for name in ("q/kernel", "q/bias", "q_norm/scale")},
+def test_a_fresh_position_table_is_the_formula(random_params, example):
+    config = replace(SD3, depth=1, base_grid=4)
+    params, inputs = random_params(config), example(config)
+    with_table = replace(config, position_table=4)
+    fresh = fresh_params(with_table, jax.random.key(0))["position_table"]
+    computed = predict(config, params, inputs)
+    stored = predict(with_table, {**params, "position_table": fresh}, inputs)
+    np.testing.assert_allclose(stored, computed, atol=1e-6 * np.abs(computed).max())
+
+
+# As in Stable Diffusion 3: queries of the pre-only context are never used, but are part of the format.
+UNUSED_QUERIES = {f"last_block/context_attn/{name}" for name in ("q/kernel", "q/bias", "q_norm/scale")}
+NEVER_TRAINED = {
+    "sd3": UNUSED_QUERIES,
+    "single": UNUSED_QUERIES,
     "light": set(),
     "literal": set(),
+    "dual": UNUSED_QUERIES | {"position_table/bias"},
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", NEVER_TRAINED)
 def test_every_parameter_gets_a_gradient(name, random_params, example):
-    config = LAYOUTS[name]
+    config = {**LAYOUTS, "dual": DUAL}[name]
     inputs = example(config)
     _, grad = value_and_grad(config, random_params(config), inputs)
     dead = {path for path, g in flatten_dict(grad, sep="/").items() if not np.any(g)}
-    assert dead == DEAD_IN_LAST_BLOCK[name]
+    assert dead == NEVER_TRAINED[name]
     # Inside the stacked parameters too; without a pre-only block the last context's update is computed in vain.
     for path, g in flatten_dict(grad["blocks"], sep="/").items():
         alive = np.any(np.reshape(g, (g.shape[0], -1)), axis=1)

@@ -95,7 +95,7 @@ class PhotoSource:
     shorter side) are drawn from (seed, i): other seeds give other crops of the same photographs.
     """
 
-    def __init__(self, resolution: int, *, crops: int = 256, seed: int = 0, side: tuple[float, float] = (0.6, 1.0)):
+    def __init__(self, resolution: int, *, crops: int = 256, seed: int = 0, side: tuple[float, float] = (0.8, 1.0)):
         if crops < 1:
             raise InputError(f"crops={crops}: must be a positive number of crops per photograph")
         self.crop = Crop(resolution, "random_crop", side=side, seed=seed)

@@ -160,17 +160,13 @@ def build(config: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def resolve(experiment: Experiment, autoencoder: AutoencoderConfig, num_classes: int) -> Experiment:
-    """The experiment with what only the autoencoder and the data know: latent channels and number of classes.
+def resolve(experiment: Experiment, autoencoder: AutoencoderConfig) -> Experiment:
+    """The experiment with what only the autoencoder knows: the number of latent channels.
 
     Raises:
-      InputError: the model has fewer classes than the data, or patches that do not tile the latents.
+      InputError: a resolution that the autoencoder does not take, or patches that do not tile the latents.
     """
     model = dataclasses.replace(experiment.model, latent_channels=autoencoder.latent_channels)
-    if num_classes > model.num_classes > 0:
-        raise InputError(
-            f"model.num_classes={model.num_classes}, but the data have {num_classes} classes: give at least as many"
-        )
     side, rest = divmod(experiment.resolution, autoencoder.downsample)
     if rest:
         raise InputError(

@@ -68,18 +68,18 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
     begun_before = (workdir / CONFIG).exists()
     if begun_before:
         _check_same_run(experiment, workdir)
-    store = open_store(experiment, autoencoder, workdir)
-    experiment = resolve(experiment, autoencoder.config, store.num_classes)
+    experiment = resolve(experiment, autoencoder.config)
     mesh = parallel.make_mesh(experiment.mesh)
     if experiment.train.batch_size % parallel.batch_shards(mesh):
         raise InputError(
             f"train.batch_size={experiment.train.batch_size} is not divisible by the {parallel.batch_shards(mesh)} "
             "parts (data x fsdp) that the mesh splits a batch into"
         )
+    store = open_store(experiment, autoencoder, workdir)
     optimizer, _ = make_optimizer(experiment.optimizer)
     reached = checkpoints.latest_step(workdir / CHECKPOINTS)
     autoencoder = parallel.put_replicated(autoencoder, mesh)
-    with mesh:
+    with jax.set_mesh(mesh):
         objective = make_objective(experiment)
         state = _first_state(experiment, optimizer, mesh, workdir, reached)
         if reached is None and objective.lpl is not None:
@@ -103,6 +103,11 @@ def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) 
     check_autoencoder(store, autoencoder)
     if store.manifest.resolution != resolution:
         raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
+    if store.num_classes > experiment.model.num_classes:
+        raise InputError(
+            f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} classes: "
+            "give at least as many"
+        )
     return store
 
 
@@ -145,6 +150,8 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
     step_fn = jax.jit(
         functools.partial(train_step, objective=objective, optimizer=optimizer, ema_start=experiment.ema.start),
         donate_argnums=0,
+        # Stated, so that the new state lies where the old one does and can take its memory.
+        out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
     )
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)

@@ -151,6 +151,11 @@ def test_a_store_of_another_resolution_is_refused(tmp_path, tiny_config, stores)
         train(build(config), tmp_path / "run")
 
 
+def test_a_model_with_too_few_classes_is_refused(tmp_path, tiny_config):
+    with pytest.raises(InputError, match="model.num_classes=1, but latent store .* has 2 classes"):
+        train(build(tiny_config(model__num_classes=1)), tmp_path / "run")
+
+
 def test_batches_must_divide_over_the_mesh(tmp_path, tiny_config):
     with pytest.raises(InputError, match="batch_size=6 is not divisible by the 8 parts"):
         train(build(tiny_config(train__batch_size=6)), tmp_path / "run")

@@ -133,14 +133,19 @@ def steps(sizes, params, batch, autoencoder, count=3, **changes):
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
-    step = jax.jit(functools.partial(train_step, objective=objective(**changes), optimizer=optimizer), donate_argnums=0)
     state = fresh_state(mesh, optimizer, params)
+    step = jax.jit(
+        functools.partial(train_step, objective=objective(**changes), optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
+    )
     key = parallel.put_replicated(jax.random.key(5), mesh)
     frozen = parallel.put_replicated(autoencoder, mesh)
     metrics = []
-    for _ in range(count):
-        state, values = step(state, parallel.put_batch(batch, mesh), key, frozen)
-        metrics.append(jax.device_get(values))
+    with jax.set_mesh(mesh):
+        for _ in range(count):
+            state, values = step(state, parallel.put_batch(batch, mesh), key, frozen)
+            metrics.append(jax.device_get(values))
     return metrics, jax.device_get(state)
 
 

@@ -1,0 +1,185 @@
+"""CLIP weights in transformers' layout: config.json beside model.safetensors, whole or in shards."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lpl_jax.errors import InputError
+from lpl_jax.porting import Rule, export_params, import_params
+from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
+from lpl_jax.text.model import Clip, init
+
+WEIGHTS = "model.safetensors"
+NAMES = (WEIGHTS, "model.fp16.safetensors")
+
+RULES = (
+    Rule("logit_scale", "logit_scale"),
+    Rule("text_projection", "text/projection"),
+    Rule("visual_projection", "vision/projection"),
+    Rule("{side}_model.embeddings.{part}", "{side}/embeddings/{part}"),
+    Rule("{side}_model.encoder.layers.{i}.self_attn.{part}", "{side}/layer_{i}/attention/{part}"),
+    Rule("{side}_model.encoder.layers.{i}.mlp.{part}", "{side}/layer_{i}/mlp/{part}"),
+    Rule("{side}_model.encoder.layers.{i}.{part}", "{side}/layer_{i}/{part}"),  # layer_norm1, layer_norm2
+    Rule("{side}_model.{part}", "{side}/{part}"),  # norms before and behind the layers
+)
+# What the rules have no layout for: tables, which are not transposed, and tensors that are no module's weight.
+TABLES = ("token_embedding", "position_embedding")
+BARE = ("logit_scale", "class_embedding")
+OTHER_TOWER = {"text": ("vision_model.", "visual_projection.", "logit_scale"), "vision": ("text_", "logit_scale")}
+
+
+def load(
+    source: str | Path,
+    *,
+    subfolder: str | None = None,
+    tower: str | None = None,
+    config: ClipConfig | None = None,
+    dtype=jnp.float32,
+) -> Clip:
+    """Load a frozen CLIP model.
+
+    Args:
+      source: a folder in transformers layout (CLIPModel, CLIPTextModel or CLIPVisionModel, with or without projection),
+        or one safetensors file with such tensors.
+      subfolder: the model's folder inside a pipeline's, such as "text_encoder".
+      tower: "text" or "vision" reads one tower of a CLIPModel, with its projection; None reads all that is there.
+      config: what the tensors are of, instead of the config.json in the folder or beside the file (`tower` and `dtype`
+        are then not looked at).
+      dtype: compute type, float32 or bfloat16; in bfloat16 the matrices are stored so, too.
+    Raises:
+      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
+    """
+    path = Path(source).expanduser()
+    path = path / subfolder if subfolder else path
+    if config is None:
+        config = _read_config(path, tower, jnp.dtype(dtype).name)
+    tensors = _named_as_now(_read_tensors(path), config)
+    shapes = jax.eval_shape(lambda: _rule_layout(init(config, jax.random.key(0)).params))
+    try:
+        params = _our_layout(import_params(tensors, RULES, shapes, where=str(path)))
+    except InputError as error:
+        raise InputError(_bare_names(str(error))) from None
+
+    def cast(side, array):
+        compute = getattr(config, side).dtype if array.ndim > 1 else "float32"
+        return jnp.asarray(array, compute)
+
+    return Clip({side: jax.tree.map(lambda a, s=side: cast(s, a), tree) for side, tree in params.items()}, config)
+
+
+def save(clip: Clip, folder: str | Path) -> None:
+    """Write a folder that transformers' class of the same towers reads. Refuses to write over an existing file."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).exists():
+        raise InputError(f"{folder / WEIGHTS} exists: choose another folder")
+    params = jax.tree.map(lambda array: np.asarray(array, np.float32), clip.params)
+    tensors = export_params(_rule_layout(params), RULES)
+    tensors = {_bare_names(name): tensor for name, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_transformers(clip.config), indent=2) + "\n")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _rule_layout(params: Mapping) -> dict:
+    """Our parameters under the names and axes that the rules carry over: tables as kernels, bare tensors as biases."""
+    renamed = {}
+    for path, array in flatten_dict(params, sep="/").items():
+        if path.endswith("/embedding"):
+            renamed[path.removesuffix("embedding") + "kernel"] = array.T
+        elif path.endswith(BARE):
+            renamed[f"{path}/bias"] = array
+        else:
+            renamed[path] = array
+    return unflatten_dict(renamed, sep="/")
+
+
+def _our_layout(params: Mapping) -> dict:
+    """The inverse of `_rule_layout`."""
+    renamed = {}
+    for path, array in flatten_dict(params, sep="/").items():
+        module, _, leaf = path.rpartition("/")
+        if module.endswith(TABLES):
+            renamed[f"{module}/embedding"] = array.T
+        elif module.endswith(BARE):
+            renamed[module] = array
+        else:
+            renamed[path] = array
+    return unflatten_dict(renamed, sep="/")
+
+
+def _bare_names(text: str) -> str:
+    for name in BARE:
+        text = text.replace(f"{name}.bias", name)
+    return text
+
+
+def _named_as_now(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict[str, np.ndarray]:
+    """Tensors with the prefix that transformers 5 leaves out of single towers, without the other tower's and without
+    `position_ids`, the constant 0, 1, 2.. of older files."""
+    single = None if config.text and config.vision else "text" if config.text else "vision"
+    prefix = f"{single}_model."
+    add_prefix = single and not any(name.startswith(prefix) for name in tensors)
+    named = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".position_ids") or (single and name.startswith(OTHER_TOWER[single])):
+            continue
+        if add_prefix and name.startswith(("embeddings.", "encoder.", "final_", "pre_", "post_")):
+            name = prefix + name
+        named[f"{name}.bias" if name.endswith(BARE) else name] = tensor
+    return named
+
+
+def _read_config(path: Path, tower: str | None, dtype: str) -> ClipConfig:
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / "config.json").is_file():
+        found = "no config.json" if path.exists() else "nothing"
+        raise InputError(
+            f"{found} at {folder if path.exists() else path}: give a folder in transformers layout, or a safetensors "
+            f"file with config.json beside it or config=; possible classes: {', '.join(CLASSES)}"
+        )
+    return from_transformers(read_json(folder / "config.json"), name=str(path), tower=tower, dtype=dtype)
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
+    return content
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, or of a folder's file or shards, as float32."""
+    tensors = {}
+    for file in _weight_files(path):
+        try:
+            tensors |= {name: np.asarray(tensor, np.float32) for name, tensor in load_file(file).items()}
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged or not a safetensors file: {error}") from error
+    return tensors
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if whole := [path / name for name in NAMES if (path / name).is_file()]:
+        return whole[:1]
+    index = path / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        raise InputError(f"{path} has neither {WEIGHTS} nor {index.name}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or any(str(name) != Path(str(name)).name for name in shards.values()):
+        raise InputError(f"{index}: weight_map must name files of the same folder")
+    files = [path / name for name in sorted(set(shards.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InputError(f"{path} lacks the shards {', '.join(missing)} that {index.name} names")
+    return files

@@ -95,7 +95,9 @@ def _load_error(config) -> str:
         config.to_dict()
     except OSError as error:
         return str(error).strip().splitlines()[-1].strip()
-    return "get_config returns no ConfigDict"
+    except AttributeError:
+        pass
+    return f"get_config returns {type(config).__name__}, not a ConfigDict"
 
 
 def _reason(error: Exception) -> str:

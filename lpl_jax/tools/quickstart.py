@@ -15,7 +15,6 @@ Call it again to continue where it was stopped.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,13 +135,16 @@ def _summary(workdir: Path, results: dict[str, Result], autoencoder, heldout: La
     return "\n".join(lines)
 
 
-def _heldout_losses(params, objective: Objective, autoencoder, heldout: LatentStore, rounds: int = 8):
+_measure = jax.jit(losses, static_argnames="objective")
+
+
+def _heldout_losses(params, objective: Objective, autoencoder, heldout: LatentStore, rounds: int = 3):
     """Mean diffusion and perceptual loss over the held-out crops, `rounds` times with other timesteps and noise."""
     objective = dataclasses.replace(objective, label_dropout=0.0, capacity=None)
-    measure = jax.jit(functools.partial(losses, objective=objective))
     stream = batches(heldout, batch_size=len(heldout), seed=0)
     metrics = [
-        measure(params, next(stream), jax.random.key(index), autoencoder, jnp.float32(1))[1] for index in range(rounds)
+        _measure(params, next(stream), jax.random.key(index), autoencoder, jnp.float32(1), objective=objective)[1]
+        for index in range(rounds)
     ]
     return tuple(float(np.mean([row[name] for row in metrics])) for name in ("diffusion_loss", "lpl"))
 

@@ -105,8 +105,8 @@ def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) 
         raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
     if store.num_classes > experiment.model.num_classes:
         raise InputError(
-            f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} classes: "
-            "give at least as many"
+            f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
+            "classes: give at least as many"
         )
     return store
 

@@ -73,7 +73,8 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
       shapes: parameter tree of anything with `.shape` (from `jax.eval_shape`): what the network expects.
       where: what the tensors came from, for messages.
     Raises:
-      InputError: tensors that no rule knows, parameters that nothing fills, or shapes that differ; all are named.
+      InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; all
+        are named.
     """
     compiled = [(_pattern(rule.theirs), rule.ours) for rule in rules]
     expected = flatten_dict(shapes, sep="/")
@@ -88,6 +89,8 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
         path = f"{renamed}/{ours}"
         if path not in expected:
             problems.append(f"surplus {name}")
+        elif path in found:
+            problems.append(f"{name} repeats {path}")
         elif array.shape != tuple(expected[path].shape):
             problems.append(f"{name} has shape {tuple(tensor.shape)}, {path} needs {tuple(expected[path].shape)}")
         found[path] = array

@@ -1,7 +1,16 @@
 """Frozen first stages: encoders, decoders and the decoder features that the Latent Perceptual Loss compares."""
 
 from lpl_jax.autoencoders.autoencoder import Autoencoder, Moments, init, weights_hash
-from lpl_jax.autoencoders.config import AutoencoderConfig
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.weights import load, save
 
-__all__ = ["Autoencoder", "AutoencoderConfig", "Moments", "init", "load", "save", "weights_hash"]
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Moments",
+    "TinyAutoencoderConfig",
+    "init",
+    "load",
+    "save",
+    "weights_hash",
+]

@@ -3,19 +3,24 @@
 import hashlib
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from lpl_jax.autoencoders.config import AutoencoderConfig
-from lpl_jax.autoencoders.model import Decoder, Encoder
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.autoencoders.model import MAX_LOGVAR, MIN_LOGVAR, Decoder, Encoder
+from lpl_jax.autoencoders.tiny import TinyDecoder, TinyEncoder
 from lpl_jax.errors import InputError
 
 
 class Moments(NamedTuple):
-    """Posterior of an encoder in raw (unscaled) units: mean and log-variance, each (B, h, w, C) float32."""
+    """Posterior of an encoder in raw (unscaled) units: mean and log-variance, each (B, h, w, C) float32.
+
+    A tiny autoencoder has no variance: its log-variance is the smallest, -30, a standard deviation of 3e-7.
+    """
 
     mean: jax.Array
     logvar: jax.Array
@@ -23,13 +28,13 @@ class Moments(NamedTuple):
 
 @flax.struct.dataclass
 class Autoencoder:
-    """A frozen KL autoencoder: `params` are leaves, `config` is static.
+    """A frozen autoencoder: `params` are leaves, `config` is static and decides what network they are the weights of.
 
     Pass it to jitted functions as an argument; captured as a closure its weights would become constants of the program.
     """
 
     params: Any
-    config: AutoencoderConfig = flax.struct.field(pytree_node=False)
+    config: AutoencoderConfig | TinyAutoencoderConfig = flax.struct.field(pytree_node=False)
 
     def encode(self, images: jax.Array) -> Moments:
         """Images (B, H, W, 3) in [-1, 1] -> raw posterior moments (B, H/8, W/8, C).
@@ -41,9 +46,10 @@ class Autoencoder:
         if images.shape[1] % factor or images.shape[2] % factor:
             size = f"{images.shape[1]}x{images.shape[2]}"
             raise InputError(f"images of {size} pixels: {self.config.name} needs sides divisible by {factor}")
-        moments = Encoder(self.config).apply({"params": self.params["encoder"]}, images)
+        encoder, _ = _networks(self.config)
+        moments = encoder.apply({"params": self.params["encoder"]}, images)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
+        return Moments(mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR))
 
     def scale(self, raw: jax.Array) -> jax.Array:
         """Raw latents -> scaled latents, the unit of everything outside the autoencoder."""
@@ -53,20 +59,39 @@ class Autoencoder:
         """Scaled latents -> raw latents."""
         return latents / self.config.scaling_factor + self.config.shift_factor
 
-    def decode(self, latents: jax.Array) -> jax.Array:
-        """Scaled latents (B, h, w, C) -> images (B, 8h, 8w, 3), float32, not clipped."""
-        return self._decoder(latents)
+    def decode(self, latents: jax.Array, image: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
+        """Scaled latents (B, h, w, C) -> images (B, 8h, 8w, 3), float32, not clipped.
+
+        Args:
+          image, mask: for an asymmetric autoencoder, both or none: an image (B, 8h, 8w, 3) in [-1, 1] and a mask
+            (B, 8h, 8w, 1) that is 0 where the image is known and shall be kept, 1 where it is to be decoded.
+        Raises:
+          InputError: an image without a mask or the other way round, another shape, or no asymmetric autoencoder.
+        """
+        if image is None and mask is None:
+            return self._decoder(latents)
+        if not getattr(self.config, "mask_condition", False):
+            raise InputError(f"decode with image and mask: {self.config.name} is no asymmetric autoencoder")
+        batch, *sides = latents.shape[:3]
+        expected = (batch, *(side * self.config.downsample for side in sides))
+        for name, given, channels in (("image", image, 3), ("mask", mask, 1)):
+            if given is None or given.shape != (*expected, channels):
+                shape = None if given is None else given.shape
+                raise InputError(f"decode: {name} of shape {shape}; these latents need {(*expected, channels)}")
+        return self._decoder(latents, image=image, mask=mask)
 
     def features(
-        self, latents: jax.Array, num_taps: int = 5, post_quant_conv: bool = True, remat: bool = False
+        self, latents: jax.Array, num_taps: int | None = None, post_quant_conv: bool = True, remat: bool = False
     ) -> tuple[jax.Array, ...]:
         """Decoder activations for scaled latents (B, h, w, C): the maps phi_l of the Latent Perceptual Loss (Eq. 2).
 
         Args:
-          num_taps: how many, from the latent up: the middle block (side h), then up blocks 0.. (2h, 4h, 8h, 8h).
+          num_taps: how many, from the latent up; None for all, `config.num_taps`. A KL autoencoder has the middle block
+            (side h), then up blocks 0.. (2h, 4h, 8h, 8h); a tiny one has one for each resolution (h, 2h, 4h, 8h).
           post_quant_conv: False skips that 1x1 convolution, as the public PyTorch example does.
           remat: recompute each block in the backward pass.
         """
+        num_taps = self.config.num_taps if num_taps is None else num_taps
         if not 1 <= num_taps <= self.config.num_taps:
             raise InputError(f"num_taps={num_taps}: {self.config.name} has 1 to {self.config.num_taps}")
         return self._decoder(latents, num_taps=num_taps, post_quant_conv=post_quant_conv, remat=remat)
@@ -76,16 +101,33 @@ class Autoencoder:
             raise InputError(
                 f"latents with {latents.shape[-1]} channels: {self.config.name} has {self.config.latent_channels}"
             )
-        return Decoder(self.config).apply({"params": self.params["decoder"]}, self.unscale(latents), **kwargs)
+        _, decoder = _networks(self.config)
+        return decoder.apply({"params": self.params["decoder"]}, self.unscale(latents), **kwargs)
 
 
-def init(config: AutoencoderConfig, key: jax.Array) -> Autoencoder:
+def _networks(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of the family that the configuration belongs to."""
+    if isinstance(config, TinyAutoencoderConfig):
+        return TinyEncoder(config), TinyDecoder(config)
+    return Encoder(config), Decoder(config)
+
+
+def init(config: AutoencoderConfig | TinyAutoencoderConfig, key: jax.Array) -> Autoencoder:
     """An autoencoder with random weights."""
     encoder_key, decoder_key = jax.random.split(key)
+    encoder, decoder = _networks(config)
     side = config.downsample
-    encoder = Encoder(config).init(encoder_key, jnp.zeros((1, side, side, 3)))
-    decoder = Decoder(config).init(decoder_key, jnp.zeros((1, 1, 1, config.latent_channels)))
-    return Autoencoder({"encoder": encoder["params"], "decoder": decoder["params"]}, config)
+    image, latents = jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1, 1, config.latent_channels))
+    condition = {}
+    if isinstance(config, AutoencoderConfig) and config.mask_condition:
+        condition = dict(image=image, mask=image[..., :1])
+    return Autoencoder(
+        {
+            "encoder": encoder.init(encoder_key, image)["params"],
+            "decoder": decoder.init(decoder_key, latents, **condition)["params"],
+        },
+        config,
+    )
 
 
 def weights_hash(autoencoder: Autoencoder) -> str:

@@ -1,15 +1,33 @@
-"""Configuration of a convolutional KL autoencoder, from and to diffusers' config.json."""
+"""Configurations of convolutional autoencoders."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lpl_jax.errors import InputError
 
 
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"autoencoder dtype {dtype!r}: use float32 or bfloat16 (float16 overflows in SD decoders)")
+
+
+def _check_counts(config: "AutoencoderConfig | TinyAutoencoderConfig", *fields: str) -> None:
+    """Each field holds a whole number of 1 or more, or a tuple of them, as a damaged config.json may not."""
+    for field in fields:
+        given = getattr(config, field)
+        numbers = given if isinstance(given, tuple) else (given,)
+        if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+            raise InputError(f"{config.name}: {field}={given!r}; possible: whole numbers of 1 or more")
+
+
+def _check_convention(config: "AutoencoderConfig | TinyAutoencoderConfig") -> None:
+    for field, given in (("scaling_factor", config.scaling_factor), ("shift_factor", config.shift_factor)):
+        if type(given) not in (int, float) or (field == "scaling_factor" and not given > 0):
+            raise InputError(f"{config.name}: {field}={given!r}; possible: a number (scaling_factor above 0)")
+
+
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Architecture and latent convention of an AutoencoderKL.
+    """Architecture and latent convention of an AutoencoderKL or AsymmetricAutoencoderKL.
 
     Attributes:
       name: what it was loaded from; shown to people, not used in computations.
@@ -21,6 +39,8 @@ class AutoencoderConfig:
       norm_groups: groups of every GroupNorm.
       mid_attention: single-head self-attention in the middle block.
       quant_conv, post_quant_conv: 1x1 convolutions behind the encoder and before the decoder.
+      mask_condition: the decoder can take the known part of an image to be inpainted (the asymmetric autoencoders of
+        Zhu et al., "Designing a Better Asymmetric VQGAN for StableDiffusion").
       dtype: compute type of convolutions and attention, "float32" or "bfloat16"; norms and softmax are float32.
     """
 
@@ -36,13 +56,14 @@ class AutoencoderConfig:
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
+    mask_condition: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(
-                f"autoencoder dtype {self.dtype!r}: use float32 or bfloat16 (float16 overflows in SD decoders)"
-            )
+        _check_dtype(self.dtype)
+        _check_convention(self)
+        _check_counts(self, "latent_channels", "encoder_channels", "decoder_channels", "norm_groups")
+        _check_counts(self, "encoder_resnets", "decoder_resnets")
         if len(self.encoder_channels) != len(self.decoder_channels):
             raise InputError(
                 f"autoencoder with {len(self.encoder_channels)} encoder levels and {len(self.decoder_channels)} "
@@ -51,6 +72,21 @@ class AutoencoderConfig:
         for width in self.encoder_channels + self.decoder_channels:
             if width % self.norm_groups:
                 raise InputError(f"autoencoder width {width} is not divisible by norm_groups={self.norm_groups}")
+        if self.mask_condition:
+            self._check_mask_condition()
+
+    def _check_mask_condition(self) -> None:
+        if not (self.mid_attention and self.quant_conv and self.post_quant_conv) or self.shift_factor:
+            raise InputError(
+                f"{self.name}: mask_condition goes with mid_attention, quant_conv, post_quant_conv and shift_factor=0"
+            )
+        first, last = self.decoder_channels[0], self.decoder_channels[-1]
+        doubling = tuple(min(first * 2**level, last) for level in range(4))
+        if self.decoder_channels != doubling or first == last:
+            raise InputError(
+                f"{self.name}: decoder_channels={self.decoder_channels} with mask_condition; possible: four widths, "
+                "each twice the one before up to a limit, such as (192, 384, 768, 768)"
+            )
 
     @property
     def downsample(self) -> int:
@@ -77,70 +113,45 @@ class AutoencoderConfig:
         return replace(base, **changes)
 
 
-def from_diffusers(config: Mapping[str, Any], *, name: str, dtype: str = "float32") -> AutoencoderConfig:
-    """The configuration that a diffusers `AutoencoderKL` config.json describes.
+@dataclass(frozen=True)
+class TinyAutoencoderConfig:
+    """Architecture and latent convention of a TAESD-type autoencoder (diffusers' AutoencoderTiny).
 
-    Raises:
-      InputError: another class, or an option that this architecture does not have.
+    Attributes:
+      name, latent_channels, scaling_factor, shift_factor, dtype: as in `AutoencoderConfig`.
+      encoder_width, decoder_width: channels of all hidden layers.
+      encoder_blocks: residual blocks in each of the encoder's levels, from full resolution down.
+      decoder_blocks: residual blocks in each of the decoder's levels, from the latent up.
+      midblock_norm: the blocks at the latent's resolution have a branch with a GroupNorm (TAESD for FLUX.2).
     """
-    kind = config.get("_class_name", "AutoencoderKL")
-    if kind != "AutoencoderKL":
-        raise InputError(f"{name}: autoencoder class {kind} is not supported; possible: AutoencoderKL")
-    try:
-        widths = tuple(config["block_out_channels"])
-        layers, latent_channels = config["layers_per_block"], config["latent_channels"]
-    except KeyError as error:
-        raise InputError(f"{name}: config.json has no field {error.args[0]}; is it an AutoencoderKL's?") from None
-    expected = {
-        "act_fn": ("silu", "swish"),
-        "in_channels": (3,),
-        "out_channels": (3,),
-        "latents_mean": (None,),
-        "latents_std": (None,),
-    }
-    for field, allowed in expected.items():
-        if config.get(field, allowed[0]) not in allowed:
-            raise InputError(f"{name}: config.json has {field}={config[field]!r}; possible: {allowed[0]!r}")
-    for field, allowed in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        blocks = config.get(field, [allowed] * len(widths))
-        if list(blocks) != [allowed] * len(widths):
-            raise InputError(f"{name}: config.json has {field}={list(blocks)}; possible: {len(widths)} x {allowed}")
-    return AutoencoderConfig(
-        name=name,
-        latent_channels=latent_channels,
-        scaling_factor=config.get("scaling_factor") or 0.18215,
-        shift_factor=config.get("shift_factor") or 0.0,
-        encoder_channels=widths,
-        decoder_channels=widths,
-        encoder_resnets=layers,
-        decoder_resnets=layers + 1,
-        norm_groups=config.get("norm_num_groups", 32),
-        mid_attention=config.get("mid_block_add_attention", True),
-        quant_conv=config.get("use_quant_conv", True),
-        post_quant_conv=config.get("use_post_quant_conv", True),
-        dtype=dtype,
-    )
 
+    name: str = "tiny autoencoder"
+    latent_channels: int = 4
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    encoder_width: int = 64
+    decoder_width: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    midblock_norm: bool = False
+    dtype: str = "float32"
 
-def to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
-    """The config.json of a diffusers `AutoencoderKL` of this architecture: the inverse of `from_diffusers`."""
-    if config.encoder_channels != config.decoder_channels or config.decoder_resnets != config.encoder_resnets + 1:
-        raise InputError(f"{config.name}: encoder and decoder differ in size; AutoencoderKL has one size for both")
-    levels = len(config.encoder_channels)
-    return {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
-        "block_out_channels": list(config.encoder_channels),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": 3,
-        "latent_channels": config.latent_channels,
-        "layers_per_block": config.encoder_resnets,
-        "mid_block_add_attention": config.mid_attention,
-        "norm_num_groups": config.norm_groups,
-        "out_channels": 3,
-        "scaling_factor": config.scaling_factor,
-        "shift_factor": config.shift_factor or None,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": config.post_quant_conv,
-        "use_quant_conv": config.quant_conv,
-    }
+    def __post_init__(self):
+        _check_dtype(self.dtype)
+        _check_convention(self)
+        _check_counts(self, "latent_channels", "encoder_width", "decoder_width", "encoder_blocks", "decoder_blocks")
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise InputError(
+                f"{self.name}: {len(self.encoder_blocks)} encoder levels and {len(self.decoder_blocks)} decoder "
+                "levels: they must be equally many"
+            )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent along each side (8 for four levels)."""
+        return 2 ** (len(self.encoder_blocks) - 1)
+
+    @property
+    def num_taps(self) -> int:
+        """Feature maps that `features` can return: one for each resolution."""
+        return len(self.decoder_blocks)

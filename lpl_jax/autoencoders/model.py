@@ -1,4 +1,4 @@
-"""Encoder and decoder of the Stable-Diffusion KL autoencoder in Flax Linen, with taps on the decoder's activations.
+"""Encoder and decoder of the Stable-Diffusion KL autoencoders in Flax Linen, with taps on the decoder's activations.
 
 Shapes in comments are for an image side of 8h; all arrays are (batch, height, width, channels).
 Architecture: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", as in diffusers' vae.py.
@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lpl_jax.autoencoders.config import AutoencoderConfig
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+
+MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0  # log-variances are clipped to this range, as the original's are
 
 
-def _conv(config: AutoencoderConfig, features: int, size: int, name: str, **kwargs) -> nn.Conv:
+def conv(config: AutoencoderConfig | TinyAutoencoderConfig, features: int, size: int, name: str, **kwargs) -> nn.Conv:
     kwargs.setdefault("padding", size // 2)
     return nn.Conv(features, (size, size), dtype=jnp.dtype(config.dtype), name=name, **kwargs)
 
@@ -19,18 +21,19 @@ def _conv(config: AutoencoderConfig, features: int, size: int, name: str, **kwar
 class Norm(nn.Module):
     """GroupNorm in float32 with a two-pass variance: these activations have outliers that the one-pass form loses."""
 
-    config: AutoencoderConfig
+    groups: int
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x):
-        channels, groups = x.shape[-1], self.config.norm_groups
+        channels, groups = x.shape[-1], self.groups
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, channels // groups)
         axes = (1, 2, 4) if x.ndim == 4 else (1, 3)
         mean = grouped.mean(axes, keepdims=True)
         variance = jnp.square(grouped - mean).mean(axes, keepdims=True)
-        normalised = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+        normalised = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         return normalised * scale + bias
 
 
@@ -40,12 +43,12 @@ class Resnet(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.silu(Norm(self.config, name="norm1")(x)).astype(x.dtype)
-        h = _conv(self.config, self.features, 3, "conv1")(h)
-        h = nn.silu(Norm(self.config, name="norm2")(h)).astype(x.dtype)
-        h = _conv(self.config, self.features, 3, "conv2")(h)
+        h = nn.silu(Norm(self.config.norm_groups, name="norm1")(x)).astype(x.dtype)
+        h = conv(self.config, self.features, 3, "conv1")(h)
+        h = nn.silu(Norm(self.config.norm_groups, name="norm2")(h)).astype(x.dtype)
+        h = conv(self.config, self.features, 3, "conv2")(h)
         if x.shape[-1] != self.features:
-            x = _conv(self.config, self.features, 1, "conv_shortcut")(x)
+            x = conv(self.config, self.features, 1, "conv_shortcut")(x)
         return x + h
 
 
@@ -58,7 +61,9 @@ class Attention(nn.Module):
     def __call__(self, x):
         batch, height, width, channels = x.shape
         dtype = jnp.dtype(self.config.dtype)
-        tokens = Norm(self.config, name="group_norm")(x.reshape(batch, height * width, channels)).astype(x.dtype)
+        tokens = Norm(self.config.norm_groups, name="group_norm")(x.reshape(batch, height * width, channels)).astype(
+            x.dtype
+        )
         query, key, value = (nn.Dense(channels, dtype=dtype, name=name)(tokens) for name in ("to_q", "to_k", "to_v"))
         logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) * channels**-0.5
         attended = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(dtype), value)
@@ -88,7 +93,7 @@ class DownBlock(nn.Module):
             x = Resnet(self.config, self.features, name=f"resnet_{index}")(x)
         if self.downsample:  # padded on the right and below only, as the original is
             padding = ((0, 1), (0, 1))
-            x = _conv(self.config, self.features, 3, "downsample", strides=(2, 2), padding=padding)(x)
+            x = conv(self.config, self.features, 3, "downsample", strides=(2, 2), padding=padding)(x)
         return x
 
 
@@ -103,7 +108,7 @@ class UpBlock(nn.Module):
             x = Resnet(self.config, self.features, name=f"resnet_{index}")(x)
         if self.upsample:
             x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest
-            x = _conv(self.config, self.features, 3, "upsample")(x)
+            x = conv(self.config, self.features, 3, "upsample")(x)
         return x
 
 
@@ -116,15 +121,41 @@ class Encoder(nn.Module):
     def __call__(self, images):
         config = self.config
         widths = config.encoder_channels
-        x = _conv(config, widths[0], 3, "conv_in")(images)
+        x = conv(config, widths[0], 3, "conv_in")(images)
         for level, width in enumerate(widths):
             x = DownBlock(config, width, downsample=level < len(widths) - 1, name=f"down_{level}")(x)
         x = MidBlock(config, widths[-1], name="mid")(x)
-        x = nn.silu(Norm(config, name="norm_out")(x)).astype(x.dtype)
-        x = _conv(config, 2 * config.latent_channels, 3, "conv_out")(x)
+        x = nn.silu(Norm(config.norm_groups, name="norm_out")(x)).astype(x.dtype)
+        x = conv(config, 2 * config.latent_channels, 3, "conv_out")(x)
         if config.quant_conv:
-            x = _conv(config, 2 * config.latent_channels, 1, "quant_conv")(x)
+            x = conv(config, 2 * config.latent_channels, 1, "quant_conv")(x)
         return x.astype(jnp.float32)
+
+
+class ConditionEncoder(nn.Module):
+    """Known part of an image (B, 8h, 8w, 3) -> what the asymmetric decoder blends in.
+
+    One map before each up block and one behind the last: sides h, 2h, 4h, 8h, 8h.
+    """
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, image):
+        widths = self.config.decoder_channels
+        maps = []
+        for index, width in enumerate((*widths, widths[-1])):
+            shape = dict(size=3) if index < 2 else dict(size=4, strides=(2, 2), padding=1)
+            x = conv(self.config, width, name=f"layers_{index}", **shape)(nn.relu(maps[-1]) if maps else image)
+            maps.append(x)
+        return tuple(reversed(maps))
+
+
+def _blend(x, known, mask):
+    """x where the mask is 1, `known` where it is 0; the mask is reduced to x's side by nearest neighbour."""
+    step = mask.shape[1] // x.shape[1]
+    mask = mask[:, ::step, ::step].astype(x.dtype)
+    return x * mask + known * (1 - mask)
 
 
 class Decoder(nn.Module):
@@ -136,24 +167,36 @@ class Decoder(nn.Module):
     config: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, latents, num_taps: int | None = None, post_quant_conv: bool = True, remat: bool = False):
+    def __call__(
+        self,
+        latents,
+        num_taps: int | None = None,
+        post_quant_conv: bool = True,
+        remat: bool = False,
+        image=None,
+        mask=None,
+    ):
         """num_taps: None for images (float32); otherwise stop behind that many taps and return them as a tuple.
 
         post_quant_conv: False feeds the latents to `conv_in` directly (the public PyTorch example of the loss does).
         remat: recompute the middle block and each up block in the backward pass instead of keeping their insides.
+        image, mask: (B, 8h, 8w, 3) and (B, 8h, 8w, 1); where the mask is 0 the image is known and blended in.
         """
         config = self.config
         widths = config.decoder_channels[::-1]
         mid_block, up_block = (nn.remat(MidBlock), nn.remat(UpBlock)) if remat else (MidBlock, UpBlock)
         x = latents
         if config.post_quant_conv and post_quant_conv:
-            x = _conv(config, config.latent_channels, 1, "post_quant_conv")(x)
-        x = _conv(config, widths[0], 3, "conv_in")(x)
+            x = conv(config, config.latent_channels, 1, "post_quant_conv")(x)
+        known = None if image is None else ConditionEncoder(config, name="condition_encoder")((1 - mask) * image)
+        x = conv(config, widths[0], 3, "conv_in")(x)
         taps = [x := mid_block(config, widths[0], name="mid")(x)]
         for level, width in enumerate(widths[: None if num_taps is None else num_taps - 1]):
+            x = x if known is None else _blend(x, known[level], mask)
             x = up_block(config, width, upsample=level < len(widths) - 1, name=f"up_{level}")(x)
             taps.append(x)
         if num_taps is not None:
             return tuple(taps)
-        x = nn.silu(Norm(config, name="norm_out")(x)).astype(x.dtype)
-        return _conv(config, 3, 3, "conv_out")(x).astype(jnp.float32)
+        x = x if known is None else _blend(x, known[-1], mask)
+        x = nn.silu(Norm(config.norm_groups, name="norm_out")(x)).astype(x.dtype)
+        return conv(config, 3, 3, "conv_out")(x).astype(jnp.float32)

@@ -1,23 +1,22 @@
-"""Autoencoders in diffusers' folder layout: config.json beside diffusion_pytorch_model.safetensors."""
+"""Autoencoders from and to files: diffusers folders of every family, and the pair of .pth files that TAESD comes as."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lpl_jax.autoencoders.autoencoder import Autoencoder, init
-from lpl_jax.autoencoders.config import from_diffusers, to_diffusers
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.autoencoders.diffusers_config import from_diffusers, to_diffusers
+from lpl_jax.autoencoders.files import WEIGHTS, find_folder, read_file, read_json, read_tensors, taesd_pair
 from lpl_jax.errors import InputError
 from lpl_jax.porting import Rule, export_params, import_params
 
-BUNDLED = Path(__file__).parent / "bundled"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-RULES = (
+KL_RULES = (
     Rule("quant_conv", "encoder/quant_conv"),
     Rule("post_quant_conv", "decoder/post_quant_conv"),
     Rule("{side}.conv_norm_out", "{side}/norm_out"),
@@ -28,7 +27,13 @@ RULES = (
     Rule("encoder.down_blocks.{i}.downsamplers.0.conv", "encoder/down_{i}/downsample"),
     Rule("decoder.up_blocks.{i}.resnets.{j}.{part}", "decoder/up_{i}/resnet_{j}/{part}"),
     Rule("decoder.up_blocks.{i}.upsamplers.0.conv", "decoder/up_{i}/upsample"),
+    Rule("decoder.condition_encoder.layers.{i}", "decoder/condition_encoder/layers_{i}"),
     Rule("{side}.{part}", "{side}/{part}"),  # conv_in, conv_out
+)
+TINY_RULES = (
+    Rule("{side}.layers.{i}.conv.{j}", "{side}/layers_{i}/conv_{j}"),
+    Rule("{side}.layers.{i}.pool.{j}", "{side}/layers_{i}/pool_{j}"),
+    Rule("{side}.layers.{i}", "{side}/layers_{i}"),
 )
 # Attention names of diffusers before version 0.17, still found in published files.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -38,8 +43,10 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
     """Load a frozen autoencoder.
 
     Args:
-      source: "bundled" (the small one that comes with this package), a local folder in diffusers layout, or a hub id
-        such as "stabilityai/sdxl-vae" (fetched through huggingface_hub).
+      source: "bundled" (the small one that comes with this package), a local folder, or a hub id such as
+        "stabilityai/sdxl-vae" (fetched through huggingface_hub). A folder is in diffusers layout, of the class
+        AutoencoderKL, AsymmetricAutoencoderKL or AutoencoderTiny, in one file or several, safetensors or .bin (the
+        latter needs PyTorch); or it holds NAME_encoder.pth and NAME_decoder.pth as TAESD is published.
       subfolder: the autoencoder's folder inside a pipeline's, such as "vae".
       dtype: compute type, float32 or bfloat16; in bfloat16 the convolution kernels are stored so, too.
     Raises:
@@ -47,10 +54,14 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
     """
     folder = find_folder(source, subfolder)
     name = str(source) if subfolder is None else f"{source}/{subfolder}"
-    config = from_diffusers(read_json(folder / "config.json"), name=name, dtype=jnp.dtype(dtype).name)
-    tensors = {modern_name(key): value for key, value in read_tensors(folder).items()}
+    if (folder / "config.json").is_file() or not (pair := taesd_pair(folder)):
+        config = from_diffusers(read_json(folder / "config.json"), name=name, dtype=jnp.dtype(dtype).name)
+        tensors = modern_names(read_tensors(folder), folder)
+    else:
+        tensors = read_taesd(*pair)
+        config = taesd_config(tensors, name=name, dtype=jnp.dtype(dtype).name)
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
-    params = import_params(tensors, RULES, shapes, where=str(folder))
+    params = import_params(tensors, rules(config), shapes, where=str(folder))
 
     def cast(array):
         return jnp.asarray(array, dtype if array.ndim > 1 else jnp.float32)
@@ -59,70 +70,78 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
 
 
 def save(autoencoder: Autoencoder, folder: str | Path) -> None:
-    """Write a folder that diffusers' `AutoencoderKL.from_pretrained` reads. Refuses to write over an existing file."""
+    """Write a folder that `from_pretrained` of the family's class in diffusers reads.
+
+    A tiny autoencoder with `midblock_norm` has no class in diffusers; its folder is AutoencoderTiny's with the branch's
+    tensors beside the others (`SIDE.layers.N.pool.0`, `.1` and `.3`) and "AutoencoderTinyMidblockNorm" as the class.
+
+    Raises:
+      InputError: the folder already has weights, which are not written over.
+    """
     folder = Path(folder)
     if (folder / WEIGHTS).exists():
         raise InputError(f"{folder / WEIGHTS} exists: choose another folder")
     config = to_diffusers(autoencoder.config)
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), autoencoder.params)
-    tensors = export_params(params, RULES)
+    tensors = export_params(params, rules(autoencoder.config))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def modern_name(name: str) -> str:
-    for old, new in OLD_ATTENTION.items():
-        name = name.replace(old, new)
-    return name
+def rules(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[Rule, ...]:
+    """The family's table of names."""
+    return TINY_RULES if isinstance(config, TinyAutoencoderConfig) else KL_RULES
 
 
-def find_folder(source: str | Path, subfolder: str | None) -> Path:
-    """The local folder of `source`, fetched from the hub where `source` is a hub id."""
-    if str(source) == "bundled":
-        return BUNDLED
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        found = folder / subfolder if subfolder else folder
-        if (found / "config.json").is_file():
-            return found
-        hint = "; try subfolder='vae'" if (found / "vae" / "config.json").is_file() else ""
-        raise InputError(f"{found} has no config.json: not a diffusers autoencoder folder{hint}")
-    if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
-        raise InputError(
-            f"no autoencoder at {str(source)!r}: give 'bundled', an existing folder in diffusers layout, "
-            "or a hub id owner/name"
-        )
-    return _download(str(source), subfolder)
+def modern_names(tensors: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """The same tensors under the names that diffusers uses today."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        modern = name
+        for old, new in OLD_ATTENTION.items():
+            modern = modern.replace(old, new)
+        if modern in renamed:
+            raise InputError(f"{folder} has {modern} twice, under its old name and its new one")
+        renamed[modern] = tensor
+    return renamed
 
 
-def _download(hub_id: str, subfolder: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def read_taesd(encoder: Path, decoder: Path) -> dict[str, np.ndarray]:
+    """The tensors of TAESD's original two files, under the names that diffusers gives them.
 
-    prefix = f"{subfolder}/" if subfolder else ""
-    try:
-        root = snapshot_download(hub_id, allow_patterns=[prefix + "config.json", prefix + "*.safetensors"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{hub_id!r} is neither a folder nor to be had from the hub: {reason}") from error
-    return find_folder(Path(root), subfolder)
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    The original's decoder counts the clamp of the latents as its layer 0, so that its numbers are one higher.
+    """
+    tensors = {}
+    for side, path, first in (("encoder", encoder, 0), ("decoder", decoder, 1)):
+        for name, tensor in read_file(path).items():
+            layer, _, rest = name.partition(".")
+            number = int(layer) - first if layer.isdecimal() else layer
+            tensors[f"{side}.layers.{number}.{rest}"] = tensor
+    return tensors
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of the folder's safetensors file, as float32."""
-    candidates = [folder / WEIGHTS, folder / WEIGHTS.replace(".safetensors", ".fp16.safetensors")]
-    path = next((p for p in candidates if p.is_file()), None)
-    if path is None:
-        raise InputError(f"{folder} has no {WEIGHTS}")
-    try:
-        return {name: np.asarray(tensor, np.float32) for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+def taesd_config(tensors: dict[str, np.ndarray], *, name: str, dtype: str = "float32") -> TinyAutoencoderConfig:
+    """The architecture that TAESD's tensors imply: the original files have no configuration beside them.
+
+    Latents are taken as they are (scaling factor 1), as diffusers does for this family.
+    """
+    blocks = {}
+    for side in ("encoder", "decoder"):
+        found = re.findall(rf"^{side}\.layers\.(\d+)\.(conv\.0\.)?weight$", "\n".join(tensors), re.MULTILINE)
+        layers = sorted((int(number), bool(inside)) for number, inside in found)
+        sequence = "".join("b" if inside else "|" for _, inside in layers)  # such as |b|bbb|bbb|bbb|
+        blocks[side] = tuple(len(level) for level in sequence.split("|")[1:-1])
+    ends = tensors.get("encoder.layers.0.weight"), tensors.get("decoder.layers.0.weight")
+    if any(end is None or end.ndim != 4 for end in ends) or not all(blocks.values()):
+        raise InputError(f"{name}: the .pth files are not TAESD's: no convolution at the head of encoder and decoder")
+    return TinyAutoencoderConfig(
+        name=name,
+        latent_channels=ends[1].shape[1],
+        encoder_width=ends[0].shape[0],
+        decoder_width=ends[1].shape[0],
+        encoder_blocks=blocks["encoder"],
+        decoder_blocks=blocks["decoder"],
+        midblock_norm=any(".pool." in key for key in tensors),
+        dtype=dtype,
+    )

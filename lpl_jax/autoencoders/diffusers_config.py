@@ -1,0 +1,157 @@
+"""Autoencoder configurations from and to diffusers' config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.errors import InputError
+
+# diffusers has no class for TAESD with a norm in its middle blocks; our folders name it so.
+TINY_MIDBLOCK = "AutoencoderTinyMidblockNorm"
+
+
+def from_diffusers(config: Mapping[str, Any], *, name: str, dtype: str = "float32"):
+    """The configuration (`AutoencoderConfig` or `TinyAutoencoderConfig`) that a diffusers config.json describes.
+
+    Raises:
+      InputError: another class, a field that is missing, or an option that this architecture does not have.
+    """
+    kind = config.get("_class_name", "AutoencoderKL")
+    if kind not in _READERS:
+        raise InputError(f"{name}: autoencoder class {kind} is not supported; possible: {', '.join(_READERS)}")
+    try:
+        return _READERS[kind](config, name, dtype)
+    except KeyError as error:
+        raise InputError(f"{name}: config.json has no field {error.args[0]}; is it an {kind}'s?") from None
+
+
+def _expect(config: Mapping[str, Any], name: str, **fields: tuple) -> None:
+    for field, allowed in fields.items():
+        if config.get(field, allowed[0]) not in allowed:
+            raise InputError(f"{name}: config.json has {field}={config[field]!r}; possible: {allowed[0]!r}")
+
+
+def _widths(config: Mapping[str, Any], name: str, field: str) -> tuple:
+    if not isinstance(config[field], list | tuple):
+        raise InputError(f"{name}: config.json has {field}={config[field]!r}; possible: a list of whole numbers")
+    return tuple(config[field])
+
+
+def _common(config: Mapping[str, Any], name: str, dtype: str) -> dict[str, Any]:
+    _expect(config, name, in_channels=(3,), out_channels=(3,), latents_mean=(None,), latents_std=(None,))
+    return dict(name=name, latent_channels=config["latent_channels"], dtype=dtype)
+
+
+def _kl_common(config: Mapping[str, Any], name: str, dtype: str, encoder: tuple, decoder: tuple) -> dict[str, Any]:
+    down, up = ["DownEncoderBlock2D"] * len(encoder), ["UpDecoderBlock2D"] * len(decoder)
+    # config.json holds lists, a configuration in memory may hold tuples
+    _expect(
+        config, name, act_fn=("silu", "swish"), down_block_types=(down, tuple(down)), up_block_types=(up, tuple(up))
+    )
+    return dict(
+        encoder_channels=encoder,
+        decoder_channels=decoder,
+        scaling_factor=config.get("scaling_factor") or 0.18215,
+        norm_groups=config.get("norm_num_groups", 32),
+        **_common(config, name, dtype),
+    )
+
+
+def _read_kl(config, name, dtype):
+    widths, layers = _widths(config, name, "block_out_channels"), config["layers_per_block"]
+    return AutoencoderConfig(
+        **_kl_common(config, name, dtype, widths, widths),
+        shift_factor=config.get("shift_factor") or 0.0,
+        encoder_resnets=layers,
+        decoder_resnets=layers + 1,
+        mid_attention=config.get("mid_block_add_attention", True),
+        quant_conv=config.get("use_quant_conv", True),
+        post_quant_conv=config.get("use_post_quant_conv", True),
+    )
+
+
+def _read_asymmetric(config, name, dtype):
+    encoder, decoder = (_widths(config, name, f"{side}_block_out_channels") for side in ("down", "up"))
+    return AutoencoderConfig(
+        **_kl_common(config, name, dtype, encoder, decoder),
+        encoder_resnets=config["layers_per_down_block"],
+        decoder_resnets=config["layers_per_up_block"] + 1,
+        mask_condition=True,
+    )
+
+
+def _read_tiny(config, name, dtype):
+    _expect(config, name, act_fn=("relu",), upsample_fn=("nearest",), upsampling_scaling_factor=(2,))
+    width = {}
+    for side in ("encoder", "decoder"):
+        widths = _widths(config, name, f"{side}_block_out_channels")
+        if len(set(widths)) != 1:
+            raise InputError(f"{name}: config.json has {side}_block_out_channels={widths}; possible: one and the same")
+        width[side] = widths[0]
+    return TinyAutoencoderConfig(
+        **_common(config, name, dtype),
+        scaling_factor=config.get("scaling_factor") or 1.0,
+        shift_factor=config.get("shift_factor") or 0.0,
+        encoder_width=width["encoder"],
+        decoder_width=width["decoder"],
+        encoder_blocks=_widths(config, name, "num_encoder_blocks"),
+        decoder_blocks=_widths(config, name, "num_decoder_blocks"),
+        midblock_norm=config.get("_class_name") == TINY_MIDBLOCK,
+    )
+
+
+_READERS = {
+    "AutoencoderKL": _read_kl,
+    "AsymmetricAutoencoderKL": _read_asymmetric,
+    "AutoencoderTiny": _read_tiny,
+    TINY_MIDBLOCK: _read_tiny,
+}
+
+
+def to_diffusers(config: AutoencoderConfig | TinyAutoencoderConfig) -> dict[str, Any]:
+    """The config.json of a diffusers autoencoder of this architecture: the inverse of `from_diffusers`."""
+    common = {
+        "in_channels": 3,
+        "latent_channels": config.latent_channels,
+        "out_channels": 3,
+        "scaling_factor": config.scaling_factor,
+    }
+    if isinstance(config, TinyAutoencoderConfig):
+        levels = len(config.encoder_blocks)
+        return common | {
+            "_class_name": TINY_MIDBLOCK if config.midblock_norm else "AutoencoderTiny",
+            "act_fn": "relu",
+            "decoder_block_out_channels": [config.decoder_width] * levels,
+            "encoder_block_out_channels": [config.encoder_width] * levels,
+            "num_decoder_blocks": list(config.decoder_blocks),
+            "num_encoder_blocks": list(config.encoder_blocks),
+            "shift_factor": config.shift_factor,
+            "upsample_fn": "nearest",
+            "upsampling_scaling_factor": 2,
+        }
+    levels = len(config.encoder_channels)
+    common |= {
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "norm_num_groups": config.norm_groups,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    if config.mask_condition:
+        return common | {
+            "_class_name": "AsymmetricAutoencoderKL",
+            "down_block_out_channels": list(config.encoder_channels),
+            "layers_per_down_block": config.encoder_resnets,
+            "layers_per_up_block": config.decoder_resnets - 1,
+            "up_block_out_channels": list(config.decoder_channels),
+        }
+    if config.encoder_channels != config.decoder_channels or config.decoder_resnets != config.encoder_resnets + 1:
+        raise InputError(f"{config.name}: encoder and decoder differ in size; AutoencoderKL has one size for both")
+    return common | {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": list(config.encoder_channels),
+        "layers_per_block": config.encoder_resnets,
+        "mid_block_add_attention": config.mid_attention,
+        "shift_factor": config.shift_factor or None,
+        "use_post_quant_conv": config.post_quant_conv,
+        "use_quant_conv": config.quant_conv,
+    }

@@ -38,7 +38,7 @@ RULES: Rules = (
 )
 
 # Parameters of scanned layers are stacked along a first axis that the scan slices: never split.
-STACKED = r"(^|/)blocks/"
+STACKED = r"(^|/)(dual_)?blocks/"
 
 # Below this number of elements (of one layer) the collective costs more than the memory is worth: replicated.
 MIN_SHARD_SIZE = 2**14

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lpl_jax.denoisers.attention import attention
 from lpl_jax.denoisers.config import REMAT_POLICIES, MMDiTConfig
+from lpl_jax.parallel import constrain_batch
 
 EPSILON = 1e-6  # of every norm
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -77,12 +78,14 @@ class Projections(nn.Module):
     def split(self, tokens):
         """(B, N, d) -> queries, keys, values, each (B, N, heads, head size)."""
         cfg = self.config
+        # With many devices the partitioner may otherwise split tokens by feature, having seen how the weights lie.
+        tokens = constrain_batch(tokens)
         q, k, v = (
             linear(tokens).reshape(*tokens.shape[:-1], cfg.heads, cfg.head_dim) for linear in (self.q, self.k, self.v)
         )
         if cfg.qk_norm:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
-        return q, k, v
+        return constrain_batch((q, k, v))
 
     def join(self, heads):
         """(B, N, heads, head size) -> (B, N, d)."""

@@ -48,7 +48,8 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
         AutoencoderKL, AsymmetricAutoencoderKL or AutoencoderTiny, in one file or several, safetensors or .bin (the
         latter needs PyTorch); or it holds NAME_encoder.pth and NAME_decoder.pth as TAESD is published.
       subfolder: the autoencoder's folder inside a pipeline's, such as "vae".
-      dtype: compute type, float32 or bfloat16; in bfloat16 the convolution kernels are stored so, too.
+      dtype: compute type, float32 or bfloat16. Parameters are float32 in both, so that their hash is that of the file,
+        and a latent store made in one is good for the other.
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
@@ -62,11 +63,7 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
         config = taesd_config(tensors, name=name, dtype=jnp.dtype(dtype).name)
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
     params = import_params(tensors, rules(config), shapes, where=str(folder))
-
-    def cast(array):
-        return jnp.asarray(array, dtype if array.ndim > 1 else jnp.float32)
-
-    return Autoencoder(jax.tree.map(cast, params), config)
+    return Autoencoder(jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params), config)
 
 
 def save(autoencoder: Autoencoder, folder: str | Path) -> None:

@@ -8,6 +8,7 @@ checkpoint, without and with the Latent Perceptual Loss, samples from both, and 
     latents/, heldout/                    the latent stores: training crops, and other crops of the same photographs
     base/, without_lpl/, with_lpl/        the three runs: resolved config, metrics, checkpoints
     grid.png                              real | reconstruction | samples without LPL | samples with LPL
+    samples.png                           the last two of them
     losses.png                            the losses of the three runs
     summary.md                            the table that is printed at the end
 
@@ -61,7 +62,9 @@ def quickstart(config_path: str, workdir: Path) -> int:
             return 130
     print("sampling, measuring on held-out crops ...", flush=True)
     pictures = _pictures(workdir, experiments["base"], autoencoder)
-    panels(pictures, per_row=experiments["base"].sampling.per_class).save(workdir / "grid.png")
+    samples = {title: images for title, images in pictures.items() if title.startswith("samples")}
+    for name, shown in (("grid.png", pictures), ("samples.png", samples)):
+        panels(shown, per_row=experiments["base"].sampling.per_class).save(workdir / name)
     _plot(workdir, results["base"].step)
     psnr = _psnr(pictures["real"], pictures["reconstruction"])
     summary = (

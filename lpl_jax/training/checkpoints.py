@@ -189,7 +189,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {name: signal.signal(name, self._handle) for name in self._signals}
+            # A signal that is ignored stays so: shells start background jobs with SIGINT ignored, and mean it.
+            caught = [name for name in self._signals if signal.getsignal(name) is not signal.SIG_IGN]
+            self._previous = {name: signal.signal(name, self._handle) for name in caught}
         return self
 
     def __exit__(self, *_):

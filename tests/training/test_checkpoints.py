@@ -269,7 +269,22 @@ def test_killed_while_saving(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([str(step), str(step + 1)])
 
 
-def test_first_signal_asks_to_stop_and_the_second_does_what_it_did():
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal, also where the tests themselves run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_signal_stays_ignored(interruptible):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested is None
+
+
+def test_first_signal_asks_to_stop_and_the_second_does_what_it_did(interruptible):
     previous = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopSignal() as stop:
         assert stop.requested is None

@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 from lpl_jax.autoencoders.autoencoder import Autoencoder, init
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.diffusers_config import from_diffusers, to_diffusers
-from lpl_jax.autoencoders.files import WEIGHTS, find_folder, read_file, read_json, read_tensors, taesd_pair
+from lpl_jax.autoencoders.files import FORMATS, WEIGHTS, find_folder, taesd_pair
 from lpl_jax.errors import InputError
 from lpl_jax.porting import Rule, export_params, import_params
+from lpl_jax.tensor_files import read_file, read_folder, read_json
 
 KL_RULES = (
     Rule("quant_conv", "encoder/quant_conv"),
@@ -57,7 +58,7 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
     name = str(source) if subfolder is None else f"{source}/{subfolder}"
     if (folder / "config.json").is_file() or not (pair := taesd_pair(folder)):
         config = from_diffusers(read_json(folder / "config.json"), name=name, dtype=jnp.dtype(dtype).name)
-        tensors = modern_names(read_tensors(folder), folder)
+        tensors = modern_names(read_folder(folder, FORMATS, torch_files=True), folder)
     else:
         tensors = read_taesd(*pair)
         config = taesd_config(tensors, name=name, dtype=jnp.dtype(dtype).name)
@@ -111,7 +112,7 @@ def read_taesd(encoder: Path, decoder: Path) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for side, path, first in (("encoder", encoder, 0), ("decoder", decoder, 1)):
-        for name, tensor in read_file(path).items():
+        for name, tensor in read_file(path, torch_files=True).items():
             layer, _, rest = name.partition(".")
             number = int(layer) - first if layer.isdecimal() else layer
             tensors[f"{side}.layers.{number}.{rest}"] = tensor

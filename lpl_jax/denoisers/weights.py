@@ -22,18 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lpl_jax.denoisers import diffusers_layout
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError
+from lpl_jax.tensor_files import read_folder, read_json
 
 CLASS_NAME = "lpl_jax.MMDiT"
 # Layout -> file of the weights.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "lpl_jax": "model.safetensors"}
-DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load(folder: str | Path) -> tuple[MMDiT, dict]:
@@ -50,11 +49,11 @@ def load(folder: str | Path) -> tuple[MMDiT, dict]:
     kind = raw.get("_class_name")
     if kind == diffusers_layout.CLASS_NAME:
         config = diffusers_layout.from_diffusers(raw, where=str(folder / "config.json"))
-        tensors = _read_tensors(folder, WEIGHTS["diffusers"])
+        tensors = read_folder(folder, _files("diffusers"))
         params = diffusers_layout.from_tensors(config, tensors, where=str(folder))
     elif kind == CLASS_NAME:
         config = _config_from_fields(raw, where=str(folder / "config.json"))
-        params = unflatten_dict(_read_tensors(folder, WEIGHTS["lpl_jax"]), sep="/")
+        params = unflatten_dict(read_folder(folder, _files("lpl_jax")), sep="/")
         _check_params(config, params, where=str(folder))
     else:
         raise InputError(
@@ -78,7 +77,7 @@ def save(config: MMDiTConfig, params: Mapping, folder: str | Path, *, layout: st
     if layout not in WEIGHTS:
         raise InputError(f"layout {layout!r} given, possible is one of {', '.join(WEIGHTS)}")
     folder = Path(folder).expanduser()
-    for name in ("config.json", WEIGHTS[layout], f"{WEIGHTS[layout]}.index.json"):
+    for name in ("config.json", *_files(layout)):
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists: choose another folder")
     _check_params(config, params, where="parameters to save")
@@ -95,6 +94,11 @@ def save(config: MMDiTConfig, params: Mapping, folder: str | Path, *, layout: st
     # The config comes last: a folder without one is not a denoiser, so that a write cut short is not taken for whole.
     save_file(tensors, folder / WEIGHTS[layout], metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _files(layout: str) -> tuple[str, str]:
+    """The file of the weights, and the index of the shards that can be there in its place."""
+    return WEIGHTS[layout], f"{WEIGHTS[layout]}.index.json"
 
 
 def _config_from_fields(raw: Mapping, *, where: str) -> MMDiTConfig:
@@ -130,46 +134,4 @@ def _read_config(folder: Path) -> dict:
         inside = (folder / "transformer" / "config.json").is_file()
         hint = f"; the denoiser of this pipeline is {folder / 'transformer'}" if inside else ""
         raise InputError(f"{path} does not exist: not a folder with a denoiser{hint}")
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, possible is an object")
-    return content
-
-
-def _read_tensors(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """All tensors of the file, or of the shards that its index names, in float32."""
-    index = folder / f"{name}.index.json"
-    if (folder / name).is_file():
-        return _read_file(folder / name)
-    if not index.is_file():
-        raise InputError(f"{folder} has neither {name} nor {index.name} (only safetensors are read)")
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise InputError(f"{index} has no weight_map of tensor names to file names")
-    shards = sorted(set(places.values()))
-    if outside := [shard for shard in shards if Path(shard).name != shard]:
-        raise InputError(f"{index} names {', '.join(map(repr, outside))}, possible are names of files beside it")
-    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise InputError(f"{folder} lacks {', '.join(absent)}, which {index.name} names")
-    found = {shard: _read_file(folder / shard) for shard in shards}
-    if astray := [name for name, shard in places.items() if name not in found[shard]]:
-        raise InputError(f"{index} names tensors that are not where it says: {', '.join(astray)}")
-    return {name: array for tensors in found.values() for name, array in tensors.items()}
-
-
-def _read_file(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, "np") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            if odd := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in DTYPES]:
-                raise InputError(f"{path}: {', '.join(odd)} given, possible dtypes are {', '.join(DTYPES)}")
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in kinds}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+    return read_json(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lpl_jax.errors import InputError
-from lpl_jax.text.weights import read_json
+from lpl_jax.tensor_files import read_json
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLEANING = ("transformers", "open_clip")

@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
 from lpl_jax.porting import Rule, export_params, import_params
+from lpl_jax.tensor_files import read_file, read_folder, read_json
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
 from lpl_jax.text.model import Clip, init
 
 WEIGHTS = "model.safetensors"
-NAMES = (WEIGHTS, "model.fp16.safetensors")
+NAMES = (WEIGHTS, "model.fp16.safetensors", f"{WEIGHTS}.index.json")
+IGNORED = ".position_ids"  # the constant 0, 1, 2.. of older files
 
 RULES = (
     Rule("logit_scale", "logit_scale"),
@@ -60,7 +62,8 @@ def load(
     path = path / subfolder if subfolder else path
     if config is None:
         config = _read_config(path, tower, jnp.dtype(dtype).name)
-    tensors = _named_as_now(_read_tensors(path), config)
+    read = partial(read_file, path) if path.is_file() else partial(read_folder, path, NAMES)
+    tensors = _named_as_now(read(ignore=IGNORED), config)
     shapes = jax.eval_shape(lambda: _rule_layout(init(config, jax.random.key(0)).params))
     try:
         params = _our_layout(import_params(tensors, RULES, shapes, where=str(path)))
@@ -121,14 +124,13 @@ def _bare_names(text: str) -> str:
 
 
 def _named_as_now(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict[str, np.ndarray]:
-    """Tensors with the prefix that transformers 5 leaves out of single towers, without the other tower's and without
-    `position_ids`, the constant 0, 1, 2.. of older files."""
+    """Tensors with the prefix that transformers 5 leaves out of single towers, without the other tower's."""
     single = None if config.text and config.vision else "text" if config.text else "vision"
     prefix = f"{single}_model."
     add_prefix = single and not any(name.startswith(prefix) for name in tensors)
     named = {}
     for name, tensor in tensors.items():
-        if name.endswith(".position_ids") or (single and name.startswith(OTHER_TOWER[single])):
+        if single and name.startswith(OTHER_TOWER[single]):
             continue
         if add_prefix and name.startswith(("embeddings.", "encoder.", "final_", "pre_", "post_")):
             name = prefix + name
@@ -145,41 +147,3 @@ def _read_config(path: Path, tower: str | None, dtype: str) -> ClipConfig:
             f"file with config.json beside it or config=; possible classes: {', '.join(CLASSES)}"
         )
     return from_transformers(read_json(folder / "config.json"), name=str(path), tower=tower, dtype=dtype)
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
-    return content
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, or of a folder's file or shards, as float32."""
-    tensors = {}
-    for file in _weight_files(path):
-        try:
-            tensors |= {name: np.asarray(tensor, np.float32) for name, tensor in load_file(file).items()}
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} is damaged or not a safetensors file: {error}") from error
-    return tensors
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if whole := [path / name for name in NAMES if (path / name).is_file()]:
-        return whole[:1]
-    index = path / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        raise InputError(f"{path} has neither {WEIGHTS} nor {index.name}")
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or any(str(name) != Path(str(name)).name for name in shards.values()):
-        raise InputError(f"{index}: weight_map must name files of the same folder")
-    files = [path / name for name in sorted(set(shards.values()))]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise InputError(f"{path} lacks the shards {', '.join(missing)} that {index.name} names")
-    return files

@@ -85,6 +85,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
         if reached is None and objective.lpl is not None:
             state = state.replace(lpl_weight=_lpl_weight(experiment, objective, state, autoencoder, store, mesh))
         _write_config(experiment, workdir)
+        _announce(experiment, objective, state, workdir, label)
         start_step = int(state.step) if begun_before else None
         return _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step)
 
@@ -141,6 +142,23 @@ def load_run(workdir: str | Path, weights: str | None = None) -> tuple[Experimen
     if weights is None:
         weights = repr(experiment.ema.decays[0]) if experiment.ema.decays else "params"
     return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights)
+
+
+def _announce(experiment: Experiment, objective: Objective, state: TrainState, workdir: Path, label: str) -> None:
+    """A line that says what is about to run; the first step takes a while to compile."""
+    if jax.process_index() != 0:
+        return
+    settings, lpl = experiment.train, objective.lpl
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    text = f"{label}: {parameters:.1f}M parameters, batch {settings.batch_size}, "
+    text += f"steps {int(state.step)} to {settings.steps} in {workdir}"
+    if lpl is not None:
+        share = 100 * experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
+        decoded = objective.capacity or settings.batch_size
+        text += (
+            f"; LPL weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, {decoded} images decoded a step"
+        )
+    print(text, flush=True)
 
 
 def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step) -> Result:

@@ -40,6 +40,7 @@ clean:
 
 .venv/base.stamp: .venv/python.stamp requirements/base.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 .venv/dev.stamp: .venv/base.stamp requirements/dev.txt

@@ -3,6 +3,13 @@
     python train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=200
 
 Call it again with the same --workdir to resume. Every field of a config and its meaning: configs/base.py.
+
+    --config FILE[:ARGUMENTS]         config file, such as configs/imagenet.py:256,lpl
+    --config.SECTION.FIELD=VALUE      change a field of it
+    --workdir FOLDER                  folder of the run: config, metrics, checkpoints
+    --debug                           show the traceback of an error
+
+Exit status: 0 when all steps are done, 2 for a mistake in what was given, 130 when a signal stopped the run.
 """
 
 from collections.abc import Sequence
@@ -20,17 +27,17 @@ def _flags(values: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> int:
     config, values = config_file.parse(argv, _flags)
     if values.help:
-        print(__doc__ + "\n" + values.main_module_help())
+        print(__doc__)
         return 0
     if not values.workdir:
         raise InputError("no folder for the run given: --workdir FOLDER")
     from lpl_jax.training import build, train  # imports jax: only once the flags are known to be good
 
     result = train(build(config), values.workdir)
-    print(
-        f"{values.workdir}: step {result.step}"
-        + (", stopped by a signal; call again to resume" if result.stopped else "")
-    )
+    if result.stopped:
+        print(f"{values.workdir}: stopped by a signal at step {result.step}; call again to resume")
+        return 130
+    print(f"{values.workdir}: step {result.step}")
     return 0
 
 

@@ -45,6 +45,7 @@ def get_config(arguments: str = ""):
     c.train.steps = 600_000
     c.sampling.guidance = 2.0 if large else 1.5
     if "post" in chosen:
+        c.train.init_from = ""  # to be given
         c.train.steps = 120_000 if large else 200_000
         c.ema.start = 50_000  # averages begin there in the paper's post-training (Fig. 18)
     return c

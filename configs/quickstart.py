@@ -28,6 +28,7 @@ def get_config(arguments: str = ""):
     c.train.log_every = 20
     c.train.checkpoint_every = 250
     if "post" in chosen:
+        c.train.init_from = ""  # to be given
         c.train.steps = 120
         c.train.log_every = 10
         c.optimizer.learning_rate = 1e-3

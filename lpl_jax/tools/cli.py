@@ -34,6 +34,12 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         status = 2
+    except OSError as error:  # a folder that is a file, or that may not be written
+        if "--debug" in argv:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise

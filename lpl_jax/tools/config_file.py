@@ -39,7 +39,7 @@ def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValue
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_field(argv, error)) from error
     except Exception as error:  # a config file is a program: it may fail in any way
-        raise InputError(_reason(error)) from error
+        raise InputError(_reason(error, _spec(argv))) from error
     if values.help:
         return config, values
     if rest:
@@ -100,13 +100,13 @@ def _load_error(config) -> str:
     return f"get_config returns {type(config).__name__}, not a ConfigDict"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, spec: str | None) -> str:
     """One line for a value of the wrong type, or for what went wrong while a config file was run."""
     root = error
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__
     if isinstance(root, InputError):
         return str(root)
-    if "\n" not in str(error):
+    if str(error).startswith("flag --config.") and "\n" not in str(error):
         return str(error)
-    return f"the config file fails: {type(root).__name__}: {root}"
+    return f"config file {spec} fails: {type(root).__name__}: {root}"

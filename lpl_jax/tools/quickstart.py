@@ -69,7 +69,7 @@ def quickstart(config_path: str, workdir: Path) -> int:
     psnr = _psnr(pictures["real"], pictures["reconstruction"])
     summary = (
         f"{_summary(workdir, results, autoencoder, heldout)}\n\n"
-        f"Reconstruction by the autoencoder: {psnr:.1f} dB PSNR. {time.perf_counter() - started:.0f} s in all."
+        f"Reconstruction by the autoencoder: {psnr:.1f} dB PSNR. {time.perf_counter() - started:.0f} s in this call."
     )
     (workdir / "summary.md").write_text(summary + "\n")
     print(f"\n{summary}\nPictures: {workdir / 'grid.png'}, {workdir / 'losses.png'}")

@@ -95,6 +95,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "1 or more")
+        if self.init_from == "":
+            raise InputError("post-training starts from another run: give train.init_from, the folder of that run")
 
 
 @dataclasses.dataclass(frozen=True)

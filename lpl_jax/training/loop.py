@@ -8,7 +8,9 @@
 The same call begins a run, resumes it where its folder holds a checkpoint, and starts from another run's parameters.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 from pathlib import Path
@@ -35,6 +37,7 @@ from lpl_jax.training.step import Objective, losses, train_step
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
+LOCK = "lock"
 # What may change when a run is resumed: it does not touch the numbers, or only how far they go.
 RESUMABLE = (
     "data.store",
@@ -64,10 +67,10 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
       InputError: nothing has been written over; the message says what does not fit.
     """
     workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file: give a folder as --workdir")
     autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
-    begun_before = (workdir / CONFIG).exists()
-    if begun_before:
-        _check_same_run(experiment, workdir)
+    # Before anything is made, so that a mistake leaves nothing behind.
     experiment = resolve(experiment, autoencoder.config)
     mesh = parallel.make_mesh(experiment.mesh)
     if experiment.train.batch_size % parallel.batch_shards(mesh):
@@ -75,11 +78,14 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
             f"train.batch_size={experiment.train.batch_size} is not divisible by the {parallel.batch_shards(mesh)} "
             "parts (data x fsdp) that the mesh splits a batch into"
         )
+    begun_before = (workdir / CONFIG).exists()
+    if begun_before:
+        _check_same_run(experiment, workdir)
     store = open_store(experiment, autoencoder, workdir)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    reached = checkpoints.latest_step(workdir / CHECKPOINTS)
     autoencoder = parallel.put_replicated(autoencoder, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _only_run_in(workdir):
+        reached = checkpoints.latest_step(workdir / CHECKPOINTS)
         objective = make_objective(experiment)
         state = _first_state(experiment, optimizer, mesh, workdir, reached)
         if reached is None and objective.lpl is not None:
@@ -90,6 +96,21 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
         return _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step)
 
 
+@contextlib.contextmanager
+def _only_run_in(workdir: Path):
+    """Holds the folder's lock, which the system releases when the process ends, however it does."""
+    if jax.process_index() != 0:
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{workdir} is in use by another process that trains: give another --workdir") from None
+        yield
+
+
 def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) -> LatentStore:
     """The configured latent store, checked; made from the source first where it does not exist."""
     data, resolution = experiment.data, experiment.resolution
@@ -98,6 +119,8 @@ def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) 
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
         options = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "store")}
+        if data.source != "photos":
+            del options["crops"]  # documented as for photos only; a config made for them may be given another source
         source = open_source(data.source, resolution, seed=experiment.seed, **options)
         prepare(source, autoencoder, path)
     store = LatentStore(path)
@@ -243,6 +266,8 @@ def _first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path, r
     if settings.init_from is None:
         return create_state(init, optimizer, decays, mesh, key)
     folder = Path(settings.init_from)
+    if not (folder / CHECKPOINTS).is_dir():
+        raise InputError(f"train.init_from={settings.init_from}: not the folder of a run with checkpoints")
     params = checkpoints.load_params(folder / CHECKPOINTS, settings.init_weights, target=target.params)
     return create_state(lambda given: given, optimizer, decays, mesh, params)
 
@@ -283,7 +308,11 @@ def _read_config(workdir: Path) -> dict[str, Any]:
 
 def _check_same_run(experiment: Experiment, workdir: Path) -> None:
     """A folder holds one run: what is configured now must be what it was begun with."""
-    before, now = _flat(to_dict(build(_read_config(workdir)))), _flat(to_dict(experiment))
+    try:
+        saved = build(_read_config(workdir))
+    except InputError as error:
+        raise InputError(f"{workdir} is not the folder of a run: {workdir / CONFIG}: {error}") from error
+    before, now = _flat(to_dict(saved)), _flat(to_dict(experiment))
     differing = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

@@ -18,6 +18,19 @@ from lpl_jax.training import build, resolve, to_dict
 ROOT = Path(base.__file__).parents[1]
 
 
+def started(config):
+    """With the run named that post-training starts from."""
+    if config.train.init_from == "":
+        config.train.init_from = "runs/base"
+    return config
+
+
+def test_post_training_needs_a_run_to_start_from():
+    for config in (quickstart.get_config("post,lpl"), imagenet.get_config("512,post")):
+        with pytest.raises(InputError, match="give train.init_from"):
+            build(config)
+
+
 def test_every_field_of_the_base_config_has_a_comment():
     lines = (ROOT / "configs/base.py").read_text().splitlines()
     fields = [line for line in lines if re.match(r"    c\.[\w.]+ = ", line)]
@@ -45,7 +58,7 @@ def test_the_base_config_names_every_field_of_its_parts():
 
 @pytest.mark.parametrize("arguments", ["", "post", "post,lpl"])
 def test_quickstart_configs_build_and_survive_json(arguments):
-    experiment = build(quickstart.get_config(arguments))
+    experiment = build(started(quickstart.get_config(arguments)))
     assert build(to_dict(experiment)) == experiment
     assert (experiment.lpl is not None) == ("lpl" in arguments)
 
@@ -53,7 +66,7 @@ def test_quickstart_configs_build_and_survive_json(arguments):
 @pytest.mark.parametrize("size, process", itertools.product(("256", "512"), ("eps", "v", "flow")))
 def test_imagenet_configs_build(size, process):
     for extra in ("", "lpl", "post,lpl", "post,reference", "xl_two_stream"):
-        experiment = build(imagenet.get_config(f"{size},{process},{extra}"))
+        experiment = build(started(imagenet.get_config(f"{size},{process},{extra}")))
         assert build(to_dict(experiment)) == experiment
         assert experiment.resolution == int(size)
         assert experiment.paradigm.name == process

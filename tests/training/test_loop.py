@@ -135,6 +135,23 @@ def test_a_folder_holds_one_run(whole, tiny_folder, stores):
     assert (workdir / "config.json").read_text() == before
 
 
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path, tiny_config):
+    import fcntl
+
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="in use by another process"):
+            train(build(tiny_config()), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_foreign_config_is_not_taken_for_a_run(tmp_path, tiny_config):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        train(build(tiny_config()), tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
 def test_another_autoencoder_is_refused_with_both_names(tmp_path, tiny_config, tiny_folder):
     other = autoencoders.load(tiny_folder)
     other.params["decoder"]["conv_out"]["bias"] += 1
@@ -162,7 +179,7 @@ def test_batches_must_divide_over_the_mesh(tmp_path, tiny_config):
 
 
 def test_missing_run_to_start_from(tmp_path, tiny_config):
-    with pytest.raises(InputError, match="no checkpoint in .*nowhere"):
+    with pytest.raises(InputError, match="train.init_from=.*nowhere: not the folder of a run"):
         train(build(tiny_config(train__init_from=str(tmp_path / "nowhere"))), tmp_path / "run")
 
 

@@ -19,7 +19,7 @@ import optax
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import sample_posterior
 from lpl_jax.diffusion import Paradigm, loss_weight
-from lpl_jax.losses import LPLConfig, gated_perceptual_loss
+from lpl_jax.losses import LPLConfig, gated_perceptual_loss, perceptual_share
 from lpl_jax.training.state import TrainState, apply_gradients
 
 
@@ -107,9 +107,9 @@ def losses(
             else None
         ),
     )
-    weighted = lpl_weight * perceptual
-    total = diffusion + weighted
-    metrics = {"loss": total, "diffusion_loss": diffusion, "lpl": perceptual, "lpl_share": weighted / total}
+    total = diffusion + lpl_weight * perceptual
+    share = perceptual_share(diffusion, perceptual, lpl_weight)
+    metrics = {"loss": total, "diffusion_loss": diffusion, "lpl": perceptual, "lpl_share": share}
     return total, metrics | {f"lpl/{name}": value for name, value in details.items()}
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lpl_jax.errors import InputError
+from lpl_jax.hub import fetch, is_hub_id
 
 BUNDLED = Path(__file__).parent / "bundled"
 STEM = "diffusion_pytorch_model"
@@ -32,28 +33,14 @@ def find_folder(source: str | Path, subfolder: str | None) -> Path:
             return found
         hint = "; try subfolder='vae'" if (found / "vae" / "config.json").is_file() else ""
         raise InputError(f"{found} has no config.json: not a diffusers autoencoder folder{hint}")
-    if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
+    if not is_hub_id(source):
         raise InputError(
             f"no autoencoder at {str(source)!r}: give 'bundled', an existing folder in diffusers layout, "
             "or a hub id owner/name"
         )
-    return _download(str(source), subfolder)
-
-
-def _download(hub_id: str, subfolder: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    prefix = f"{subfolder}/" if subfolder else ""
-    safe = [prefix + name for name in ("config.json", f"{STEM}*.safetensors", f"{STEM}*.safetensors.index.json")]
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=safe)) / prefix
-        if not any((folder / name).is_file() for name in FORMATS):  # an old repository with .bin files only
-            snapshot_download(hub_id, allow_patterns=[prefix + f"{STEM}*.bin", prefix + f"{STEM}*.bin.index.json"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{hub_id!r} is neither a folder nor to be had from the hub: {reason}") from error
-    return find_folder(folder, None)
+    names = ("config.json", f"{STEM}*.safetensors", f"{STEM}*.safetensors.index.json")
+    pickles = (f"{STEM}*.bin", f"{STEM}*.bin.index.json")
+    return find_folder(fetch(str(source), names, subfolder=subfolder, unless_there=pickles), None)
 
 
 def taesd_pair(folder: Path) -> tuple[Path, Path] | None:

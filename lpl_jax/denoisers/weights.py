@@ -28,6 +28,7 @@ from lpl_jax.denoisers import diffusers_layout
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError
+from lpl_jax.hub import find
 from lpl_jax.tensor_files import read_folder, read_json
 
 CLASS_NAME = "lpl_jax.MMDiT"
@@ -35,16 +36,17 @@ CLASS_NAME = "lpl_jax.MMDiT"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "lpl_jax": "model.safetensors"}
 
 
-def load(folder: str | Path) -> tuple[MMDiT, dict]:
+def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, dict]:
     """Load a denoiser and its parameters, in float32 whatever the file has.
 
     Args:
-      folder: holds config.json beside the weights in safetensors, whole or in shards with an index, in one of the two
-        layouts. A pipeline of Stable Diffusion 3 has it as its folder `transformer`.
+      source: a folder with config.json beside the weights in safetensors, whole or in shards with an index, in one of
+        the two layouts; or a hub id such as "stabilityai/stable-diffusion-3.5-medium".
+      subfolder: the denoiser's folder inside a pipeline's: "transformer" in one of Stable Diffusion 3.
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
-    folder = Path(folder).expanduser()
+    folder = find(source, ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*"), subfolder)
     raw = _read_config(folder)
     kind = raw.get("_class_name")
     if kind == diffusers_layout.CLASS_NAME:

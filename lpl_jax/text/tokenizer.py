@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.hub import find
 from lpl_jax.tensor_files import read_json
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLEANING = ("transformers", "open_clip")
 WORD_END = "</w>"
 OPEN_CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines than were trained with
@@ -83,15 +85,14 @@ class Tokenizer:
         """Read a vocabulary.
 
         Args:
-          source: a folder with vocab.json and merges.txt or with tokenizer.json (transformers' layouts), or open_clip's
-            bpe_simple_vocab_16e6.txt.gz.
+          source: a folder with vocab.json and merges.txt or with tokenizer.json (transformers' layouts), open_clip's
+            bpe_simple_vocab_16e6.txt.gz, or a hub id such as "openai/clip-vit-large-patch14".
           subfolder: the tokeniser's folder inside a pipeline's, such as "tokenizer".
           cleaning: one of `CLEANING`; None takes the rule of the layout.
         Raises:
           InputError: nothing there, or files that cannot be read.
         """
-        path = Path(source).expanduser()
-        path = path / subfolder if subfolder else path
+        path = find(source, FILES, subfolder)
         if path.is_file():
             vocabulary, merges = _read_open_clip(path)
             return cls(vocabulary, merges, padding="!", cleaning=cleaning or "open_clip")

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
+from lpl_jax.hub import find
 from lpl_jax.porting import Rule, export_params, import_params
 from lpl_jax.tensor_files import read_file, read_folder, read_json
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
@@ -49,7 +50,7 @@ def load(
 
     Args:
       source: a folder in transformers layout (CLIPModel, CLIPTextModel or CLIPVisionModel, with or without projection),
-        or one safetensors file with such tensors.
+        one safetensors file with such tensors, or a hub id such as "openai/clip-vit-large-patch14".
       subfolder: the model's folder inside a pipeline's, such as "text_encoder".
       tower: "text" or "vision" reads one tower of a CLIPModel, with its projection; None reads all that is there.
       config: what the tensors are of, instead of the config.json in the folder or beside the file (`tower` and `dtype`
@@ -58,8 +59,7 @@ def load(
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
-    path = Path(source).expanduser()
-    path = path / subfolder if subfolder else path
+    path = find(source, (*NAMES, "model-*.safetensors", "config.json"), subfolder)
     if config is None:
         config = _read_config(path, tower, jnp.dtype(dtype).name)
     read = partial(read_file, path) if path.is_file() else partial(read_folder, path, NAMES)

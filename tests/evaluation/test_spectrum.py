@@ -1,5 +1,7 @@
 """Power spectra against NumPy's FFT, signals whose spectra are known, and the files of the figures."""
 
+import csv
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from lpl_jax.data.sources import PhotoSource
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import spectrum
+from lpl_jax.evaluation import spectrum, spectrum_plots
 from lpl_jax.evaluation.spectrum import SpectrumSum
 
 WEIGHTS = np.array([0.299, 0.587, 0.114])
@@ -220,3 +222,51 @@ def test_spectra_of_a_sharded_batch():
     ours, reference = SpectrumSum.of_images(sharded), SpectrumSum.of_images(images)
     np.testing.assert_allclose(ours.profiles, reference.profiles, rtol=1e-5)
     np.testing.assert_allclose(ours.total, reference.total, rtol=1e-3)
+
+
+def colours(path):
+    """The picture as numbers, and how many of its pixels are clearly red and clearly blue."""
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    difference = picture[..., 0] - picture[..., 2]
+    return picture, (difference > 40).sum(), (difference < -40).sum()
+
+
+def test_maps_are_drawn_and_kept(tmp_path, photos, blurred):
+    sharp, soft = SpectrumSum.of_images(photos), SpectrumSum.of_images(blurred)
+    ratio = spectrum.log_ratio_map(soft, sharp)
+    spectrum_plots.plot_maps(tmp_path / "a.png", {"soft/sharp": ratio})
+    spectrum_plots.plot_maps(tmp_path / "b.png", {"sharp, soft": -ratio, "same": ratio * 0})
+    with np.load(tmp_path / "b.npz", allow_pickle=False) as kept:
+        assert list(kept["titles"]) == ["sharp, soft", "same"]
+        np.testing.assert_array_equal(kept["log_ratios"], np.stack([-ratio, ratio * 0]))
+    one, red, blue = colours(tmp_path / "a.png")
+    assert blue > 10 * red  # beyond the colour bar, which has both in equal parts, blurred is weaker all over
+    two, red, blue = colours(tmp_path / "b.png")
+    assert red > 10 * blue and two.shape[1] > 1.5 * one.shape[1]
+    with pytest.raises(InputError, match="at least one map"):
+        spectrum_plots.plot_maps(tmp_path / "c.png", {})
+    with pytest.raises(InputError, match=r"\(8, 8\), \(9, 9\)"):
+        spectrum_plots.plot_maps(tmp_path / "c.png", {"a": np.zeros((8, 8)), "b": np.zeros((9, 9))})
+    with pytest.raises(InputError, match="c.pdf.*ends in .png"):
+        spectrum_plots.plot_maps(tmp_path / "c.pdf", {"a": ratio})
+    assert not list(tmp_path.glob("c.*"))
+
+
+def test_error_curves_are_drawn_and_kept(tmp_path, photos, blurred):
+    sharp, soft = SpectrumSum.of_images(photos), SpectrumSum.of_images(blurred)
+    spectrum_plots.plot_errors(tmp_path / "errors.png", {"soft, 1 px": soft, "same": sharp}, sharp)
+    assert (colours(tmp_path / "errors.png")[0] < 200).any()
+    with (tmp_path / "errors.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["log10_power:reference", "log10_power:soft, 1 px", "error:soft, 1 px", "log10_power:same", "error:same"]
+    assert list(rows[0]) == ["frequency", *names]
+    table = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    np.testing.assert_array_equal(table["frequency"], np.arange(33))
+    np.testing.assert_array_equal(table["error:soft, 1 px"], spectrum.error_curve(soft, sharp))  # every digit
+    np.testing.assert_array_equal(table["error:same"], 0)
+    np.testing.assert_array_equal(table["log10_power:reference"], np.log10(sharp.profile))
+    np.testing.assert_array_equal(
+        np.abs(table["log10_power:soft, 1 px"] - table["log10_power:reference"]), table["error:soft, 1 px"]
+    )
+    with pytest.raises(InputError, match="no sets"):
+        spectrum_plots.plot_errors(tmp_path / "none.png", {}, sharp)

@@ -1,0 +1,114 @@
+"""The FID network's weights from and to the files that PyTorch's ports use."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from lpl_jax.autoencoders import weights_hash
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
+from lpl_jax.porting import Rule, export_params, import_params
+from lpl_jax.tensor_files import read_file
+
+__all__ = ["PUBLISHED", "find_weights", "load", "save", "weights_hash"]
+
+# The two files are the same, byte for byte.
+PUBLISHED = {
+    "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/",
+    "weights-inception-2015-12-05-6726825d.pth": ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"),
+}
+FOLDERS = ("~/.cache/lpl_jax", "~/.cache/torch/hub/checkpoints")  # the second is where PyTorch's ports download to
+IGNORED = ".num_batches_tracked"
+
+# Stored statistics are neither weights nor biases; they pass through these rules as the biases of modules.
+RULES = (
+    Rule("fc", "fc"),
+    Rule("{layer}.bn.running_{statistic}", "{layer}/bn/{statistic}"),
+    Rule("{layer}.{part}", "{layer}/{part}"),  # conv, bn
+    Rule("{block}.{layer}.bn.running_{statistic}", "{block}/{layer}/bn/{statistic}"),
+    Rule("{block}.{layer}.{part}", "{block}/{layer}/{part}"),
+)
+
+
+def find_weights(path: str | Path | None = None) -> Path:
+    """The file with the FID network's weights.
+
+    Args:
+      path: the file, or a folder that holds it under one of the published names; None looks into ~/.cache/lpl_jax and
+        into the folder where PyTorch's ports download to.
+    Raises:
+      InputError: it is not there; says where it is published and where to put it.
+    """
+    if path is not None and not Path(path).expanduser().is_dir():
+        places = [Path(path).expanduser()]
+    else:
+        folders = FOLDERS if path is None else [path]
+        places = [Path(folder).expanduser() / name for folder in folders for name in PUBLISHED]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        name, source = next(iter(PUBLISHED.items()))
+        others = [folder + other for other, folder in PUBLISHED.items() if other != name]
+        default = Path(FOLDERS[0]).expanduser() / name
+        raise InputError(
+            f"the FID network's weights are not at {' nor '.join(map(str, places))}: download {source}{name} (the same "
+            f"file is {', '.join(others)}) to {default} or give its path; --features classifier needs no download"
+        )
+    return found
+
+
+def load(path: str | Path | None = None) -> Inception:
+    """The FID network with the weights of a file of pytorch-fid or torch-fidelity, or of a safetensors file.
+
+    Args:
+      path: see `find_weights`. A .pth file needs PyTorch to be read; nothing in it is executed.
+    Raises:
+      InputError: nothing there, a damaged file, another network's (torchvision's Inception v3 is one), or tensors that
+        do not fit (all are named).
+    """
+    path = find_weights(path)
+    tensors = read_file(path, torch_files=True, ignore=IGNORED)
+    classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else CLASSES
+    if classes != CLASSES or any(name.startswith("AuxLogits.") for name in tensors):
+        raise InputError(
+            f"{path} holds another Inception v3 ({classes} classes; torchvision's has 1000 and AuxLogits), with which "
+            f"no FID is computed: {CLASSES} classes are needed, as in {' or '.join(PUBLISHED)}"
+        )
+    expected = _statistics_as_biases(flatten_dict(shapes(), sep="/"), "/")
+    try:
+        params = import_params(
+            _statistics_as_biases(tensors, "."), RULES, unflatten_dict(expected, sep="/"), where=str(path)
+        )
+    except InputError as error:
+        raise InputError(_bare(str(error))) from None
+    flat = flatten_dict(params, sep="/")
+    return Inception(unflatten_dict({_bare(name): jnp.asarray(array) for name, array in flat.items()}, sep="/"))
+
+
+def save(inception: Inception, path: str | Path) -> None:
+    """Write a safetensors file with PyTorch's names, which `load` reads where PyTorch is not installed.
+
+    Raises:
+      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors" or path.exists():
+        raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
+    flat = {name: np.asarray(array) for name, array in flatten_dict(inception.params, sep="/").items()}
+    tensors = export_params(unflatten_dict(_statistics_as_biases(flat, "/"), sep="/"), RULES)
+    save_file({_bare(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _statistics_as_biases(arrays: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Arrays under names that `RULES` fit: X.running_mean becomes X.running_mean.bias, and X/mean X/mean/bias."""
+    return {f"{name}{separator}bias" if name.endswith(("mean", "var")) else name: a for name, a in arrays.items()}
+
+
+def _bare(text: str) -> str:
+    """Undoes `_statistics_as_biases` in a name or in a message with names."""
+    return re.sub(r"(mean|var)[./]bias", r"\1", text)

@@ -149,4 +149,22 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.sampling.spacing = "trailing"  # timesteps of ddim: trailing | leading
     c.sampling.per_class = 4  # images of each class in a grid
     c.sampling.weights = placeholder(str)  # params or the name of an average; None: the first average
+
+    c.evaluation = ConfigDict()  # what eval.py measures, and how
+    c.evaluation.num_images = 50_000  # images to generate, or to take of a given set
+    c.evaluation.batch_size = 64  # images at a time, over all devices; changes no number
+    c.evaluation.seed = 0  # of the generated images, of subsets and of the bootstrap
+    c.evaluation.features = "inception"  # inception (FID) | classifier (our small network: relative comparisons only)
+    c.evaluation.inception = placeholder(str)  # weights file of the FID Inception; None: looked for in the usual places
+    c.evaluation.clip = placeholder(str)  # CLIPScore: CLIP folder or hub id, such as openai/clip-vit-large-patch14
+    c.evaluation.prompts = placeholder(str)  # CLIPScore: text file, a line for each class (or image of a given set)
+    c.evaluation.reference = placeholder(str)  # folder of images | .npz images or statistics; None: the run's data
+    c.evaluation.reference_images = placeholder(int)  # use so many of the reference images, drawn at random; None: all
+    c.evaluation.cache = placeholder(str)  # where features are kept; None: in the output folder
+    c.evaluation.k = 3  # nearest neighbours of precision and recall, and of density and coverage
+    c.evaluation.k_density = placeholder(int)  # nearest neighbours of density and coverage, where they differ
+    c.evaluation.splits = 10  # parts of the Inception score
+    c.evaluation.resamples = 20  # bootstrap resamples of the distances; 0: no intervals
+    c.evaluation.every = placeholder(int)  # train.py: steps between small evaluations during training; None: never
+    c.evaluation.every_images = 256  # images of such a small evaluation, with the classifier's features
     return c

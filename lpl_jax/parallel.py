@@ -162,6 +162,18 @@ def put_batch(batch, mesh: Mesh):
     return jax.tree.map(put, batch)
 
 
+def put_global(batch, mesh: Mesh):
+    """Host arrays that every process holds whole, to global arrays split over the batch axes. Raises as `put_batch`."""
+    count, index = jax.process_count(), jax.process_index()
+
+    def own(array):
+        array = np.asarray(array)
+        part = -(-len(array) // count)
+        return array[index * part : (index + 1) * part]
+
+    return put_batch(jax.tree.map(own, batch), mesh)
+
+
 def put_replicated(tree, mesh: Mesh):
     """Every leaf whole on every device of the mesh (all processes must give equal values)."""
     return jax.device_put(tree, replicated(mesh))

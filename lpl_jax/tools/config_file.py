@@ -11,12 +11,13 @@ from ml_collections import ConfigDict, config_flags
 from lpl_jax.errors import InputError
 
 
-def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValues]:
+def parse(argv: Sequence[str], define=None, default: ConfigDict | None = None) -> tuple[ConfigDict, flags.FlagValues]:
     """The ConfigDict that `--config FILE[:ARGUMENTS]` and `--config.section.field=value` describe, and all flags.
 
     Args:
       argv: arguments without the program's name.
       define: adds the program's own flags to a FlagValues.
+      default: the config where no --config is given; overrides then change this one.
     Raises:
       InputError: no config, a file that cannot be loaded, an unknown flag or field, or a value of the wrong type.
     """
@@ -26,9 +27,12 @@ def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValue
         define(values)
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this help", flag_values=values, short_name="h")
-    config_flags.DEFINE_config_file(
-        "config", None, "config file, with arguments behind a colon", flag_values=values, sys_argv=arguments
-    )
+    if default is not None and _spec(argv) is None:
+        config_flags.DEFINE_config_dict("config", default, flag_values=values, sys_argv=arguments)
+    else:
+        config_flags.DEFINE_config_file(
+            "config", None, "config file, with arguments behind a colon", flag_values=values, sys_argv=arguments
+        )
     try:
         rest = values(arguments)[1:]
         config = values.config
@@ -37,7 +41,7 @@ def parse(argv: Sequence[str], define=None) -> tuple[ConfigDict, flags.FlagValue
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"unknown flag --{error.flagname}; possible: {_flag_names(values)}") from error
     except (AttributeError, KeyError) as error:
-        raise InputError(_unknown_field(argv, error)) from error
+        raise InputError(_unknown_field(argv, error, default)) from error
     except Exception as error:  # a config file is a program: it may fail in any way
         raise InputError(_reason(error, _spec(argv))) from error
     if values.help:
@@ -62,12 +66,12 @@ def _flag_names(values: flags.FlagValues) -> str:
     )
 
 
-def _unknown_field(argv: Sequence[str], error: Exception) -> str:
+def _unknown_field(argv: Sequence[str], error: Exception, default: ConfigDict | None) -> str:
     """Which override names a field that the config does not have, and the fields it could have meant."""
     spec = _spec(argv)
-    if spec is None:
+    if spec is None and default is None:
         return f"unknown field in an override: {error}"
-    config = load(spec)
+    config = default if spec is None else load(spec)
     for arg in argv:
         flag = arg.split("=")[0].lstrip("-")
         if not flag.startswith("config."):

@@ -15,6 +15,7 @@ from lpl_jax.autoencoders import AutoencoderConfig
 from lpl_jax.denoisers import MMDiTConfig, preset
 from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm
 from lpl_jax.errors import InputError
+from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.losses import LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.training.optimizer import OptimizerConfig
@@ -128,6 +129,7 @@ class Experiment:
     mesh: MeshConfig
     train: TrainConfig
     sampling: SamplingConfig
+    evaluation: EvaluationConfig
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
@@ -157,6 +159,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         mesh=_typed(MeshConfig, config, "mesh"),
         train=_typed(TrainConfig, config, "train"),
         sampling=_typed(SamplingConfig, config, "sampling"),
+        evaluation=_typed(EvaluationConfig, config, "evaluation"),
     )
     _check_together(experiment)
     return experiment

@@ -8,6 +8,7 @@ A checkpoint appears under its final name only when it is complete, so a run tha
 earlier ones as they were. The position in the data needs no place here: batches are a function of seed and step.
 """
 
+import hashlib
 import json
 import signal
 import threading
@@ -48,6 +49,15 @@ def read_metadata(folder, step: int | None = None) -> dict[str, Any]:
     try:
         return json.loads((path / METADATA / METADATA).read_text())
     except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def fingerprint(folder, step: int | None = None) -> str:
+    """Hash of what was saved at `step` (the latest by default): equal for checkpoints of the same bytes only."""
+    path = _step_folder(folder, step)
+    try:
+        return hashlib.sha256((path / FILES).read_bytes()).hexdigest()
+    except OSError as error:
         raise _unreadable(path, error) from error
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import LatentStore, batches, check_autoencoder, open_source, prepare
+from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, open_source, prepare
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.errors import InputError
 from lpl_jax.losses import calibrate_weight
@@ -43,6 +43,7 @@ RESUMABLE = (
     "data.store",
     "mesh",
     "sampling",
+    "evaluation",
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
@@ -118,11 +119,7 @@ def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) 
     if not path.exists():
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
-        options = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "store")}
-        if data.source != "photos":
-            del options["crops"]  # documented as for photos only; a config made for them may be given another source
-        source = open_source(data.source, resolution, seed=experiment.seed, **options)
-        prepare(source, autoencoder, path)
+        prepare(data_source(experiment), autoencoder, path)
     store = LatentStore(path)
     check_autoencoder(store, autoencoder)
     if store.manifest.resolution != resolution:
@@ -133,6 +130,15 @@ def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) 
             "classes: give at least as many"
         )
     return store
+
+
+def data_source(experiment: Experiment) -> ImageSource:
+    """The images that a run learns from."""
+    data = experiment.data
+    options = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "store")}
+    if data.source != "photos":
+        del options["crops"]  # documented as for photos only; a config made for them may be given another source
+    return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
 
 
 def make_objective(experiment: Experiment) -> Objective:
@@ -155,13 +161,18 @@ def make_objective(experiment: Experiment) -> Objective:
     )
 
 
+def read_experiment(workdir: str | Path) -> Experiment:
+    """The resolved experiment of a run. Raises InputError where `workdir` is not the folder of one."""
+    return build(_read_config(Path(workdir)))
+
+
 def load_run(workdir: str | Path, weights: str | None = None) -> tuple[Experiment, Any]:
     """The resolved experiment of a run, and its newest parameters for sampling.
 
     weights: "params" or the name of an average; None is the first average that the run has, else the parameters.
     """
     workdir = Path(workdir)
-    experiment = build(_read_config(workdir))
+    experiment = read_experiment(workdir)
     if weights is None:
         weights = repr(experiment.ema.decays[0]) if experiment.ema.decays else "params"
     return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights)

@@ -52,7 +52,7 @@ def test_the_base_config_names_every_field_of_its_parts():
     assert names(LPLConfig) - set(config["lpl"]) == set()
     assert set().union(*(names(cls) for cls in PARADIGMS.values())) - set(config["paradigm"]) == set()
     experiment = build(config)
-    for section in ("data", "autoencoder", "loss", "optimizer", "ema", "mesh", "train", "sampling"):
+    for section in ("data", "autoencoder", "loss", "optimizer", "ema", "mesh", "train", "sampling", "evaluation"):
         assert names(type(getattr(experiment, section))) == set(config[section]), section
 
 

@@ -16,7 +16,7 @@ SMALLEST_RANGE = 1e-3  # of the colour scale, so that equal sets are not a pictu
 def plot_maps(path: str | Path, maps: Mapping[str, np.ndarray]) -> None:
     """Log-ratio maps side by side on one colour scale, symmetric about 0, as a PNG, and their numbers beside it.
 
-    The numbers go to the same name with .npz: `titles` (K,) and `log_ratios` (K, H, H), frequency 0 at [H // 2, H // 2].
+    The numbers go to the same name with .npz: `titles` (K,) and `log_ratios` (K, H, H), frequency 0 in the middle.
 
     Args:
       path: of the picture, ending in .png.

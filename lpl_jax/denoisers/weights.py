@@ -1,4 +1,4 @@
-"""Denoisers in folders of config.json and safetensors, in one of two layouts.
+"""Denoisers in files: a folder in one of two layouts, or a single file. docs/weights.md is the full description.
 
 "diffusers": what the `SD3Transformer2DModel` of diffusers reads and writes, for text-conditioned networks of the
 two-stream form with a pooled text vector (Stable Diffusion 3 and 3.5, and those trained here).
@@ -11,17 +11,24 @@ two-stream form with a pooled text vector (Stable Diffusion 3 and 3.5, and those
   "blocks/attn/q/kernel". Kernels are (inputs, outputs); the first axis of `blocks/...` and `dual_blocks/...` counts the
   blocks of the stack; the chunks of a modulation are in the order shift, scale, gate of the attention, the same of the
   MLP, the same of the second attention; the rows of a patch are in the order row, column, channel.
+
+A single file is the model.safetensors of the second layout with the text of its config.json in the metadata, under the
+name "lpl_jax.MMDiT".
+
+Fields of config.json that begin with an underscore say where the weights come from; nothing depends on them.
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lpl_jax.denoisers import diffusers_layout
@@ -29,11 +36,17 @@ from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError
 from lpl_jax.hub import find
-from lpl_jax.tensor_files import read_folder, read_json
+from lpl_jax.tensor_files import read_file, read_folder, read_json
+from lpl_jax.whole import check_free, written_whole
 
 CLASS_NAME = "lpl_jax.MMDiT"
 # Layout -> file of the weights.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "lpl_jax": "model.safetensors"}
+# Fields that say how to compute, not what: weights fit whatever they are.
+HOW = ("attention", "remat", "dtype")
+# Fields that parameters grow with.
+SIZES = ("hidden", "depth", "latent_channels", "patch_size", "mlp_ratio", "num_classes", "context_dim", "pooled_dim")
+SIZES += ("position_table",)
 
 
 def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, dict]:
@@ -41,61 +54,140 @@ def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, di
 
     Args:
       source: a folder with config.json beside the weights in safetensors, whole or in shards with an index, in one of
-        the two layouts; or a hub id such as "stabilityai/stable-diffusion-3.5-medium".
+        the two layouts; a single .safetensors file with the config inside; or a hub id such as
+        "stabilityai/stable-diffusion-3.5-medium".
       subfolder: the denoiser's folder inside a pipeline's: "transformer" in one of Stable Diffusion 3.
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
+    path = Path(source).expanduser()
+    if path.suffix == ".safetensors" and not path.is_dir():
+        config, params = _load_file(path)
+        return MMDiT(config), jax.tree.map(jnp.asarray, params)
     folder = find(source, ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*"), subfolder)
     raw = _read_config(folder)
-    kind = raw.get("_class_name")
+    kind, where = raw.get("_class_name"), str(folder / "config.json")
     if kind == diffusers_layout.CLASS_NAME:
-        config = diffusers_layout.from_diffusers(raw, where=str(folder / "config.json"))
+        config = diffusers_layout.from_diffusers(raw, where=where)
         tensors = read_folder(folder, _files("diffusers"))
+        if absurd := _out_of_proportion(config, tensors):
+            raise InputError(f"{where}: {absurd}")
+        if config.depth > max(len(tensors), 1000):
+            raise InputError(f"{where}: num_layers = {config.depth} given, the weights are {len(tensors)} tensors")
         params = diffusers_layout.from_tensors(config, tensors, where=str(folder))
     elif kind == CLASS_NAME:
-        config = _config_from_fields(raw, where=str(folder / "config.json"))
-        params = unflatten_dict(read_folder(folder, _files("lpl_jax")), sep="/")
-        _check_params(config, params, where=str(folder))
+        config = _config_from_fields(raw, where=where)
+        params = _tree(config, read_folder(folder, _files("lpl_jax")), where=str(folder))
     else:
-        raise InputError(
-            f"{folder / 'config.json'}: class {kind!r} given, possible is {diffusers_layout.CLASS_NAME} or {CLASS_NAME}"
-        )
+        raise InputError(f"{where}: class {kind!r} given, possible is {diffusers_layout.CLASS_NAME} or {CLASS_NAME}")
     return MMDiT(config), jax.tree.map(jnp.asarray, params)
 
 
-def save(config: MMDiTConfig, params: Mapping, folder: str | Path, *, layout: str = "diffusers") -> None:
-    """Write a denoiser to `folder`, to be read by `load`.
+def load_params(config: MMDiTConfig, source: str | Path) -> dict:
+    """The parameters in `source` (see `load`) for the network that `config` describes.
+
+    Raises:
+      InputError: as `load`, or a config that is another network's: every field that differs, and every parameter that
+        is missing, surplus or of another shape, is named. How to compute (attention, remat, dtype) may differ.
+    """
+    model, params = load(source)
+    there, here = (dataclasses.asdict(each) for each in (model.config, config))
+    problems = [
+        f"{name} = {there[name]!r} there, {here[name]!r} in the config"
+        for name in here
+        if name not in HOW and there[name] != here[name]
+    ]
+    if problems:
+        problems += _misfits(config, flatten_dict(params, sep="/"))
+        raise InputError(f"{source} is not of the network that is configured: {'; '.join(problems)}")
+    return params
+
+
+def save(
+    config: MMDiTConfig,
+    params: Mapping,
+    place: str | Path,
+    *,
+    layout: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a denoiser, to be read by `load`. It appears under its name only when all of it is written.
 
     Args:
       config, params: of the MMDiT.
-      folder: made if it does not exist; nothing in it is written over.
+      place: a folder, new or empty; or, where it ends in .safetensors, a new file that has the config inside.
       layout: "diffusers", for `SD3Transformer2DModel.from_pretrained` of diffusers, or "lpl_jax", which takes every
-        configuration.
+        configuration. None is the former for a folder, and the latter, which is the only one, for a file.
+      about: plain values that say where the weights come from, kept in the config under "_lpl_jax".
+    Returns:
+      the layout.
     Raises:
-      InputError: an unknown layout, files in the way, a configuration that the layout cannot hold, or parameters that
-        do not fit the configuration (all are named). Nothing has been written then.
+      InputError: an unknown layout, something in the way, a configuration that the layout cannot hold, or parameters
+        that do not fit the configuration or are not finite (all are named). Nothing has been written then.
     """
+    place = Path(place).expanduser()
+    one_file = place.suffix == ".safetensors"
+    layout = layout or ("lpl_jax" if one_file else "diffusers")
     if layout not in WEIGHTS:
         raise InputError(f"layout {layout!r} given, possible is one of {', '.join(WEIGHTS)}")
-    folder = Path(folder).expanduser()
-    for name in ("config.json", *_files(layout)):
-        if (folder / name).exists():
-            raise InputError(f"{folder / name} exists: choose another folder")
-    _check_params(config, params, where="parameters to save")
+    if one_file and layout != "lpl_jax":
+        raise InputError(f"{place}: layout {layout!r} is a folder's, a file has layout 'lpl_jax'; give a folder")
+    check_free(place)
+    flat = flatten_dict(params, sep="/")
+    _check(config, flat, where="parameters to save")
+    if broken := sorted(path for path, array in flat.items() if not np.isfinite(array).all()):
+        raise InputError(f"parameters to save: infinite or undefined values in {', '.join(broken)}")
     if layout == "diffusers":
-        try:
-            fields = diffusers_layout.to_diffusers(config)
-        except InputError as error:
-            raise InputError(f"{error}; layout 'lpl_jax' takes every configuration") from None
-        tensors = diffusers_layout.to_tensors(config, params)
+        fields, tensors = _for_diffusers(config, params)
     else:
         fields = {"_class_name": CLASS_NAME, **dataclasses.asdict(config)}
-        tensors = {path: np.asarray(array, np.float32) for path, array in flatten_dict(params, sep="/").items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    # The config comes last: a folder without one is not a denoiser, so that a write cut short is not taken for whole.
-    save_file(tensors, folder / WEIGHTS[layout], metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        tensors = {path: np.ascontiguousarray(array, np.float32) for path, array in flat.items()}
+    text = json.dumps(fields | ({"_lpl_jax": dict(about)} if about else {}), indent=2) + "\n"
+    with written_whole(place) as partial:
+        if one_file:
+            _write(tensors, partial, {"format": "pt", CLASS_NAME: text})
+        else:
+            partial.mkdir()
+            _write(tensors, partial / WEIGHTS[layout], {"format": "pt"})
+            (partial / "config.json").write_text(text)
+    return layout
+
+
+def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        fields = diffusers_layout.to_diffusers(config)
+    except InputError as error:
+        raise InputError(
+            f"{error}; layout 'lpl_jax' (--layout lpl_jax), or a file that ends in .safetensors, takes every "
+            "configuration"
+        ) from None
+    return fields, diffusers_layout.to_tensors(config, params)
+
+
+def _write(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)  # as every new file is; safetensors lets nobody but the owner read it
+
+
+def _load_file(path: Path) -> tuple[MMDiTConfig, dict]:
+    where = f"{path}: metadata {CLASS_NAME}"
+    try:
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get(CLASS_NAME)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if text is None:
+        raise InputError(f"{path} has no config ({CLASS_NAME}) in its metadata: give the folder with its config.json")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} holds a JSON {type(raw).__name__}; an object is needed")
+    config = _config_from_fields(raw, where=where)
+    return config, _tree(config, read_file(path), where=str(path))
 
 
 def _files(layout: str) -> tuple[str, str]:
@@ -104,7 +196,7 @@ def _files(layout: str) -> tuple[str, str]:
 
 
 def _config_from_fields(raw: Mapping, *, where: str) -> MMDiTConfig:
-    given = {name: value for name, value in raw.items() if name != "_class_name"}
+    given = {name: value for name, value in raw.items() if not name.startswith("_")}
     fields = dataclasses.fields(MMDiTConfig)
     known = [field.name for field in fields]
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
@@ -112,22 +204,50 @@ def _config_from_fields(raw: Mapping, *, where: str) -> MMDiTConfig:
     problems += [f"missing field {name}" for name in required if name not in given]
     if problems:
         raise InputError(f"{where}: {'; '.join(problems)}; the fields are {', '.join(known)}")
-    return MMDiTConfig(**given)
+    try:
+        return MMDiTConfig(**given)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
-def _check_params(config: MMDiTConfig, params: Mapping, *, where: str) -> None:
+def _tree(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, where: str) -> dict:
+    _check(config, tensors, where=where)
+    return unflatten_dict(tensors, sep="/")
+
+
+def _check(config: MMDiTConfig, flat: Mapping, *, where: str) -> None:
     """Raises InputError that names every parameter that is missing, surplus or of another shape than the config's."""
+    if problems := _misfits(config, flat):
+        raise InputError(f"{where}: {len(problems)} parameters do not fit: {'; '.join(problems)}")
+
+
+def _misfits(config: MMDiTConfig, flat: Mapping) -> list[str]:
+    if absurd := _out_of_proportion(config, flat):
+        return [absurd]
     expected = flatten_dict(jax.eval_shape(lambda: init(config, jax.random.key(0))), sep="/")
-    given = flatten_dict(params, sep="/")
-    problems = [f"surplus {path}" for path in given if path not in expected]
-    problems += [f"missing {path}" for path in expected if path not in given]
+    problems = [f"surplus {path}" for path in flat if path not in expected]
+    problems += [f"missing {path}" for path in expected if path not in flat]
     problems += [
         f"{path} has shape {np.shape(array)}, the config needs {expected[path].shape}"
-        for path, array in given.items()
+        for path, array in flat.items()
         if path in expected and np.shape(array) != expected[path].shape
     ]
-    if problems:
-        raise InputError(f"{where}: {len(problems)} parameters do not fit: {'; '.join(problems)}")
+    return problems
+
+
+def _out_of_proportion(config: MMDiTConfig, tensors: Mapping) -> str | None:
+    """What tells that the config cannot be that of the tensors, before anything is worked out from it.
+
+    Even the names and shapes of a network that is 10^9 wide take gigabytes, and minutes, to find.
+    """
+    d, p = config.hidden, config.patch_size
+    each = config.num_classes + config.context_dim + config.pooled_dim + config.position_table**2
+    least = d * (config.depth * (1 + config.mlp_ratio) * d + p * p * config.latent_channels + each)
+    there = sum(np.size(array) for array in tensors.values())
+    if least <= 10 * max(there, 10**8):
+        return None
+    sizes = ", ".join(f"{name} = {value}" for name, value in dataclasses.asdict(config).items() if name in SIZES)
+    return f"the config ({sizes}) is out of all proportion to {there} parameters"
 
 
 def _read_config(folder: Path) -> dict:

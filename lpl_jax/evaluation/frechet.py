@@ -1,0 +1,191 @@
+"""Fréchet distance between Gaussians fitted to features, their streaming statistics, and the files that hold them.
+
+All of it in float64 on the host. Statistics of parts merge up to rounding, so features never have to be in one place:
+each process sums its own rows, `merge` joins the results in any order.
+"""
+
+import dataclasses
+import functools
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lpl_jax.errors import InputError
+
+# Names in a file: pytorch-fid writes the first two, the files of guided-diffusion (ADM) have all four.
+KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+COUNT = "num_images"
+# Wider covariances are taken for damage: this one has 2 GiB.
+MAX_WIDTH = 16384
+
+
+class Gaussian(NamedTuple):
+    """Mean (D,) and covariance (D, D), float64, and the number of samples that they come from (None: unknown)."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """Sums over samples from which mean and covariance follow, float64.
+
+    count: number of samples, at least 1. mean: (D,). scatter: (D, D), the sum of outer products of centred samples.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased (divided by count - 1), as numpy.cov gives. Raises InputError for a single sample."""
+        if self.count < 2:
+            raise InputError(f"a covariance needs at least 2 samples, {self.count} given")
+        return self.scatter / (self.count - 1)
+
+
+def statistics(features: np.ndarray, *, chunk: int = 4096) -> Statistics:
+    """Statistics of features (N, D) of any floating dtype; `chunk` rows at a time are turned into float64.
+
+    Raises InputError for another shape, no rows, or values that are not finite.
+    """
+    features = np.asarray(features)
+    if features.ndim != 2 or 0 in features.shape:
+        raise InputError(f"features have shape {features.shape}; possible: (samples, dimensions), at least one of each")
+    parts = (_chunk_statistics(features[start : start + chunk]) for start in range(0, len(features), chunk))
+    return functools.reduce(merge, parts)
+
+
+def _chunk_statistics(features: np.ndarray) -> Statistics:
+    rows = features.astype(np.float64)
+    mean = rows.mean(0)
+    if not np.isfinite(mean).all():
+        raise InputError("features have infinite or undefined values")
+    rows -= mean
+    return Statistics(len(rows), mean, rows.T @ rows)
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+    """Statistics of the samples of both (Chan, Golub and LeVeque 1979, "Updating formulae", pairwise update)."""
+    _check_widths(a, b)
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.count * b.count / count)
+    return Statistics(count, a.mean + delta * (b.count / count), scatter)
+
+
+def frechet_distance(a: Statistics | Gaussian, b: Statistics | Gaussian) -> float:
+    """|m_a - m_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^(1/2)), never negative.
+
+    Heusel et al. 2017, arXiv 1706.08500, Eq. 6; called FID for features of Inception. With S_a = R R^T the eigenvalues
+    of S_a S_b are those of the symmetric R^T S_b R, so no general matrix square root is needed, and singular
+    covariances (fewer samples than dimensions, constant features) are no special case. The error is some 1e-13 of the
+    traces, and up to about 1e-7 of them where directions with hardly any variance have to be told from none.
+
+    Raises InputError for different dimensions, or statistics of a single sample.
+    """
+    _check_widths(a, b)
+    if a.count and b.count and b.count < a.count:
+        a, b = b, a  # fewer samples, lower rank: its root is narrower, and hits no null space of the other
+    return distance_to_root(a.mean, a.covariance, psd_root(a.covariance), b)
+
+
+def distance_to_root(mean: np.ndarray, covariance: np.ndarray, root: np.ndarray, other: Statistics | Gaussian) -> float:
+    """`frechet_distance` where the root of one covariance is at hand: it is the dearest part, so many share it."""
+    other_covariance = other.covariance
+    product = root.T @ other_covariance @ root
+    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    overlap = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    delta = mean - other.mean
+    return max(0.0, float(delta @ delta + np.trace(covariance) + np.trace(other_covariance) - 2 * overlap))
+
+
+def psd_root(covariance: np.ndarray) -> np.ndarray:
+    """R (D, rank) with R R^T = covariance (D, D); eigenvalues within the rounding of the largest count as 0."""
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    kept = eigenvalues > max(0.0, eigenvalues[-1]) * len(eigenvalues) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(eigenvalues[kept])
+
+
+def _check_widths(a: Statistics | Gaussian, b: Statistics | Gaussian) -> None:
+    if a.mean.shape != b.mean.shape:
+        raise InputError(
+            f"statistics have {len(a.mean)} and {len(b.mean)} dimensions; they must be of the same features"
+        )
+
+
+def write_statistics(path: Path, pool: Statistics | Gaussian, spatial: Statistics | Gaussian | None = None) -> None:
+    """An .npz file that pytorch-fid reads and, with `spatial`, guided-diffusion's evaluator too.
+
+    It has mu, sigma[, mu_s, sigma_s] in float64 and, where known, num_images. It appears whole or not at all.
+    """
+    arrays = {}
+    for kind, given in (("pool", pool), ("spatial", spatial)):
+        if given is not None:
+            arrays |= dict(zip(KEYS[kind], (given.mean, given.covariance), strict=True))
+    if pool.count is not None:
+        arrays[COUNT] = np.int64(pool.count)
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def read_statistics(path: Path, kind: str = "pool") -> Gaussian:
+    """Mean and covariance from an .npz file of pytorch-fid, of guided-diffusion (ADM) or of `write_statistics`.
+
+    Args:
+      kind: "pool" for mu and sigma (FID), "spatial" for mu_s and sigma_s (sFID).
+    Raises:
+      InputError: a file that is missing, damaged, lacks these arrays, or holds values that no samples can have.
+    """
+    path = Path(path)
+    if kind not in KEYS:
+        raise InputError(f"statistics of kind {kind!r} asked for, possible: {', '.join(KEYS)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if absent := [key for key in KEYS[kind] if key not in names]:
+                raise InputError(f"{path} lacks {' and '.join(absent)} ({kind} statistics); it has {', '.join(names)}")
+            mean, covariance = (_read_array(path, archive, key, ndim) for ndim, key in enumerate(KEYS[kind], start=1))
+            count = int(_read_array(path, archive, COUNT, 0)) if COUNT in names else None
+    except InputError:
+        raise
+    except Exception as error:  # whatever the readers of zip files, compressed data and headers meet in a damaged file
+        raise InputError(f"{path} cannot be read as an .npz file of statistics: {error}") from error
+    return Gaussian(mean, _checked_covariance(path, KEYS[kind], mean, covariance), count)
+
+
+def _read_array(path: Path, archive: zipfile.ZipFile, key: str, ndim: int) -> np.ndarray:
+    """An array of numbers, as float64; its header is read first, so that nothing large or executable is loaded."""
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if len(shape) != ndim or any(not 1 <= size <= MAX_WIDTH for size in shape) or dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: {key} is {dtype} {shape}; possible: numbers with {ndim} dimension(s) of 1 to {MAX_WIDTH}"
+        )
+    with archive.open(f"{key}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: {key} has infinite or undefined values")
+    return array
+
+
+def _checked_covariance(path: Path, keys: tuple[str, str], mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    if covariance.shape != 2 * mean.shape:
+        raise InputError(
+            f"{path}: {keys[0]} has shape {mean.shape} and {keys[1]} {covariance.shape}; (D,) and (D, D) fit"
+        )
+    if (np.diag(covariance) < 0).any():
+        raise InputError(f"{path}: {keys[1]} has negative variances")
+    # A file in float32 is symmetric to its rounding only.
+    if np.abs(covariance - covariance.T).max() > 1e-5 * np.abs(covariance).max():
+        raise InputError(f"{path}: {keys[1]} is not symmetric, so it is no covariance")
+    return (covariance + covariance.T) / 2

@@ -173,6 +173,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str, ndim: int) -> np
         )
     with archive.open(f"{key}.npy") as file:
         array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
+        file.read()  # the checksum is compared at the end
     if not np.isfinite(array).all():
         raise InputError(f"{path}: {key} has infinite or undefined values")
     return array

@@ -1,0 +1,347 @@
+"""Sets of images to be scored, read from folders, .npz and .npy files: other people's samples included.
+
+Numbers depend on every pixel, so nothing is mended, skipped or resized without being asked: `RULES` says what is done
+with each kind of file, and whatever it does not cover is an error that names the file.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import math
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lpl_jax.data.images import Crop
+from lpl_jax.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IGNORED_SUFFIXES = (".txt", ".json", ".csv")
+FORMATS = ("PNG", "JPEG", "WEBP")
+RULES = (
+    "RGB as stored; grey-scale and palette images converted to RGB; an alpha channel dropped where it is fully opaque; "
+    "refused: transparency, 16 bits, CMYK, several frames, damaged files; EXIF rotation and colour profiles not "
+    "applied; all images of one size unless a resolution is asked for (then the shorter side is resized to it, Lanczos "
+    "antialiased, and the centre cropped); folders in natural order of names, subfolders included, hidden, .txt, .json "
+    "and .csv files ignored, other files refused; arrays: uint8 (N, H, W, 3), in .npz files under the name arr_0"
+)
+WORKERS = min(8, os.cpu_count() or 1)
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
+BLOCK = 2**22  # bytes hashed at a time
+
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # of damaged files
+
+Fit = Callable[[Image.Image, str], np.ndarray]  # an RGB image and its name -> uint8 (H, W, 3)
+
+
+def open_images(path: str | Path, *, resolution: int | None = None, minimum: int = 1) -> "ImageSet":
+    """The images of a folder (PNG, JPEG, WebP), of an .npz (`arr_0`, as ADM's sample batches) or of an .npy file.
+
+    What happens to each kind of image is said in `RULES`. The list of files, or the array's header, and the first image
+    are read here; all others when they are asked for. Damage is noticed wherever the format allows it: files cut short
+    always, changed bytes in PNG and .npz, which have checksums, but not in JPEG, WebP and .npy, which have none.
+
+    Args:
+      path: of the folder or file.
+      resolution: resize the shorter side of every image to it and cut the centre square; None leaves images as they
+        are, and they must be of one size.
+      minimum: number of images that are needed.
+    Raises:
+      InputError: nothing there, another kind of file, a file in the folder that is no image, fewer than `minimum`
+        images, or a first image that cannot be used; it names the file. On access: the same for the other images.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        reader = _Folder(path)
+    elif path.suffix.lower() in (".npz", ".npy") and path.is_file():
+        reader = _Array(path)
+    else:
+        found = "is not one" if path.exists() else "does not exist"
+        raise InputError(f"image set {_shown(path)} {found}: possible: a folder of images, an .npz or an .npy file")
+    if len(reader.names) < max(minimum, 1):
+        raise InputError(f"image set {_shown(path)} has {len(reader.names)} images: needed: at least {max(minimum, 1)}")
+    return ImageSet(reader, resolution)
+
+
+class ImageSet:
+    """Images uint8 (N, H, W, 3) of one size, read when they are asked for; made by `open_images`.
+
+    `images[start:stop]` is an array (stop - start, H, W, 3); `len(images)` is N. Reading an image always gives the same
+    pixels, in any order and batch size.
+
+    Attributes:
+      names: N names, unique: paths relative to the folder with "/" between, or numbers in an array.
+      shape: (H, W).
+      description: for people: where, how many, how large.
+    """
+
+    def __init__(self, reader: "_Folder | _Array", resolution: int | None):
+        self._reader, self._crop = reader, None if resolution is None else Crop(resolution)
+        self.names: Sequence[str] = reader.names
+        first = next(reader.images(0, 1, self._fit, 1))
+        self.shape: tuple[int, int] = first.shape[:2]
+        resized = "" if resolution is None else ", shorter side resized to it (Lanczos) and centre cropped"
+        height, width = self.shape
+        self.description = f"{_shown(reader.path)}: {len(self)} images of {width}x{height} pixels{resized}"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise TypeError(f"an image set is indexed by [start:stop], not by {rows!r}")
+        start, stop, _ = rows.indices(len(self))
+        images = list(self._images(start, stop, 2 * WORKERS))
+        return np.stack(images) if images else np.zeros((0, *self.shape, 3), np.uint8)
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Images `start` to `stop` in their order, uint8 (B, H, W, 3); the last batch may be smaller.
+
+        Files are read and decoded by a few threads, up to two batches ahead.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be at least 1")
+        start, stop, _ = slice(start, stop).indices(len(self))
+        images = self._images(start, stop, 2 * batch_size)
+        for first in range(start, stop, batch_size):
+            yield np.stack([next(images) for _ in range(min(batch_size, stop - first))])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of all names, the bytes of all files (or of the array), and the resolution.
+
+        It reads everything once. Equal pixels in other files, or under other names, have another one.
+        """
+        resolution = None if self._crop is None else self._crop.resolution
+        digest = hashlib.sha256(f"resolution={resolution}".encode() + b"\0")
+        for part in self._reader.digests():
+            digest.update(part)
+        return digest.hexdigest()
+
+    def _images(self, start: int, stop: int, ahead: int) -> Iterator[np.ndarray]:
+        for index, image in enumerate(self._reader.images(start, stop, self._fit, ahead), start):
+            if image.shape[:2] != self.shape:
+                (height, width), (first_height, first_width) = image.shape[:2], self.shape
+                raise InputError(
+                    f"{self._reader.shown(index)}: {width}x{height} pixels, but {self._reader.shown(0)} has "
+                    f"{first_width}x{first_height}: give a resolution to resize and crop all to"
+                )
+            yield image
+
+    def _fit(self, image: Image.Image, name: str) -> np.ndarray:
+        return np.asarray(image) if self._crop is None else self._crop(image, 0, name)
+
+
+class _Folder:
+    """Files of a folder and its subfolders, in natural order."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names = sorted(_image_names(path), key=_natural)
+
+    def shown(self, index: int) -> str:
+        return _shown(self.path / self.names[index])
+
+    def images(self, start: int, stop: int, fit: Fit, ahead: int) -> Iterator[np.ndarray]:
+        def image(index):
+            return fit(_decode(self._read(index), self.shown(index)), self.shown(index))
+
+        return _ahead(image, range(start, stop), ahead)
+
+    def digests(self) -> Iterator[bytes]:
+        def digest(index):
+            name = self.names[index].encode("utf-8", "surrogateescape")
+            return name + b"\0" + hashlib.sha256(self._read(index)).digest()
+
+        return _ahead(digest, range(len(self.names)), 4 * WORKERS)
+
+    def _read(self, index: int) -> bytes:
+        try:
+            return (self.path / self.names[index]).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.shown(index)} cannot be read: {error.strerror}") from None
+
+
+class _Array:
+    """Rows of an .npy file or of an .npz's `arr_0`, read one after the other; never in memory as a whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with _damage(path), self._open() as (stream, size):
+            shape = _array_shape(stream, _shown(path))
+            self._row, self._first = shape[1:], stream.tell()
+            expected = self._first + math.prod(shape)
+            if size != expected:
+                raise ValueError(f"{size} bytes where its header says {expected}")
+        self.names = [str(index) for index in range(shape[0])]
+
+    def shown(self, index: int) -> str:
+        return f"{_shown(self.path)}, image {index}"
+
+    def images(self, start: int, stop: int, fit: Fit, ahead: int) -> Iterator[np.ndarray]:
+        size = math.prod(self._row)
+        for index, row in enumerate(self._blocks(start * size, stop * size, size), start):
+            yield fit(Image.fromarray(np.frombuffer(row, np.uint8).reshape(self._row)), self.shown(index))
+
+    def digests(self) -> Iterator[bytes]:
+        yield repr((len(self.names), *self._row)).encode()
+        yield from self._blocks(0, len(self.names) * math.prod(self._row), BLOCK)
+
+    def _blocks(self, start: int, stop: int, size: int) -> Iterator[bytes]:
+        """Bytes `start` to `stop` of the array in blocks of `size`."""
+        end = len(self.names) * math.prod(self._row)
+        with _damage(self.path), self._open() as (stream, _):
+            stream.read(self._first)  # not sought: an .npz's checksum is then checked where all is read
+            if start:
+                stream.seek(self._first + start)
+            for first in range(start, stop, size):
+                block = stream.read(min(size, stop - first))
+                if len(block) < min(size, stop - first) or (first + size >= end and stream.read(1)):
+                    raise ValueError("its length is not what its header says")
+                yield block
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[BinaryIO, int]]:
+        """The .npy stream and its length."""
+        if self.path.suffix.lower() == ".npy":
+            with self.path.open("rb") as stream:
+                yield stream, self.path.stat().st_size
+            return
+        with zipfile.ZipFile(self.path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "arr_0" not in names:
+                reason = " (statistics, no images)" if {"mu", "sigma"} <= set(names) else ""
+                raise InputError(f"{_shown(self.path)} has the arrays {', '.join(names)}{reason}: needed: arr_0")
+            with archive.open("arr_0.npy") as stream:
+                yield stream, archive.getinfo("arr_0.npy").file_size
+
+
+def _array_shape(stream: BinaryIO, name: str) -> tuple[int, ...]:
+    """(N, H, W, 3) from an .npy header; leaves the stream behind it. Nothing is unpickled."""
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    shape, fortran_order, dtype = readers[version](stream)
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:]:
+        raise InputError(f"{name} is an array {shape}, {dtype}: needed: (N, H, W, 3), uint8")
+    if fortran_order:
+        raise InputError(f"{name} is in Fortran order: needed: C order (np.ascontiguousarray)")
+    return shape
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What reading a damaged array file raises, as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{_shown(path)} cannot be read as an array of images: {error}") from None
+
+
+def _image_names(folder: Path) -> list[str]:
+    """Paths of the images below a folder, relative to it; refuses what is neither an image nor ignored."""
+
+    def refuse(error: OSError):
+        raise InputError(f"{_shown(error.filename)} cannot be read: {error.strerror}")
+
+    names, others, places = [], [], set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        place = Path(parent).resolve()
+        if place in places:
+            raise InputError(f"{_shown(parent)} is a symbolic link to a folder that is read already")
+        places.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in (Path(parent, name) for name in files if not name.startswith(".")):
+            suffix = file.suffix.lower()
+            if suffix not in IGNORED_SUFFIXES:
+                (names if suffix in IMAGE_SUFFIXES else others).append(file.relative_to(folder).as_posix())
+    if others:
+        first, more = min(others, key=_natural), f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise InputError(
+            f"{_shown(folder / first)}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
+            f"ignored: hidden files, {', '.join(IGNORED_SUFFIXES)}"
+        )
+    return names
+
+
+def _natural(name: str) -> tuple:
+    """Sorts 2.png before 10.png, folder by folder."""
+    parts = (re.split("([0-9]+)", part) for part in name.split("/"))
+    numbers = tuple(tuple(int(text) if i % 2 else text for i, text in enumerate(part)) for part in parts)
+    return numbers, name
+
+
+def _decode(content: bytes, name: str) -> Image.Image:
+    """An RGB image from the bytes of a file, by `RULES`."""
+    try:
+        if content.startswith(PNG_START):
+            _check_png(content, name)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise InputError(f"{name}: {image.n_frames} frames: needed: a single image")
+            if image.mode not in ("1", "L", "P", "RGB", "LA", "RGBA"):
+                raise InputError(f"{name}: colour mode {image.mode}: possible: RGB, grey-scale, palette")
+            if image.mode in ("LA", "RGBA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                if (lowest := image.getextrema()[3][0]) < 255:
+                    raise InputError(f"{name}: transparent (alpha down to {lowest} of 255): needed: an opaque image")
+            return image.convert("RGB")
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not an image that can be read as {', '.join(FORMATS)}") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InputError(f"{name}: image cannot be read ({error})") from None
+
+
+def _check_png(content: bytes, name: str) -> None:
+    """What Pillow passes over when it decodes: depth beyond 8 bits, wrong checksums, a missing end."""
+    if content[24:25] == b"\x10":  # the header's bit depth
+        raise InputError(f"{name}: 16 bits per channel: possible: 8")
+    if PNG_END not in content:
+        raise InputError(f"{name}: image cannot be read (the end of the file is missing)")
+    Image.open(io.BytesIO(content), formats=FORMATS).verify()
+
+
+def _ahead(function: Callable[[int], Any], items: Iterable[int], count: int) -> Iterator[Any]:
+    """function(item) in the order of the items, computed by threads, at most `count` results before they are taken."""
+    pending = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # where the caller stops early
+            for future in pending:
+                future.cancel()
+
+
+def _shown(path: str | Path) -> str:
+    """A path in a message of one line, whatever characters or bytes it has."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)

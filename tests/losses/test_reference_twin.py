@@ -9,44 +9,10 @@ from diffusers import AutoencoderKL
 
 from lpl_jax import autoencoders
 from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perceptual_distance
+from lpl_jax.tools.parity.twins import REFERENCE_OPTIONS, reference_loss, reference_mask
 
 SIZES = (16, 32, 64, 128, 128)
 CHANNELS = (4, 3, 3, 2, 2)
-
-
-def twin_mask(y, down, closing=3, opening=5):
-    """Inliers of NCHW maps."""
-    ko, kc = -(-opening // down), -(-closing // down)
-    ko, kc = 3 if ko == 2 else ko, 1 if kc == 2 else kc
-    flat = y.flatten(2)
-    n = flat.shape[2]
-    q1 = flat.kthvalue(max(int(n * 0.02), 1), dim=2).values[:, :, None, None]
-    q2 = flat.kthvalue(int(n * (1 - 0.02)), dim=2).values[:, :, None, None]
-    margin = 2 * flat.std(dim=2)[:, :, None, None]
-    inlier = ((y > q1 - margin) & (y < q2 + margin)).to(y.dtype)
-    inlier = torch.nn.functional.max_pool2d(inlier, kc, 1, (kc - 1) // 2)
-    inlier = -torch.nn.functional.max_pool2d(-inlier, ko, 1, (ko - 1) // 2)
-    return inlier.bool().to(y.dtype)
-
-
-def twin_loss(xs, ys, norm_type="shared", pow_law=True, outliers=True, loss_type="mse"):
-    """Per-sample loss of NCHW feature lists: x predicted, y clean."""
-    total = 0
-    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        my = torch.ones_like(y)
-        if outliers and i >= 2:
-            my = twin_mask(y, down=2 if i == 2 else 1)
-            y = y * my
-        if norm_type == "shared":
-            length = (y**2).sum(1, keepdim=True).sqrt() + 1e-6
-            x, y = x / length, y / length
-        elif norm_type == "default":
-            x = x / ((x**2).sum(1, keepdim=True).sqrt() + 1e-10)
-            y = y / ((y**2).sum(1, keepdim=True).sqrt() + 1e-10)
-        term = ((x - y).abs() if loss_type == "l1" else (x - y) ** 2) * my
-        weight = 2.0 ** -min(i, 3) if pow_law else 1.0
-        total = total + (term.sum((2, 3)) * weight / my.sum((2, 3))).mean(1)
-    return total / len(xs)
 
 
 def to_torch(maps):
@@ -58,35 +24,19 @@ def relative_error(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
-SEPARATE = dict(stats="separate", stats_grad=True, norm_eps=1e-10)
-OPTIONS = {
-    "paper_settings": (dict(), dict()),
-    "l1_uniform": (dict(loss_type="l1", pow_law=False), dict(metric="l1", omega="uniform")),
-    "no_outliers": (dict(outliers=False), dict(mask_layers="none")),
-    "own_norms": (dict(norm_type="default"), SEPARATE),
-    "command_line_defaults": (
-        dict(norm_type="default", pow_law=False, outliers=False),
-        dict(SEPARATE, omega="uniform", mask_layers="none"),
-    ),
-    "batch_norm_type_is_no_norm": (dict(norm_type="batch"), dict(stats="none")),
-    "two_up_blocks": (dict(), dict(taps=3)),
-    "mid_only": (dict(), dict(taps=1)),
-}
-
-
 @pytest.fixture(scope="module")
 def features(make_features):
     return make_features(0, SIZES, CHANNELS)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", REFERENCE_OPTIONS)
 def test_features_loss_and_gradient(name, features):
-    twin_options, options = OPTIONS[name]
+    twin_options, options = REFERENCE_OPTIONS[name]
     config = LPLConfig.reference(**options)
     predicted, clean = (maps[: config.taps] for maps in features)
 
     xs = [x.requires_grad_() for x in to_torch(predicted)]
-    expected = twin_loss(xs, to_torch(clean), **twin_options)
+    expected = reference_loss(xs, to_torch(clean), **twin_options)
     expected.sum().backward()
 
     def total(predicted, clean):
@@ -107,7 +57,7 @@ def test_masks_are_equal_sets(features):
         clean = features[1][tap]
         closing, opening = config.kernels(tap, clean.shape[1])
         mask = np.asarray(outlier_mask(clean, closing=closing, opening=opening))
-        twin = twin_mask(*to_torch([clean]), down=2 if tap == 2 else 1).permute(0, 2, 3, 1).numpy() > 0
+        twin = reference_mask(*to_torch([clean]), down=2 if tap == 2 else 1).permute(0, 2, 3, 1).numpy() > 0
         np.testing.assert_array_equal(mask, twin)
         assert 0 < np.mean(~mask) < 0.2
 
@@ -177,7 +127,7 @@ def test_end_to_end(f8_pair, latents):
     theirs, ours = f8_pair
     z, z0 = to_torch(latents)
     z.requires_grad_()
-    expected = twin_loss(decoder_features(theirs, z), [y.detach() for y in decoder_features(theirs, z0)])
+    expected = reference_loss(decoder_features(theirs, z), [y.detach() for y in decoder_features(theirs, z0)])
     expected.sum().backward()
     loss, gradient, metrics = value_and_gradient(ours, latents, LPLConfig.reference())
     np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-4)
@@ -189,7 +139,7 @@ def test_post_quant_conv_is_an_option(f2_pair, latents):
     theirs, ours = f2_pair
     with torch.no_grad():
         skipped, through = (
-            twin_loss(*(decoder_features(theirs, z, post_quant_conv)[:2] for z in to_torch(latents))).numpy()
+            reference_loss(*(decoder_features(theirs, z, post_quant_conv)[:2] for z in to_torch(latents))).numpy()
             for post_quant_conv in (False, True)
         )
     config = LPLConfig.reference(post_quant_conv=True, taps=2)

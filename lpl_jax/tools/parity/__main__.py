@@ -1,0 +1,120 @@
+"""Compares every frozen part with PyTorch and prints a table; exit status 1 if anything is out of its tolerance.
+
+See `lpl_jax.tools.parity` for examples.
+"""
+
+import importlib
+import importlib.util
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli
+from lpl_jax.tools.parity import report
+from lpl_jax.tools.parity.comparison import Comparison, Group, Settings
+
+# Part -> packages that it compares with.
+PARTS = {
+    "autoencoders": ("torch", "diffusers"),
+    "loss": ("torch", "diffusers"),
+    "denoisers": ("torch", "diffusers", "transformers"),
+    "samplers": ("torch", "diffusers", "torchdiffeq"),
+    "text": ("torch", "transformers"),
+}
+# Option -> parts that compare the weights it names.
+PATHS = {"autoencoder": ("autoencoders", "loss"), "denoiser": ("denoisers",), "text": ("text",)}
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    parts = choose_parts(args.parts, {name: getattr(args, name) for name in PATHS})
+    check_packages(parts)
+    if args.out:
+        report.check_folder(Path(args.out))
+    head = report.header(argv, args.seed)
+    with tempfile.TemporaryDirectory() as scratch, jax.default_matmul_precision("highest"):
+        paths = {name: getattr(args, name) for name in PATHS}
+        settings = Settings(Path(scratch), resolution=args.resolution, seed=args.seed, **paths)
+        rows = list(compare(parts, settings, debug=args.debug))
+    print("\n" + report.markdown(head, rows))
+    if args.out:
+        report.save(Path(args.out), head, rows)
+        print(f"saved as {report.JSON} and {report.MARKDOWN} in {args.out}")
+    return 0 if all(row.ok for row in rows) else 1
+
+
+def _parser():
+    parser = cli.parser("Compare every frozen part with PyTorch on the same weights, and print a table.")
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"what to compare: {', '.join(PARTS)}. None given: all of them, or, "
+        "if a PATH is given, those that it concerns")  # fmt: skip
+    add("--autoencoder", metavar="PATH", help="compare this autoencoder in place of tiny random ones, and the loss end "
+        "to end on it: bundled, a folder in diffusers layout, one with TAESD's .pth files, or a hub id")  # fmt: skip
+    add("--denoiser", metavar="PATH", help="compare this SD3 transformer (a folder in diffusers layout)")
+    add("--text", metavar="PATH", help="compare this CLIP model (a folder in transformers layout)")
+    add("--out", metavar="FOLDER", help="save parity.json and parity.md there")
+    add("--resolution", type=int, default=64, help="height of images in pixels; their width is half as much again")
+    add("--seed", type=int, default=0, help="seed of random weights and inputs")
+    return parser
+
+
+def choose_parts(named: Sequence[str], paths: dict[str, str | None]) -> list[str]:
+    """The parts to run, in the order of PARTS. Raises InputError for an unknown one, and for a path that none uses."""
+    if unknown := [part for part in named if part not in PARTS]:
+        raise InputError(f"part {', '.join(map(repr, unknown))} given; possible: {', '.join(PARTS)}")
+    given = [option for option, path in paths.items() if path is not None]
+    for option in given:
+        if named and not set(named) & set(PATHS[option]):
+            raise InputError(f"--{option} belongs to {' and '.join(PATHS[option])}; given with {', '.join(named)}")
+    wanted = named or [part for option in given for part in PATHS[option]] or PARTS
+    return [part for part in PARTS if part in wanted]
+
+
+def check_packages(parts: Sequence[str]) -> None:
+    """Raises InputError where a package that the parts compare with is not installed."""
+    needed = dict.fromkeys(package for part in parts for package in PARTS[part])
+    if absent := [package for package in needed if importlib.util.find_spec(package) is None]:
+        raise InputError(
+            f"{', '.join(absent)} not installed, which {' and '.join(parts)} are compared with: "
+            f"pip install {' '.join(absent)}, or pip install -r requirements/dev.txt"
+        )
+
+
+def compare(parts: Sequence[str], settings: Settings, debug: bool = False) -> Iterator[Comparison]:
+    """All rows, with a line on stdout as each group is done. A group that crashes ends with a row that failed.
+
+    Raises InputError, before the first comparison, for weights in `settings` that cannot be read.
+    """
+    modules = {part: importlib.import_module(f"lpl_jax.tools.parity.{part}") for part in parts}
+    todo = [(part, group) for part, module in modules.items() for group in module.groups(settings)]
+    for number, (part, group) in enumerate(todo, 1):
+        started, rows = time.perf_counter(), []
+        for row in run(group, debug):
+            rows.append(row._replace(part=part, what=f"{group.name}: {row.what}"))
+            yield rows[-1]
+        failed = sum(not row.ok for row in rows)
+        outcome = f"{failed} of {len(rows)} FAILED" if failed else f"{len(rows)} ok"
+        print(
+            f"[{number}/{len(todo)}] {part}: {group.name}: {outcome} ({time.perf_counter() - started:.1f} s)",
+            flush=True,
+        )
+
+
+def run(group: Group, debug: bool = False) -> Iterator[Comparison]:
+    """The group's rows; an exception becomes a last row without numbers, so that it does not hide the other groups."""
+    try:
+        yield from group.run()
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        note = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        yield Comparison("crashed", float("nan"), float("nan"), 0.0, 0, note=note)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

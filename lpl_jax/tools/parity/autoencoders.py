@@ -1,0 +1,248 @@
+"""Autoencoders against diffusers: moments, feature taps, images, inpainting, gradients, bfloat16, and folders."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
+
+from lpl_jax import autoencoders
+from lpl_jax.autoencoders.diffusers_config import TINY_MIDBLOCK, to_diffusers
+from lpl_jax.autoencoders.files import FORMATS, find_folder, taesd_pair
+from lpl_jax.autoencoders.weights import read_taesd
+from lpl_jax.tensor_files import read_folder, read_json
+from lpl_jax.tools.parity.comparison import (
+    BFLOAT16,
+    FORWARD,
+    GRADIENT,
+    Comparison,
+    Group,
+    Settings,
+    close,
+    equal_by_name,
+)
+from lpl_jax.tools.parity.torch_side import arrays, nchw, nhwc, randomize
+
+_BLOCKS = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+_TINY_KL = dict(**_BLOCKS, block_out_channels=(8, 16, 16, 24), layers_per_block=1, norm_num_groups=4)
+# The families at widths for a quick comparison.
+FAMILIES = {
+    "SD": (AutoencoderKL, dict(**_TINY_KL, latent_channels=4, scaling_factor=0.13025)),
+    "SD3 and FLUX.1": (
+        AutoencoderKL,
+        dict(
+            **_TINY_KL,
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+    ),
+    "asymmetric": (
+        AsymmetricAutoencoderKL,
+        dict(
+            **_BLOCKS,
+            down_block_out_channels=(8, 8, 16, 16),
+            up_block_out_channels=(8, 16, 24, 24),
+            layers_per_down_block=1,
+            layers_per_up_block=0,
+            norm_num_groups=4,
+        ),
+    ),
+    "TAESD": (
+        AutoencoderTiny,
+        dict(
+            encoder_block_out_channels=(8,) * 4,
+            decoder_block_out_channels=(12,) * 4,
+            num_encoder_blocks=(1, 1, 2, 1),
+            num_decoder_blocks=(2, 1, 1, 1),
+            latent_channels=5,
+            scaling_factor=0.9,
+        ),
+    ),
+}
+KL_TAPS, TINY_TAPS = ("mid", "up_0", "up_1", "up_2", "up_3"), ("level 0", "level 1", "level 2", "level 3")
+
+
+def groups(settings: Settings) -> list[Group]:
+    if settings.autoencoder:
+        folder, ours = find_folder(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
+        model = load_torch(folder, ours.config)
+        return [Group(ours.config.name, partial(compare, model, ours, folder, settings))]
+    return [Group(f"{family} (tiny, random)", partial(_tiny, family, settings)) for family in FAMILIES]
+
+
+def _tiny(family: str, settings: Settings) -> Iterator[Comparison]:
+    model, folder = tiny_torch(family, settings)
+    yield from compare(model, autoencoders.load(folder), folder, settings)
+
+
+def tiny_torch(family: str, settings: Settings) -> tuple[torch.nn.Module, Path]:
+    """diffusers' model of a family with random weights, and the folder that it was saved in."""
+    kind, options = FAMILIES[family]
+    model, folder = randomize(kind(**options), settings.seed), settings.scratch / "autoencoders" / family
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def compare(
+    model: torch.nn.Module, ours: autoencoders.Autoencoder, folder: Path, settings: Settings
+) -> Iterator[Comparison]:
+    """All rows of one autoencoder: diffusers' model and ours of the same folder."""
+    inputs = example(ours.config, settings)
+    theirs, found = _torch_outputs(model, ours.config, **inputs), _outputs(ours, **inputs)
+    taps = KL_TAPS if len(found["taps"]) == len(KL_TAPS) else TINY_TAPS
+    yield close("encoder mean", found["mean"], theirs["mean"], FORWARD)
+    if "logvar" in theirs:
+        yield close("encoder log-variance", found["logvar"], theirs["logvar"], FORWARD)
+    for name, mine, reference in zip(taps, found["taps"], theirs["taps"], strict=True):
+        yield close(f"tap {name}", mine, reference, FORWARD)
+    for name in ("taps without post_quant_conv", "decoded image", "image decoded with image and mask"):
+        if name in theirs:
+            yield close(name, found[name], theirs[name], FORWARD)
+    yield close("gradient of the taps", found["gradient"], theirs["gradient"], GRADIENT)
+
+    yield from _bfloat16(model, ours.config, folder, inputs, theirs)
+    yield _written(model, ours, settings)
+
+
+def _bfloat16(model, config, folder: Path, inputs: dict, theirs: dict) -> Iterator[Comparison]:
+    """Ours in bfloat16 against PyTorch in float32, within a fixed bound, or thrice what PyTorch loses in bfloat16.
+
+    How much is lost depends on the weights: with features of very different sizes both lose more than the bound.
+    """
+    ours = _outputs(autoencoders.load(folder, dtype=jnp.bfloat16), **inputs, gradient=False)
+    lowered = _torch_outputs(copy.deepcopy(model).to(torch.bfloat16), config, **inputs, gradient=False)
+    for name, key in (("encoder mean", "mean"), ("taps", "taps"), ("decoded image", "decoded image")):
+        usual = close(key, lowered[key], theirs[key], BFLOAT16).max_error
+        yield close(f"{name} in bfloat16", ours[key], theirs[key], max(BFLOAT16, 3 * usual))
+
+
+def _written(model, ours, settings: Settings) -> Comparison:
+    """What we write, read by diffusers again."""
+    folder = settings.scratch / "written" / model.__class__.__name__ / str(ours.config.latent_channels)
+    autoencoders.save(ours, folder)
+    again = load_torch(folder, ours.config)
+    return equal_by_name(
+        "tensors written by us, read by diffusers", arrays(again.state_dict()), arrays(model.state_dict())
+    )
+
+
+def example(config, settings: Settings) -> dict[str, np.ndarray]:
+    """Images, masks and latents for an autoencoder, two of each."""
+    rng = np.random.default_rng(settings.seed)
+    sides, small = settings.sides(1), settings.sides(config.downsample)
+    return dict(
+        images=rng.uniform(-1, 1, (2, *sides, 3)).astype(np.float32),
+        mask=(rng.uniform(size=(2, *sides, 1)) < 0.5).astype(np.float32),
+        latents=rng.standard_normal((2, *small, config.latent_channels)).astype(np.float32),
+    )
+
+
+@partial(jax.jit, static_argnames="gradient")
+def _outputs(autoencoder, images, mask, latents, gradient: bool = True) -> dict:
+    config = autoencoder.config
+    out = {"decoded image": autoencoder.decode(latents), **autoencoder.encode(images)._asdict()}
+    if not gradient:
+        return out | {"taps": list(autoencoder.features(latents))}
+
+    def scalar(z):
+        taps = list(autoencoder.features(z))
+        return sum(jnp.mean(tap**2) for tap in taps), taps
+
+    out["gradient"], out["taps"] = jax.grad(scalar, has_aux=True)(latents)
+    if getattr(config, "post_quant_conv", False):
+        out["taps without post_quant_conv"] = list(autoencoder.features(latents, post_quant_conv=False))
+    if getattr(config, "mask_condition", False):
+        out["image decoded with image and mask"] = autoencoder.decode(latents, images, mask)
+    return out
+
+
+def _torch_outputs(model, config, images, mask, latents, gradient: bool = True) -> dict:
+    dtype = next(model.parameters()).dtype
+    images, mask, z = nchw(images).to(dtype), nchw(mask).to(dtype), nchw(latents).requires_grad_(gradient)
+    raw = (z / config.scaling_factor + config.shift_factor).to(dtype)
+    taps = torch_taps(model, raw)
+    out = {"taps": taps}
+    if gradient:
+        (out["gradient"],) = torch.autograd.grad(sum((tap**2).mean() for tap in taps), z)
+    with torch.no_grad():
+        out["decoded image"], encoded = model.decode(raw).sample, model.encode(images)
+        if isinstance(model, AutoencoderTiny):
+            out["mean"] = encoded.latents
+        else:
+            out |= {"mean": encoded.latent_dist.mean, "logvar": encoded.latent_dist.logvar}
+        if getattr(config, "post_quant_conv", False):
+            out["taps without post_quant_conv"] = torch_taps(model, raw, post_quant_conv=False)
+        if getattr(config, "mask_condition", False):
+            out["image decoded with image and mask"] = model.decode(raw, image=images, mask=mask).sample
+    return {name: list(map(nhwc, each)) if isinstance(each, list) else nhwc(each) for name, each in out.items()}
+
+
+def torch_taps(model: torch.nn.Module, raw: torch.Tensor, post_quant_conv: bool = True) -> list[torch.Tensor]:
+    """The decoder features of a diffusers autoencoder for unscaled latents, collected by hooks."""
+    decoder = model.decoder
+    if isinstance(model, AutoencoderTiny):
+        # the last block of each level: what comes before an upsampler, or before the last convolution
+        layers = list(decoder.layers)
+        ends = [i for i, layer in enumerate(layers) if isinstance(layer, torch.nn.Upsample)] + [len(layers) - 1]
+        tapped = [layers[end - 1] for end in ends]
+    else:
+        tapped = (decoder.mid_block, *decoder.up_blocks)
+    taps = []
+    hooks = [block.register_forward_hook(lambda _module, _inputs, out: taps.append(out)) for block in tapped]
+    if post_quant_conv and getattr(model, "post_quant_conv", None) is not None:
+        raw = model.post_quant_conv(raw)
+    decoder(raw)
+    for hook in hooks:
+        hook.remove()
+    return taps
+
+
+def load_torch(folder: Path, config) -> torch.nn.Module:
+    """diffusers' model of a folder, in float32.
+
+    TAESD's .pth files, and folders with the norm branch of FLUX.2's TAESD, are not what `from_pretrained` reads: there
+    an AutoencoderTiny of our configuration takes the tensors, with the branch put in from `NormedBlock`.
+    """
+    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {"_class_name": None}
+    kind = raw.get("_class_name", "AutoencoderKL")
+    if kind not in (None, TINY_MIDBLOCK):
+        cls = {cls.__name__: cls for cls in (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)}[kind]
+        half_only = not any(folder.glob("diffusion_pytorch_model.[sb]*")) and any(folder.glob("*.fp16.*"))
+        options = dict(torch_dtype=torch.float32, variant="fp16" if half_only else None, low_cpu_mem_usage=False)
+        return cls.from_pretrained(folder, **options).eval().requires_grad_(False)
+    tensors = read_folder(folder, FORMATS, torch_files=True) if kind else read_taesd(*taesd_pair(folder))
+    fields = {name: value for name, value in to_diffusers(config).items() if name != "_class_name"}
+    model = AutoencoderTiny(**fields)
+    for side in ("encoder", "decoder"):
+        layers = getattr(model, side).layers
+        for number in range(len(layers)):
+            if f"{side}.layers.{number}.pool.0.weight" in tensors:
+                layers[number] = NormedBlock(layers[number], tensors[f"{side}.layers.{number}.pool.0.weight"].shape[1])
+    model.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    return model.eval().requires_grad_(False)
+
+
+class NormedBlock(torch.nn.Module):
+    """A block of AutoencoderTiny behind a residual branch with a GroupNorm, which diffusers does not have."""
+
+    def __init__(self, block: torch.nn.Module, width: int):
+        super().__init__()
+        self.conv, self.fuse = block.conv, block.fuse
+        self.pool = torch.nn.Sequential(
+            torch.nn.Conv2d(width, 4 * width, 1, bias=False),
+            torch.nn.GroupNorm(4, 4 * width),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(4 * width, width, 1, bias=False),
+        )
+
+    def forward(self, x):
+        x = x + self.pool(x)
+        return self.fuse(self.conv(x) + x)

@@ -64,6 +64,8 @@ def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, di
     if path.suffix == ".safetensors" and not path.is_dir():
         config, params = _load_file(path)
         return MMDiT(config), jax.tree.map(jnp.asarray, params)
+    if path.is_file():
+        raise InputError(f"{path} is not read: only safetensors files are, as a pickle (.bin, .pth) can run code")
     folder = find(source, ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*"), subfolder)
     raw = _read_config(folder)
     kind, where = raw.get("_class_name"), str(folder / "config.json")

@@ -1,0 +1,376 @@
+"""Weights out of runs and into runs: exact in every form, all or nothing, and one line for what cannot be."""
+
+import functools
+import json
+import logging
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from diffusers import SD3Transformer2DModel
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import lpl_jax
+from lpl_jax import denoisers
+from lpl_jax.denoisers import weights as weight_files
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import MeshConfig, make_mesh
+from lpl_jax.tools import cli, config_file, export
+from lpl_jax.training import abstract_state, build, checkpoints, load_run, to_dict
+from lpl_jax.training.optimizer import make_optimizer
+
+CONFIG = """
+from configs import base
+
+def get_config(kind=""):
+    c = base.get_config()
+    c.resolution = 32
+    c.model.preset, c.model.latent_channels = "fields", 4
+    c.model.hidden, c.model.depth, c.model.heads, c.model.base_grid = 16, 2, 2, 2
+    c.model.num_classes = 0 if kind == "text" else 3
+    c.model.context_dim, c.model.pooled_dim = (12, 20) if kind == "text" else (0, 0)
+    c.ema.decays = (0.5, 0.9)
+    return c
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text_can_be_trained():
+    """As if it could: text is what diffusers has a class for. What is checked otherwise is not the subject here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["lpl_jax.training.build"], "_check_together", lambda experiment: None)
+        yield
+
+
+def target_of(experiment):
+    mesh, (optimizer, _) = make_mesh(MeshConfig()), make_optimizer(experiment.optimizer)
+    init = functools.partial(denoisers.init, experiment.model)
+    return abstract_state(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A config file, and two runs with random states at steps 3 and 6, as training would have left them."""
+    root = tmp_path_factory.mktemp("export")
+    (root / "config.py").write_text(CONFIG)
+    for kind in ("labels", "text"):
+        experiment = build(config_file.load(f"{root / 'config.py'}:{kind}"))
+        target = target_of(experiment)
+        rng = np.random.default_rng(0)
+        with checkpoints.Checkpointer(root / kind / "checkpoints") as checkpointer:
+            for step in (3, 6):
+                state = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), target)  # noqa: B023
+                checkpointer.save(jax.device_put(state.replace(step=jnp.int32(step)), jax.devices()[0]))
+        (root / kind / "config.json").write_text(json.dumps(to_dict(experiment)))
+    return root
+
+
+@pytest.fixture
+def here(root, tmp_path, monkeypatch):
+    """An empty folder to work in, with the config and a run of each kind to read or to break."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def call(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run_main(export.main, argv.split())
+    return caught.value.code, *capsys.readouterr()
+
+
+def refused(argv, capsys):
+    """The one line that a mistake ends with. Nothing is left beside what was there."""
+    before = sorted(Path.cwd().iterdir())
+    status, out, err = call(argv, capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert sorted(Path.cwd().iterdir()) == before
+    return err
+
+
+def lacks(text, *words):
+    return [word for word in words if word not in text]
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def read_about(place):
+    if place.is_dir():
+        return json.loads((place / "config.json").read_text())["_lpl_jax"]
+    with safe_open(place, "np") as file:
+        return json.loads(file.metadata()["lpl_jax.MMDiT"])["_lpl_jax"]
+
+
+@pytest.mark.parametrize(
+    ("run", "place", "flags", "layout"),
+    [
+        ("labels", "new/one.safetensors", "", "lpl_jax"),
+        ("labels", "new/folder", "--layout lpl_jax --weights params --step 3", "lpl_jax"),
+        ("text", "new/folder", "--weights 0.9", "diffusers"),
+        ("text", "one.safetensors", "--layout lpl_jax --step 3", "lpl_jax"),
+    ],
+)
+def test_what_comes_out_is_what_the_checkpoint_holds(run, place, flags, layout, here, capsys):
+    status, out, err = call(f"--workdir {run} --out {place} {flags}", capsys)
+    step = 3 if "--step" in flags else 6
+    name = next((name for name in ("params", "0.9") if name in flags), "0.5")
+    assert (status, err) == (0, "")
+    experiment, want = load_run(here / run, name, step=step)
+    number = sum(leaf.size for leaf in jax.tree.leaves(want))
+    assert out == f"{place}: {layout} layout, {number:,} parameters, step {step}, weights {name}\n"
+    model, params = denoisers.load(place)
+    assert_same(params, want)
+    assert model.config == experiment.model
+    assert read_about(here / place) == {"version": lpl_jax.__version__, "step": step, "weights": name}
+    # Others may read it as they may read any new file, and no trace of the writing is left.
+    weights = here / place if place.endswith(".safetensors") else here / place / weight_files.WEIGHTS[layout]
+    assert weights.stat().st_mode == (here / "config.py").stat().st_mode
+    assert not list(here.rglob("*.partial"))
+
+
+def test_diffusers_folders_go_through_a_run_and_come_back(here, capsys, caplog):
+    theirs = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=20,
+        pos_embed_max_size=None,
+        qk_norm="rms_norm",
+    )
+    theirs.save_pretrained("theirs")
+    status, out, _ = call("--import theirs --config config.py:text --workdir imported", capsys)
+    assert status == 0 and out.startswith("imported: a run at step 0, ") and out.endswith(" parameters from theirs\n")
+    assert call("--workdir imported --out back", capsys)[0] == 0
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    again = SD3Transformer2DModel.from_pretrained("back")
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
+    # accelerate only makes loading faster; it says so for every folder.
+    assert [record.message for record in caplog.records if "accelerate" not in record.message] == []
+    want, got = theirs.state_dict(), again.state_dict()
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        np.testing.assert_array_equal(got[name], tensor, err_msg=name)
+    assert {k: v for k, v in again.config.items() if k[0] != "_"} == {
+        k: list(v) if isinstance(v, tuple) else v for k, v in theirs.config.items() if k[0] != "_"
+    }
+
+
+def test_an_imported_run_has_the_weights_everywhere(here, capsys):
+    assert call("--workdir labels --out one.safetensors --step 3", capsys)[0] == 0
+    overrides = "--config.train.steps=7 --config.model.dtype=bfloat16"
+    assert call(f"--import one.safetensors --config config.py {overrides} --workdir new/run", capsys)[0] == 0
+    _, want = load_run("labels", "0.5", step=3)
+    for weights in ("params", "0.5", "0.9"):
+        experiment, got = load_run("new/run", weights)
+        assert_same(got, want)
+    assert (experiment.train.steps, experiment.model.dtype) == (7, "bfloat16")
+    metadata = checkpoints.read_metadata("new/run/checkpoints")
+    assert (metadata["step"], metadata["imported_from"]) == (0, "one.safetensors")
+    assert sorted(path.name for path in Path("new/run").iterdir()) == ["checkpoints", "config.json"]
+    # The state is that of a run which begins: no moments of an optimizer, no weight of the perceptual loss.
+    state = checkpoints.restore("new/run/checkpoints", target_of(experiment))
+    assert float(state.lpl_weight) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_a_model_without_a_class_in_diffusers_says_why_and_what_takes_it(here, capsys):
+    err = refused("--workdir labels --out folder", capsys)
+    assert not lacks(err, "num_classes = 3", "pooled_dim = 0", "--layout lpl_jax", ".safetensors")
+    err = refused("--workdir text --out one.safetensors --layout diffusers", capsys)
+    assert not lacks(err, "one.safetensors", "'diffusers'", "give a folder")
+
+
+def test_nothing_is_written_over(here, capsys):
+    for place in ("config.py", "text", "one.safetensors"):
+        Path("one.safetensors").write_text("mine")
+        assert f"{place} exists" in refused(f"--workdir labels --out {place} --layout lpl_jax", capsys)
+    assert Path("one.safetensors").read_text() == "mine"
+    assert "text exists" in refused("--import labels --config config.py --workdir text", capsys)
+
+
+def edit_config(**fields):
+    def edit(run):
+        config = json.loads((run / "config.json").read_text())
+        config["model"] |= fields
+        (run / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def write_config(text):
+    return lambda run: (run / "config.json").write_text(text)
+
+
+def damage(run):
+    file = max((run / "checkpoints/6/state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "words"),
+    [
+        (lambda run: None, "--step 5", ["no checkpoint of step 5", "3, 6"]),
+        (lambda run: None, "--weights 0.999", ["no average", "0.999", "0.5, 0.9"]),
+        (damage, "", ["checkpoints/6 is damaged", "other steps in its folder: 3"]),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "", ["no checkpoint in run/checkpoints"]),
+        (lambda run: (run / "config.json").unlink(), "", ["run/config.json", "no such file"]),
+        (write_config("{"), "", ["run/config.json is damaged"]),
+        (write_config("[3]"), "", ["run/config.json is not the config of a run"]),
+        (write_config('{"resolution": 32, "model": 3}'), "", ["run/config.json is not the config of a run"]),
+        (edit_config(hidden="16"), "", ["hidden = '16'"]),
+        (edit_config(width=16), "", ["field of model='width'"]),
+        (edit_config(context_attn="shared", num_classes=4), "", ["surplus blocks/context_attn/k/bias", "label_embed"]),
+        (edit_config(hidden=10**9, heads=1), "", ["hidden = 1000000000", "out of all proportion"]),
+    ],
+)
+def test_runs_that_cannot_be_exported(change, flags, words, here, capsys, monkeypatch):
+    Path("labels").rename("run")
+    change(here / "run")
+    err = refused(f"--workdir run --out new.safetensors {flags}", capsys)
+    assert not lacks(err, *words)
+
+
+def test_a_model_that_diverged_is_not_exported(here, capsys, monkeypatch):
+    experiment, params = load_run("labels")
+    params["head"]["out"]["bias"] = params["head"]["out"]["bias"] * np.float32("nan")
+    monkeypatch.setattr(export, "load_run", lambda *_, **__: (experiment, params))
+    assert "undefined values in head/out/bias" in refused("--workdir labels --out new.safetensors", capsys)
+
+
+def test_weights_of_another_model_are_listed_field_by_field_and_parameter_by_parameter(here, capsys):
+    call("--workdir labels --out one.safetensors", capsys)
+    changes = "--config.model.num_classes=4 --config.model.context_attn=shared --config.model.base_grid=4"
+    err = refused(f"--import one.safetensors --config config.py {changes} --workdir new", capsys)
+    assert not lacks(
+        err,
+        "num_classes = 3 there, 4 in the config",
+        "context_attn = 'own' there, 'shared' in the config",
+        "base_grid = 2 there, 4 in the config",
+        "label_embed/embedding has shape (4, 16), the config needs (5, 16)",
+        *(f"surplus {part}/context_attn/{name}/kernel" for part in ("blocks", "last_block") for name in "qkv"),
+    )
+    err = refused("--import one.safetensors --config config.py:text --workdir new", capsys)
+    assert not lacks(
+        err, "missing context_embed/kernel", "surplus label_embed/embedding", "missing pooled_mlp/fc1/bias"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--import labels --workdir new", ["no config given"]),
+        ("--import labels --config config.py", ["--workdir NEWRUN is needed"]),
+        ("--import= --config config.py --workdir new", ["--import PLACE is needed"]),
+        ("--import labels --config config.py --workdir new --out x", ["unknown flag --out", "--import"]),
+        ("--import ./nowhere --config config.py --workdir new", ["nowhere/config.json does not exist"]),
+        ("--import nowhere.safetensors --config config.py --workdir new", ["nowhere.safetensors", "No such file"]),
+        ("--import labels --config config.py --workdir new", ["labels/config.json: class None"]),
+        ("--import labels --config config.py --config.resolution=31 --workdir new", ["not divisible by 8"]),
+        (
+            "--import labels --config config.py --config.train.init_from=text --workdir new",
+            ["train.init_from=text", "without --import"],
+        ),
+        ("--import config.py --config config.py --workdir new", ["config.py", "only safetensors"]),
+    ],
+)
+def test_mistakes_of_an_import(argv, words, here, capsys):
+    assert not lacks(refused(argv, capsys), *words)
+
+
+def test_a_network_of_absurd_size_is_not_worked_out(here, capsys, monkeypatch):
+    call("--workdir labels --out one.safetensors", capsys)
+    made, init = [], weight_files.init
+    monkeypatch.setattr(weight_files, "init", lambda config, key: made.append(config.hidden) or init(config, key))
+    argv = "--import one.safetensors --config config.py --config.model.hidden=1000000000 --workdir new"
+    assert not lacks(refused(argv, capsys), "hidden = 16 there, 1000000000 in the config", "out of all proportion")
+    assert made == [16], "the shapes of the file's network alone"
+
+
+class Hostile:
+    """Makes the file `marker` when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("marker"),)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.pth", "w/diffusion_pytorch_model.bin"])
+def test_pickles_are_never_executed(name, here, capsys):
+    (here / "w").mkdir()
+    (here / "w/config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
+    (here / name).write_bytes(pickle.dumps({"proj_out.bias": Hostile()}))
+    place = "w" if "/" in name else name
+    assert "safetensors" in refused(f"--import {place} --config config.py --workdir new", capsys)
+    assert not Path("marker").exists()
+    pickle.loads((here / name).read_bytes())
+    assert Path("marker").exists(), "the pickle would have done it"
+
+
+def test_a_tampered_file_is_refused_by_the_import(here, capsys):
+    call("--workdir labels --out one.safetensors", capsys)
+    content = Path("one.safetensors").read_bytes()
+    Path("one.safetensors").write_bytes(content[:-4])
+    assert "one.safetensors is damaged" in refused("--import one.safetensors --config config.py --workdir new", capsys)
+
+
+def test_nothing_has_its_name_before_it_is_whole(here, monkeypatch):
+    """A write that stops half-way: no place has appeared, and the next attempt goes through."""
+    experiment, params = load_run("labels")
+
+    def half(tensors, path, metadata):
+        save_file(dict(list(tensors.items())[:3]), path, metadata)
+        assert not Path("place").exists() and not Path("place.safetensors").exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_files, "save_file", half)
+    for place in ("place", "place.safetensors"):
+        with pytest.raises(OSError, match="No space"):
+            denoisers.save(experiment.model, params, place, layout="lpl_jax")
+        assert not Path(place).exists() and not list(here.glob(".*"))
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    denoisers.save(experiment.model, params, "place", layout="lpl_jax")
+
+    def stopped(*_):
+        assert not Path("new").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "to_dict", lambda experiment: {})
+    monkeypatch.setattr(checkpoints.Checkpointer, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export.import_run("place", experiment, Path("new"))
+    assert not Path("new").exists() and not list(here.glob(".*"))
+
+
+def test_what_a_killed_write_leaves_is_refused(here, capsys):
+    call("--workdir labels --out place --layout lpl_jax", capsys)
+    Path("place/config.json").unlink()  # it is written last
+    Path("place").rename(".place.1.partial")
+    with pytest.raises(InputError, match="config.json does not exist"):
+        denoisers.load(".place.1.partial")
+    call("--workdir labels --out place --layout lpl_jax", capsys)
+    assert load_file("place/model.safetensors")
+
+
+def test_help_tells_both_ways(capsys):
+    for argv in ("--help", "--import x --help"):
+        with pytest.raises(SystemExit) as caught:
+            cli.run_main(export.main, argv.split())
+        assert caught.value.code == 0
+        assert not lacks(capsys.readouterr().out, "--import", "--config", "--workdir", "--out")

@@ -139,7 +139,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.train.checkpoint_every = 5000  # steps between checkpoints
     c.train.keep = 3  # newest checkpoints that are kept
     c.train.keep_every = placeholder(int)  # keep those of every so many steps for good
-    c.train.init_from = placeholder(str)  # run folder whose parameters this run starts from (another resolution too)
+    c.train.init_from = placeholder(str)  # run (its folder) or weights (docs/weights.md) that this run starts from
     c.train.init_weights = "params"  # which of them: params, or the name of an average such as 0.9999
 
     c.sampling = ConfigDict()  # how images are generated

@@ -5,7 +5,8 @@
     WORKDIR/checkpoints/       see `training.checkpoints`
     WORKDIR/metrics.jsonl      and TensorBoard's event files
 
-The same call begins a run, resumes it where its folder holds a checkpoint, and starts from another run's parameters.
+The same call begins a run, resumes it where its folder holds a checkpoint, and starts from another run's parameters or
+from weights in files.
 """
 
 import contextlib
@@ -25,11 +26,13 @@ from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, open_source, prepare
 from lpl_jax.denoisers import MMDiT
+from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
 from lpl_jax.losses import calibrate_weight
 from lpl_jax.training import checkpoints
 from lpl_jax.training.build import Experiment, build, resolve, to_dict
 from lpl_jax.training.checkpoints import Checkpointer, StopSignal
+from lpl_jax.training.ema import ema_name
 from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from lpl_jax.training.state import TrainState, abstract_state, create_state
@@ -89,7 +92,9 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
         reached = checkpoints.latest_step(workdir / CHECKPOINTS)
         objective = make_objective(experiment)
         state = _first_state(experiment, optimizer, mesh, workdir, reached)
-        if reached is None and objective.lpl is not None:
+        # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
+        # run that was stopped behind the calibration.
+        if not reached and objective.lpl is not None and not float(state.lpl_weight):
             state = state.replace(lpl_weight=_lpl_weight(experiment, objective, state, autoencoder, store, mesh))
         _write_config(experiment, workdir)
         _announce(experiment, objective, state, workdir, label)
@@ -163,19 +168,30 @@ def make_objective(experiment: Experiment) -> Objective:
 
 def read_experiment(workdir: str | Path) -> Experiment:
     """The resolved experiment of a run. Raises InputError where `workdir` is not the folder of one."""
-    return build(_read_config(Path(workdir)))
+    raw = _read_config(Path(workdir))
+    try:
+        return build(raw)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than a config's
+        raise InputError(f"{Path(workdir) / CONFIG} is not the config of a run: {error}") from error
 
 
-def load_run(workdir: str | Path, weights: str | None = None) -> tuple[Experiment, Any]:
-    """The resolved experiment of a run, and its newest parameters for sampling.
+def load_run(workdir: str | Path, weights: str | None = None, *, step: int | None = None) -> tuple[Experiment, Any]:
+    """The resolved experiment of a run, and its parameters for sampling.
 
-    weights: "params" or the name of an average; None is the first average that the run has, else the parameters.
+    weights: "params" or the name of an average; None is `default_weights`. step: of the checkpoint; None is the newest.
+    Raises InputError: not the folder of a run, no such step or average, or a damaged checkpoint.
     """
     workdir = Path(workdir)
     experiment = read_experiment(workdir)
-    if weights is None:
-        weights = repr(experiment.ema.decays[0]) if experiment.ema.decays else "params"
-    return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights)
+    weights = default_weights(experiment) if weights is None else weights
+    return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights, step=step)
+
+
+def default_weights(experiment: Experiment) -> str:
+    """The name of what is sampled from: the first average that the run has, else the parameters themselves."""
+    return repr(experiment.ema.decays[0]) if experiment.ema.decays else "params"
 
 
 def _announce(experiment: Experiment, objective: Objective, state: TrainState, workdir: Path, label: str) -> None:
@@ -208,6 +224,7 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)
     stream = _stream(experiment, store, start_step=begun)
+    evaluate = _periodic_evaluation(experiment, autoencoder, mesh, workdir)
     buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
     rates: list[float] = []
     with (
@@ -246,6 +263,12 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
             progress.update(step)
             if step % settings.log_every == 0:
                 log(buffer.take(step))
+            if evaluate is not None and step % experiment.evaluation.every == 0:
+                log(buffer.flush(step))
+                results, picture = evaluate(step, _averaged(experiment, state))
+                logger.write(step, results)
+                logger.image(step, "samples", picture)
+                meter.start(step)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
                 log(buffer.flush(step))
                 checkpointer.save(state)
@@ -253,6 +276,34 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
         log(buffer.flush(step))
         checkpointer.save(state)
     return Result(state, step, float(np.median(rates)) if rates else None, stop.requested is not None)
+
+
+def _averaged(experiment: Experiment, state: TrainState):
+    """The first configured average, or the parameters where there is none."""
+    return state.emas[ema_name(experiment.ema.decays[0])] if experiment.ema.decays else state.params
+
+
+def _periodic_evaluation(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, workdir: Path):
+    """What is called every `evaluation.every` steps, or None."""
+    config, sampling = experiment.evaluation, experiment.sampling
+    if config.every is None:
+        return None
+    from lpl_jax.evaluation.periodic import periodic_evaluation  # most runs do without
+
+    return periodic_evaluation(
+        config,
+        data_source(experiment),
+        autoencoder,
+        model=experiment.model,
+        paradigm=experiment.paradigm,
+        resolution=experiment.resolution,
+        mesh=mesh,
+        folder=workdir / "evaluation" / "training",
+        sampler=sampling.sampler,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        spacing=sampling.spacing,
+    )
 
 
 def _stream(experiment: Experiment, store: LatentStore, start_step: int = 0):
@@ -267,7 +318,7 @@ def _stream(experiment: Experiment, store: LatentStore, start_step: int = 0):
 
 
 def _first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path, reached: int | None) -> TrainState:
-    """Restored, started from another run's parameters, or fresh."""
+    """Restored, started from another run's parameters or from weights in files, or fresh."""
     init = functools.partial(denoisers.init, experiment.model)
     key = jax.random.key(experiment.seed)
     decays, settings = experiment.ema.decays, experiment.train
@@ -276,11 +327,24 @@ def _first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path, r
         return checkpoints.restore(workdir / CHECKPOINTS, target)
     if settings.init_from is None:
         return create_state(init, optimizer, decays, mesh, key)
-    folder = Path(settings.init_from)
-    if not (folder / CHECKPOINTS).is_dir():
-        raise InputError(f"train.init_from={settings.init_from}: not the folder of a run with checkpoints")
-    params = checkpoints.load_params(folder / CHECKPOINTS, settings.init_weights, target=target.params)
+    params = _given_params(experiment, target.params)
     return create_state(lambda given: given, optimizer, decays, mesh, params)
+
+
+def _given_params(experiment: Experiment, target):
+    """Those that `train.init_from` names: of a run, or what `denoisers.load` takes."""
+    source, weights = experiment.train.init_from, experiment.train.init_weights
+    folder = Path(source) / CHECKPOINTS
+    if folder.is_dir():
+        return checkpoints.load_params(folder, weights, target=target)
+    try:
+        params = load_params(experiment.model, source)
+    except InputError as error:
+        reason = "not the folder of a run with checkpoints, nor weights to start from"
+        raise InputError(f"train.init_from={source}: {reason}: {error}") from error
+    if weights != "params":
+        raise InputError(f"train.init_weights={weights!r}, but {source} is no run and has one set of weights: 'params'")
+    return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, target))
 
 
 def _lpl_weight(experiment, objective, state, autoencoder, store, mesh):

@@ -1,5 +1,6 @@
-"""Test session set-up: CPU only, eight emulated devices (set before the first import of jax)."""
+"""Test session set-up: CPU only, eight emulated devices (set before jax is imported); a tiny run for all tests."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,6 +12,15 @@ for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimiza
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
+# ruff: noqa: E402
+import jax
+import numpy as np
+from PIL import Image
+
+from configs import base
+from lpl_jax import autoencoders
+from lpl_jax.data import FolderSource, write_store
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -20,3 +30,70 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"no real data beside the checkout ({SHARED.name}/ is missing)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A random tiny autoencoder in diffusers layout (drawn by numpy: compiling the initialisers takes longer)."""
+    config = autoencoders.AutoencoderConfig.tiny()
+    shapes = jax.eval_shape(functools.partial(autoencoders.init, config), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        spread = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return (rng.standard_normal(leaf.shape) * spread + (len(leaf.shape) == 1)).astype(np.float32)
+
+    folder = tmp_path_factory.mktemp("autoencoder") / "tiny"
+    autoencoders.save(jax.tree.map(fill, shapes), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        path = root / ("ant" if index % 2 else "bee") / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, tiny_folder, image_folder):
+    """Latent stores of the images by resolution."""
+    autoencoder = autoencoders.load(tiny_folder)
+    root = tmp_path_factory.mktemp("stores")
+    for size in (32, 64):
+        write_store(root / str(size), FolderSource(image_folder, size), autoencoder, batch_size=16)
+    return {size: root / str(size) for size in (32, 64)}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_folder, stores):
+    """function(resolution, **changes by dotted name) -> ConfigDict of a run of a few steps."""
+
+    def make(resolution=32, **changes):
+        c = base.get_config()
+        c.resolution = resolution
+        c.data.store = str(stores[resolution])
+        c.autoencoder.source = str(tiny_folder)
+        c.model.hidden, c.model.depth, c.model.heads, c.model.num_classes, c.model.base_grid = 16, 2, 2, 2, 2
+        c.optimizer.warmup_steps = 2
+        c.optimizer.learning_rate = 1e-3
+        c.ema.decays = (0.5, 0.9)
+        c.train.batch_size, c.train.steps, c.train.log_every, c.train.checkpoint_every = 8, 6, 2, 3
+        c.loss.calibration_batches = 2
+        for name, value in changes.items():
+            section, _, field = name.partition("__")
+            c[section][field] = value
+        return c
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def with_lpl():
+    """Changes that switch the perceptual loss on, stated for 32 px."""
+    return dict(lpl__preset="paper", lpl__tau=3.0, lpl__tau_ref_resolution=32)

@@ -33,7 +33,7 @@ def sample_latents(
     spacing: str = "trailing",
     guidance: float = 1.0,
 ) -> jax.Array:
-    """Scaled latents (B, side, side, C) for labels (B,); the noise of a row is drawn with `key` and its number alone."""
+    """Scaled latents (B, side, side, C) for labels (B,); noise is drawn with `key` and the number of the row alone."""
     shape = (side, side, model.latent_channels)
     noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
     noise = parallel.constrain_batch(noise)

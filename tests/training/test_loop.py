@@ -27,26 +27,10 @@ def assert_same_state(a, b):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_folder, stores):
+def whole(tmp_path_factory, tiny_config, with_lpl):
     """Six steps with the perceptual loss in one go: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, train(build(_config(tiny_folder, stores)), workdir)
-
-
-def _config(tiny_folder, stores):
-    """The run of `whole`: all that tiny_config and with_lpl say, for a fixture of wider scope."""
-    from configs import base
-
-    c = base.get_config()
-    c.resolution = 32
-    c.data.store, c.autoencoder.source = str(stores[32]), str(tiny_folder)
-    c.model.hidden, c.model.depth, c.model.heads, c.model.num_classes, c.model.base_grid = 16, 2, 2, 2, 2
-    c.optimizer.warmup_steps, c.optimizer.learning_rate = 2, 1e-3
-    c.ema.decays = (0.5, 0.9)
-    c.train.batch_size, c.train.steps, c.train.log_every, c.train.checkpoint_every = 8, 6, 2, 3
-    c.loss.calibration_batches = 2
-    c.lpl.preset, c.lpl.tau, c.lpl.tau_ref_resolution, c.lpl.taps = "paper", 3.0, 32, 3
-    return c
+    return workdir, train(build(tiny_config(lpl__taps=3, **with_lpl)), workdir)
 
 
 def test_a_run_leaves_config_metrics_and_checkpoints(whole):
@@ -89,10 +73,10 @@ def test_averages_differ_from_the_parameters_and_each_other(whole):
         load_run(workdir, "0.999")
 
 
-def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_folder, stores, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lpl, monkeypatch):
     """SIGTERM in the fourth step: the step is finished and saved, and the second call continues."""
     reference, result = whole
-    experiment = build(_config(tiny_folder, stores))
+    experiment = build(tiny_config(lpl__taps=3, **with_lpl))
     put, calls = loop.parallel.put_batch, []
 
     def interrupted(batch, mesh):
@@ -125,9 +109,9 @@ def test_post_training_starts_from_the_parameters_at_another_resolution(whole, t
     assert_same_state(result.state.emas["0.9"], result.state.params)
 
 
-def test_a_folder_holds_one_run(whole, tiny_folder, stores):
+def test_a_folder_holds_one_run(whole, tiny_config, with_lpl):
     workdir, _ = whole
-    config = _config(tiny_folder, stores)
+    config = tiny_config(lpl__taps=3, **with_lpl)
     config.seed, config.optimizer.b2 = 3, 0.99
     before = (workdir / "config.json").read_text()
     with pytest.raises(InputError, match="seed was 0, is 3.*optimizer.b2 was 0.95, is 0.99|optimizer.b2.*seed was 0"):
@@ -192,10 +176,10 @@ def test_a_missing_store_is_made_from_the_source(tmp_path, tiny_config, image_fo
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_folder, stores, whole):
+def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, whole):
     """SIGKILL at a random moment behind the first checkpoint."""
     _, result = whole
-    config = _config(tiny_folder, stores)
+    config = tiny_config(lpl__taps=3, **with_lpl)
     overrides = [
         f"--config.{section}.{field}={value}"
         for section, fields in config.to_dict().items()

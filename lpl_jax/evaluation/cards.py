@@ -1,0 +1,173 @@
+"""Result cards: the numbers of one evaluation with all that produced them, as JSON and Markdown; and cards compared."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import lpl_jax
+from lpl_jax.errors import InputError
+from lpl_jax.tensor_files import read_json
+
+FORMAT = 1
+# Name -> (title, which way is better).
+METRICS = {
+    "fid": ("FID", "lower"),
+    "sfid": ("sFID", "lower"),
+    "cfd": ("classifier Fréchet distance (not FID)", "lower"),
+    "inception_score": ("Inception score", "higher"),
+    "precision": ("precision", "higher"),
+    "recall": ("recall", "higher"),
+    "density": ("density", "higher"),
+    "coverage": ("coverage", "higher"),
+    "clip_score": ("CLIPScore", "higher"),
+    "spectrum_low": ("spectrum error, low band (log10)", "lower"),
+    "spectrum_middle": ("spectrum error, middle band (log10)", "lower"),
+    "spectrum_high": ("spectrum error, high band (log10)", "lower"),
+}
+# What has to be the same for the numbers of two cards to mean the same. The rest is what one compares.
+COMPARABLE = ("num_images", "resolution", "rounding", "features.", "clip.", "reference.", "metrics.", "prompts")
+
+
+class Metric(NamedTuple):
+    """A number and the ends of its 95 % interval (None where none was computed)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Card(NamedTuple):
+    """The numbers of an evaluation and all that they depend on.
+
+    metrics: by the names of `METRICS`. absent: metric -> why it is not there. made: what the numbers depend on, plain
+    values by dotted name. context: when, where and by which command and versions it was made.
+    """
+
+    metrics: dict[str, Metric]
+    absent: dict[str, str]
+    made: dict[str, Any]
+    context: dict[str, Any]
+
+
+def context(command: Sequence[str]) -> dict[str, Any]:
+    """When, by which command, on what and with which versions."""
+    versions = {"python": platform.python_version(), "lpl_jax": lpl_jax.__version__}
+    for name in ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    devices = jax.devices()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(command),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "versions": versions,
+    }
+
+
+def write_card(card: Card, folder: str | Path) -> Path:
+    """card.json and card.md in `folder`; returns the former's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = card._asdict() | {"metrics": {name: metric._asdict() for name, metric in card.metrics.items()}}
+    (folder / "card.md").write_text(markdown(card))
+    path = folder / "card.json"
+    path.write_text(json.dumps({"format": FORMAT, **fields}, indent=1) + "\n")
+    return path
+
+
+def read_card(path: str | Path) -> Card:
+    """A card from its card.json, or from the folder that holds it. Raises InputError where it is none."""
+    path = Path(path)
+    path = path / "card.json" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"{path}: no such result card")
+    raw = read_json(path)
+    try:
+        if raw["format"] != FORMAT:
+            raise InputError(f"{path}: result card of format {raw['format']!r}; this version reads {FORMAT}")
+        metrics = {str(name): Metric(**metric) for name, metric in raw["metrics"].items()}
+        return Card(metrics, *(dict(raw[field]) for field in ("absent", "made", "context")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a result card: {error}") from None
+
+
+def markdown(card: Card) -> str:
+    """The card as a Markdown page."""
+    lines = ["# Result card", "", "| metric | value | 95 % interval | better |", "|---|---|---|---|"]
+    for name, metric in card.metrics.items():
+        title, better = METRICS[name]
+        interval = "-" if metric.low is None else f"{_number(metric.low)} to {_number(metric.high)}"
+        lines.append(f"| {title} | {_number(metric.value)} | {interval} | {better} |")
+    if card.absent:
+        lines += ["", "Not computed:", ""]
+        lines += [f"- {METRICS[name][0]}: {reason}" for name, reason in card.absent.items()]
+    lines += ["", "| what made it | |", "|---|---|"]
+    versions = card.context.get("versions", {})
+    facts = card.made | {name: value for name, value in card.context.items() if name != "versions"}
+    facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
+    lines += [f"| {name} | {_text(value)} |" for name, value in facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def compare(cards: Mapping[str, Card]) -> str:
+    """Cards side by side as Markdown: their metrics, what differs in how they were made, and what is the same.
+
+    cards: name -> card. A difference that keeps the numbers from being compared is marked with (!).
+    """
+    names = list(cards)
+    lines = [_row(["metric", *names]), _row(["---"] * (len(names) + 1))]
+    for metric, (title, better) in METRICS.items():
+        if any(metric in card.metrics for card in cards.values()):
+            cells = [_cell(card.metrics.get(metric)) for card in cards.values()]
+            lines.append(_row([f"{title} ({better} is better)", *cells]))
+    fields = list(dict.fromkeys(field for card in cards.values() for field in card.made))
+    values = {field: [_text(card.made.get(field, "-")) for card in cards.values()] for field in fields}
+    differing = [field for field in fields if len(set(values[field])) > 1]
+    lines += ["", "Made differently:" if differing else "All were made in the same way.", ""]
+    if differing:
+        lines += [_row(["", *names]), _row(["---"] * (len(names) + 1))]
+        lines += [_row([f"{field} (!)" if matters(field) else field, *values[field]]) for field in differing]
+        lines.append("")
+    if wrong := [field for field in differing if matters(field)]:
+        lines += [f"(!) Not comparable: {', '.join(wrong)} must be the same for the numbers to mean the same.", ""]
+    same = [f"{field} = {values[field][0]}" for field in fields if field not in differing]
+    lines += ["Same in all: " + "; ".join(same) + "."] if same else []
+    return "\n".join(lines) + "\n"
+
+
+def matters(field: str) -> bool:
+    """Whether cards that differ in this field of `made` measure different things."""
+    return field.startswith(COMPARABLE)
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """The program as it was called."""
+    return [Path(sys.argv[0]).name or "python", *argv]
+
+
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
+    half = "" if metric.low is None else f" ({_number(metric.low)} to {_number(metric.high)})"
+    return _number(metric.value) + half
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
+
+
+def _text(value) -> str:
+    return str(value).replace("|", "\\|")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

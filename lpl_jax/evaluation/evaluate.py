@@ -1,0 +1,189 @@
+"""One evaluator for generated images and for those of other people: features, metrics, card and pictures."""
+
+import itertools
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from lpl_jax import parallel
+from lpl_jax.data import ImageSource
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation import cards
+from lpl_jax.evaluation.cards import Card
+from lpl_jax.evaluation.clip_score import clip_scores, text_features
+from lpl_jax.evaluation.config import EvaluationConfig
+from lpl_jax.evaluation.extract import Features, extract
+from lpl_jax.evaluation.figures import panels
+from lpl_jax.evaluation.generate import in_batches
+from lpl_jax.evaluation.metrics import score
+from lpl_jax.evaluation.networks import Networks, load_networks
+from lpl_jax.evaluation.reference import Reference, load_reference
+from lpl_jax.evaluation.spectrum import SpectrumSum, log_ratio_map
+from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
+from lpl_jax.text import Tokenizer
+
+SPECTRA = "spectrum.npz"
+MEANS = ("power", "profile")  # what is kept of a set's spectra
+GRID = 32  # images in the picture of an evaluation
+
+
+class Evaluator(NamedTuple):
+    """All that evaluations of several sets share: loaded and computed once.
+
+    made: what a card says of networks and reference. prompts: embeddings (P, D), or None. folder: features are kept
+    in it.
+    """
+
+    config: EvaluationConfig
+    networks: Networks
+    networks_made: dict[str, Any]
+    reference: Reference
+    prompts: np.ndarray | None
+    mesh: Mesh
+    folder: Path
+
+
+def make_evaluator(
+    config: EvaluationConfig, *, source: ImageSource | None, resolution: int, mesh: Mesh, folder: str | Path
+) -> Evaluator:
+    """Loads the networks and computes the features of the reference, or reads them where they were computed before.
+
+    Args:
+      source: the run's data, which is the reference where `config.reference` is None.
+      resolution: side of the images that will be evaluated; reference images of another size are brought to it.
+      folder: where features are kept unless `config.cache` says otherwise.
+    """
+    if config.reference is None and source is None:
+        raise InputError("nothing to compare with: give evaluation.reference, a folder of images or an .npz file")
+    folder = Path(config.cache or folder)
+    networks, made = load_networks(config)
+    reference = load_reference(config, source, networks, made, resolution=resolution, mesh=mesh, folder=folder)
+    return Evaluator(config, networks, made, reference, _prompts(config, networks), mesh, folder)
+
+
+def evaluate(
+    evaluator: Evaluator,
+    images: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    *,
+    made: Mapping[str, Any],
+    resolution: int,
+    out: str | Path,
+    context: Mapping[str, Any],
+    prompt_of: Callable[[np.ndarray], np.ndarray] | None = None,
+    label: str = "images",
+) -> Card:
+    """Scores images 0 to count-1 and writes card.json, card.md, grid.png and the spectra into `out`.
+
+    Args:
+      images: function(rows (B,) int32) -> uint8 (B, H, W, 3).
+      made: what the images depend on, plain values by dotted name.
+      resolution: of the images.
+      context: of `cards.context`.
+      prompt_of: function(rows) -> their rows in `evaluator.prompts`; None where there are no prompts for them.
+    """
+    config, out = evaluator.config, Path(out)
+    features = extract(
+        images,
+        count,
+        evaluator.networks,
+        mesh=evaluator.mesh,
+        batch_size=config.batch_size,
+        folder=evaluator.folder,
+        made={**made, "resolution": resolution, **evaluator.networks_made},
+        label=label,
+    )
+    clip = None
+    if evaluator.prompts is not None and prompt_of is not None:
+        clip = clip_scores(features.arrays["clip"], evaluator.prompts[prompt_of(np.arange(count))])
+    metrics, absent = score(features, evaluator.reference, config, clip)
+    card = Card(metrics, absent, _made(evaluator, made, resolution, count), dict(context))
+    picture = grid(images, count, evaluator.mesh)
+    if jax.process_index() == 0:
+        cards.write_card(card, out)
+        picture.save(out / "grid.png")
+        _spectra(features, evaluator.reference, out)
+    return card
+
+
+def _made(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, count: int) -> dict[str, Any]:
+    """Everything that the numbers depend on."""
+    config = evaluator.config
+    settings = {
+        "metrics.k": config.k,
+        "metrics.k_density": config.k_density or config.k,
+        "metrics.splits": config.splits,
+        "metrics.covariance": "divided by N - 1, float64",
+        "metrics.intervals": f"{config.resamples} resamples, seed {config.seed}" if config.resamples else "none",
+    }
+    prompts = {"prompts": config.prompts} if config.prompts else {}
+    first = {"num_images": count, "resolution": resolution}
+    return {**first, **made, **evaluator.networks_made, **evaluator.reference.made, **prompts, **settings}
+
+
+def _prompts(config: EvaluationConfig, networks: Networks) -> np.ndarray | None:
+    if config.prompts is None:
+        return None
+    try:
+        lines = Path(config.prompts).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"evaluation.prompts={config.prompts}: cannot be read: {error}") from None
+    if not lines or not all(line.strip() for line in lines):
+        raise InputError(f"evaluation.prompts={config.prompts}: needs one prompt on each line, and no empty lines")
+    return text_features(networks.clip.clip, Tokenizer.load(config.clip), lines)
+
+
+def grid(images: Callable[[np.ndarray], np.ndarray], count: int, mesh: Mesh) -> Image.Image:
+    """The first images of a set, eight in a row."""
+    shown = min(count, GRID)
+    batch = -(-shown // parallel.batch_shards(mesh)) * parallel.batch_shards(mesh)
+    picture = in_batches(images, 0, shown, batch)
+    return panels({f"{shown} of {count}": picture}, per_row=8)
+
+
+def _spectra(features: Features, reference: Reference, out: Path) -> None:
+    ours, theirs = features.spectrum, reference.features.spectrum if reference.features else None
+    if ours is None or theirs is None or ours.resolution != theirs.resolution:
+        return
+    write_spectra(out, {"images": ours}, theirs)
+    with (out / SPECTRA).open("wb") as file:
+        means = {"images": ours, "reference": theirs}
+        np.savez(
+            file, **{f"{name}_{kind}": getattr(m, kind) for name, m in means.items() for kind in ("power", "profile")}
+        )
+
+
+def write_spectra(out: Path, sets: Mapping[str, SpectrumSum], reference: SpectrumSum) -> None:
+    """spectrum.png and .csv (Fig. 5); spectrum_map.png and .npz (Fig. 4), of all pairs and against the reference."""
+    plot_errors(out / "spectrum.png", sets, reference)
+    pairs = [*itertools.combinations(sets.items(), 2), *((pair, ("reference", reference)) for pair in sets.items())]
+    plot_maps(out / "spectrum_map.png", {f"{a} / {b}": log_ratio_map(x, y) for (a, x), (b, y) in pairs})
+
+
+def read_spectra(folder: str | Path) -> tuple[SpectrumSum, SpectrumSum] | None:
+    """Mean spectra of an evaluation's images and of its reference, each as of one image; None where it has none."""
+    path = Path(folder) / SPECTRA
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            sets = [[file[f"{name}_{kind}"] for kind in MEANS] for name in ("images", "reference")]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    ours, theirs = (SpectrumSum(power, profile[None]) for power, profile in sets)
+    return ours, theirs
+
+
+def summary(results: Sequence[tuple[str, Card]]) -> str:
+    """One line for each card: its name and metrics."""
+    lines = []
+    for name, card in results:
+        values = ", ".join(f"{metric} {found.value:.4g}" for metric, found in card.metrics.items())
+        lines.append(f"{name}: {values}")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""The networks that images are seen through: the main one for the distances, and CLIP for CLIPScore."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+
+from lpl_jax import text
+from lpl_jax.autoencoders import weights_hash
+from lpl_jax.evaluation import classifier, inception_weights
+from lpl_jax.evaluation.clip_score import RESIZE_RULE, ClipFeatures
+from lpl_jax.evaluation.config import EvaluationConfig
+
+RULES = {
+    "inception": "TF1 bilinear (no antialiasing, corners at pixel 0) to 299x299, (x - 128) / 128, float32",
+    "classifier": "antialiased bilinear to the network's side, float32",
+    "clip": RESIZE_RULE,
+}
+
+
+@flax.struct.dataclass
+class Networks:
+    """The feature networks of an evaluation, as one pytree.
+
+    main: `Inception` or `Classifier`. clip: for CLIPScore, or None.
+    """
+
+    main: Any
+    clip: ClipFeatures | None = None
+
+    def prepare(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What is done on the host: CLIP's resizing, which is PIL's."""
+        return {"clip": self.clip.prepare(images)} if self.clip else {}
+
+    def features(self, images: jax.Array, prepared: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """uint8 images (B, H, W, 3) and what `prepare` made of them -> features by name, each (B, ...) float32."""
+        arrays = dict(self.main.features(images))
+        if self.clip:
+            arrays |= self.clip.embed(prepared["clip"])
+        return arrays
+
+
+def load_networks(config: EvaluationConfig) -> tuple[Networks, dict[str, Any]]:
+    """The configured networks, and what a result card says of them.
+
+    Raises:
+      InputError: weights that are missing (the message says where they are published) or do not fit.
+    """
+    if config.features == "inception":
+        main = inception_weights.load(config.inception)
+    else:
+        main = classifier.load()
+    made = {
+        "features.network": config.features,
+        "features.weights": weights_hash(main),
+        "features.rule": RULES[config.features],
+    }
+    if config.clip is None:
+        return Networks(main), made
+    clip = text.load(config.clip)
+    made |= {"clip.source": config.clip, "clip.weights": weights_hash(clip), "clip.rule": RULES["clip"]}
+    return Networks(main, ClipFeatures(clip)), made

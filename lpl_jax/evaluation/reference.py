@@ -1,0 +1,131 @@
+"""What generated images are compared with: a set of real images, or statistics of one that somebody published."""
+
+import concurrent.futures
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lpl_jax.data import ImageSource
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.config import EvaluationConfig
+from lpl_jax.evaluation.extract import Features, extract
+from lpl_jax.evaluation.frechet import Statistics, read_statistics, statistics
+from lpl_jax.evaluation.image_sets import ImageSet, open_images
+from lpl_jax.evaluation.networks import Networks
+
+KINDS = ("pool", "spatial")
+
+
+class Reference(NamedTuple):
+    """features: of the images, None where only statistics are known. statistics: by kind of feature. made: for the
+    card."""
+
+    features: Features | None
+    statistics: dict[str, Statistics]
+    made: dict[str, Any]
+
+
+def load_reference(
+    config: EvaluationConfig,
+    source: ImageSource | None,
+    networks: Networks,
+    made: dict[str, Any],
+    *,
+    resolution: int,
+    mesh: Mesh,
+    folder: Path,
+) -> Reference:
+    """The reference that `config.reference` names, its features computed or read from `folder`.
+
+    Args:
+      source: the images where the config names none: those of the run's data.
+      made: of the networks.
+    Raises:
+      InputError: no such file, images that are refused, statistics of other features.
+    """
+    path, published = config.reference, {}
+    if path and Path(path).suffix == ".npz" and "mu" in _names(path):
+        if config.features != "inception":
+            raise InputError(f"{path} holds statistics of Inception features; evaluation.features={config.features!r}")
+        kinds = KINDS if "mu_s" in _names(path) else ("pool",)
+        published = {kind: read_statistics(path, kind) for kind in kinds}
+    if path and published and "arr_0" not in _names(path):
+        about = {"reference.source": f"statistics {Path(path).name}"}
+        return Reference(None, published, about | {"reference.statistics": statistics_hash(published["pool"])})
+    images, count, about = _images(config, source, resolution)
+    features = extract(
+        images,
+        count,
+        networks,
+        mesh=mesh,
+        batch_size=config.batch_size,
+        folder=folder,
+        made=about | made,
+        label="reference",
+    )
+    own = {kind: statistics(features.arrays[kind]) for kind in KINDS if kind in features.arrays}
+    if published:
+        about["reference.source"] += f"; means and covariances as published in {Path(path).name}"
+    found = own | published
+    about |= {"reference.num_images": count, "reference.statistics": statistics_hash(found["pool"])}
+    return Reference(features, found, about)
+
+
+def statistics_hash(stats: Statistics) -> str:
+    """SHA-256 of mean and covariance, rounded to float32."""
+    digest = hashlib.sha256()
+    for array in (stats.mean, stats.covariance):
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _names(path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [name.removesuffix(".npy") for name in file.namelist()]
+    except FileNotFoundError:
+        raise InputError(f"reference {path}: no such file") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"reference {path} is damaged or not an .npz file: {error}") from None
+
+
+def _images(config: EvaluationConfig, source, resolution: int):
+    """(function rows -> images, how many, what the card says of them)."""
+    if config.reference:
+        images = open_images(config.reference, resolution=resolution)
+        name, crop, read = config.reference, "shorter side resized, centre crop", set_rows(images)
+    else:
+        images = source
+        name, crop, read = source.description, str(source.crop), source_rows(source)
+    order, about = None, {"reference.source": name, "reference.images": images.fingerprint, "reference.crop": crop}
+    about["reference.resolution"] = resolution
+    if config.reference_images and config.reference_images < len(images):
+        order = np.random.default_rng(config.seed).permutation(len(images))[: config.reference_images]
+        order.sort()
+        about["reference.subset"] = f"{len(order)} of {len(images)}, drawn with seed {config.seed}"
+    count = len(images) if order is None else len(order)
+    return (read if order is None else lambda rows: read(order[rows])), count, about
+
+
+def set_rows(images: ImageSet) -> Callable[[np.ndarray], np.ndarray]:
+    """function(rows (B,)) -> uint8 images of an image set."""
+
+    def read(rows):
+        first, last = rows.min(), rows.max()
+        if last - first < 2 * len(rows):  # a batch of neighbours, which is read ahead of itself
+            return images[first : last + 1][rows - first]
+        return np.concatenate([images[row : row + 1] for row in rows])
+
+    return read
+
+
+def source_rows(source: ImageSource) -> Callable[[np.ndarray], np.ndarray]:
+    """function(rows) -> uint8 images of an image source, read by several threads."""
+    pool = concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    return lambda rows: np.stack(list(pool.map(lambda row: source[int(row)].image, rows)))

@@ -1,0 +1,84 @@
+"""Several evaluations in one table and one picture (as Fig. 8, 10 and 19 of the paper)."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lpl_jax.evaluation.cards import METRICS, Card
+
+
+def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: str | Path) -> None:
+    """sweep.csv, a row for each evaluation, and sweep.png, its metrics over what was varied.
+
+    Args:
+      results: (the settings, the card) of each evaluation; the same settings by name in all.
+    """
+    folder = Path(folder)
+    rows = table(results)
+    with (folder / "sweep.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    _plot(results, folder / "sweep.png")
+
+
+def table(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[dict[str, Any]]:
+    """A row for each evaluation: its settings, then value and interval of every metric that any of them has."""
+    names = [name for name in METRICS if any(name in card.metrics for _, card in results)]
+    rows = []
+    for settings, card in results:
+        row = dict(settings)
+        for name in names:
+            metric = card.metrics.get(name)
+            row |= {name: "", f"{name}_low": "", f"{name}_high": ""} if metric is None else {
+                name: metric.value,
+                f"{name}_low": "" if metric.low is None else metric.low,
+                f"{name}_high": "" if metric.high is None else metric.high,
+            }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def varied(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[str]:
+    """The settings that are not the same in all, most values first."""
+    first = results[0][0]
+    counts = {name: len({settings[name] for settings, _ in results}) for name in first}
+    return sorted((name for name, count in counts.items() if count > 1), key=lambda name: -counts[name])
+
+
+def _plot(results, path: Path) -> None:
+    """A panel for each metric: over the setting of most values, a line for each combination of the others."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in METRICS if any(name in card.metrics for _, card in results)]
+    axis_name, *others = varied(results) or ["checkpoint"]
+    lines: dict[str, list] = {}
+    for settings, card in results:
+        label = ", ".join(f"{name} {settings[name]}" for name in others)
+        lines.setdefault(label, []).append((settings[axis_name], card.metrics))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for label, points in lines.items():
+            known = [(x, found[name]) for x, found in points if name in found]
+            places = [x for x, _ in known]
+            (line,) = axis.plot(places, [metric.value for _, metric in known], marker="o", label=label or None)
+            if all(metric.low is not None for _, metric in known):
+                low, high = ([getattr(metric, end) for _, metric in known] for end in ("low", "high"))
+                axis.fill_between(range(len(places)) if isinstance(places[0], str) else places, low, high, alpha=0.15,
+                                  color=line.get_color())  # fmt: skip
+        axis.set_title(METRICS[name][0], fontsize=9)
+        axis.set_xlabel(axis_name)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    if any(lines):
+        axes.flat[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,320 @@
+"""What eval.py does: evaluations of a run's checkpoints, or of a set of images, and cards compared."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax.autoencoders import weights_hash
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation import cards, image_sets
+from lpl_jax.evaluation.cards import Card
+from lpl_jax.evaluation.evaluate import evaluate, make_evaluator, read_spectra, summary, write_spectra
+from lpl_jax.evaluation.generate import ROUNDING, image_maker
+from lpl_jax.evaluation.reference import set_rows
+from lpl_jax.evaluation.sweep import write_sweep
+from lpl_jax.tools import cli, config_file
+from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
+from lpl_jax.training.loop import CHECKPOINTS, data_source, read_experiment
+
+OUT = "evaluation"
+FEATURES = "features"
+# What a given config has to share with the run; of the model, what does not touch the numbers may differ.
+SHARED = ("resolution", "paradigm", "model", "autoencoder")
+FREE = ("model.latent_channels", "model.dtype", "model.remat", "model.attention", "autoencoder.dtype")
+LISTS = {
+    "checkpoints": "steps of checkpoints (the newest)",
+    "weights": "params, or names of averages such as 0.9999 (the first average)",
+    "guidance": "guidance scales (sampling.guidance)",
+    "steps": "numbers of sampling steps (sampling.steps)",
+}
+
+
+class Setting(NamedTuple):
+    """One evaluation of a run."""
+
+    checkpoint: int
+    weights: str
+    guidance: float
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        weights = self.weights if self.weights == "params" else f"ema{self.weights}"
+        return f"step{self.checkpoint}_{weights}_steps{self.steps}_guidance{self.guidance:g}"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """eval.py's own flags."""
+    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    text("workdir", help="folder of a run: evaluate its checkpoints")
+    text("images", help="folder of images, .npz or .npy: evaluate these")
+    text("out", help="folder for cards, pictures and features")
+    text("features", help="inception or classifier, short for --config.evaluation.features")
+    text("reference", help="short for --config.evaluation.reference")
+    for name, help_text in LISTS.items():
+        flags.DEFINE_list(name, None, f"comma-separated {help_text}", flag_values=values)
+
+
+def main(argv: Sequence[str], base: ConfigDict) -> int:
+    """Arguments of eval.py without the program's name -> exit status.
+
+    base: the config where neither one nor a run is given.
+    """
+    if argv[:1] == ["compare"]:
+        return compare(argv[1:])
+    config, values = config_file.parse(argv, define_flags, _default_config(argv, base))
+    if bool(values.workdir) == bool(values.images):
+        raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
+    for name in ("features", "reference"):
+        if getattr(values, name) is not None:
+            config.evaluation[name] = getattr(values, name)
+    experiment = build(config)
+    command = ["python", *cards.command_line(argv)]
+    if values.images:
+        if used := [name for name in LISTS if getattr(values, name)]:
+            raise InputError(f"--{used[0]} is for runs; --images takes images as they are")
+        results = evaluate_images(values.images, experiment, values.out, command)
+    else:
+        lists = {name: getattr(values, name) for name in LISTS}
+        results = evaluate_run(Path(values.workdir), experiment, values.out, command, lists)
+    print(summary(results))
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Prints cards side by side; with --out also draws their spectra together."""
+    parser = cli.parser("Print result cards side by side and mark what differs in how they were made.")
+    parser.prog = "eval.py compare"
+    parser.add_argument("cards", nargs="+", type=Path, help="folders of evaluations, or their card.json")
+    parser.add_argument("--out", type=Path, help="write comparison.md and the spectra of all into this folder")
+    args = parser.parse_args(argv)
+    folders = [path.parent if path.name == "card.json" else path for path in args.cards]
+    if len(folders) < 2:
+        raise InputError("compare needs two or more result cards: eval.py compare A B ...")
+    names = short_names(folders)
+    text = cards.compare({name: cards.read_card(folder) for name, folder in zip(names, folders, strict=True)})
+    print(text, end="")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "comparison.md").write_text(text)
+        spectra = {name: read_spectra(folder) for name, folder in zip(names, folders, strict=True)}
+        if found := {name: both for name, both in spectra.items() if both is not None}:
+            reference = next(iter(found.values()))[1]
+            write_spectra(args.out, {name: images for name, (images, _) in found.items()}, reference)
+        print(f"written to {args.out}")
+    return 0
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Names for folders: the last parts of their paths, as many as tell them apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-count:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"{folders[0]} is given twice")
+
+
+def evaluate_images(
+    path: str, experiment: Experiment, out: str | None, command: Sequence[str]
+) -> list[tuple[str, Card]]:
+    """Scores a folder of images or an .npz."""
+    config = experiment.evaluation
+    if config.reference is None:
+        raise InputError("nothing to compare with: give --reference, a folder of images or an .npz file")
+    if out is None:
+        raise InputError("no place for the result: give --out FOLDER")
+    images = image_sets.open_images(path)
+    count = min(config.num_images, len(images))
+    height, width = images.shape[:2]
+    mesh = parallel.make_mesh(experiment.mesh)
+    evaluator = make_evaluator(
+        config, source=None, resolution=min(height, width), mesh=mesh, folder=Path(out) / FEATURES
+    )
+    prompt_of = None
+    if evaluator.prompts is not None:
+        if len(evaluator.prompts) != count:
+            raise InputError(
+                f"evaluation.prompts={config.prompts} has {len(evaluator.prompts)} lines for {count} images"
+            )
+        prompt_of = np.asarray
+    made = {"images.source": str(path), "images.fingerprint": images.fingerprint, "images.rules": image_sets.RULES}
+    card = evaluate(
+        evaluator,
+        set_rows(images),
+        count,
+        made=made,
+        resolution=min(height, width),
+        out=out,
+        context=cards.context(command),
+        prompt_of=prompt_of,
+    )
+    return [(str(path), card)]
+
+
+def evaluate_run(
+    workdir: Path,
+    experiment: Experiment,
+    out: str | None,
+    command: Sequence[str],
+    lists: dict[str, list[str] | None] | None = None,
+) -> list[tuple[str, Card]]:
+    """Evaluates checkpoints of a run, all combinations of the lists; writes a table and curves where there are several.
+
+    Args:
+      experiment: its sections evaluation, sampling and mesh count; the rest has to be the run's.
+    """
+    run = read_experiment(workdir)
+    _check_shared(run, experiment, workdir)
+    settings = _settings(workdir, run, experiment, lists or {})
+    out = Path(out) if out else workdir / OUT
+    autoencoder = autoencoders.load(**dataclasses.asdict(run.autoencoder))
+    run = resolve(run, autoencoder.config)
+    config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
+    source = None if config.reference else data_source(run)
+    evaluator = make_evaluator(config, source=source, resolution=run.resolution, mesh=mesh, folder=out / FEATURES)
+    classes = run.model.num_classes
+    if evaluator.prompts is not None and len(evaluator.prompts) != classes:
+        raise InputError(
+            f"evaluation.prompts={config.prompts} has {len(evaluator.prompts)} lines for {classes} classes"
+        )
+    about = _about(run, workdir, autoencoder)
+    results, params, loaded = [], None, None
+    for setting in settings:
+        if loaded != setting[:2]:
+            loaded = setting[:2]
+            params = load_params(workdir, run, mesh, setting.weights, setting.checkpoint)
+        sampling = dataclasses.replace(experiment.sampling, guidance=setting.guidance, steps=setting.steps)
+        make = image_maker(
+            params,
+            autoencoder,
+            seed=config.seed,
+            model=run.model,
+            paradigm=run.paradigm,
+            resolution=run.resolution,
+            sampler=sampling.sampler,
+            mesh=mesh,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            spacing=sampling.spacing,
+        )
+        card = evaluate(
+            evaluator,
+            lambda rows, make=make: make(rows, rows % classes),
+            config.num_images,
+            made=about | _about_setting(workdir, run, sampling, setting, config.seed),
+            resolution=run.resolution,
+            out=out / setting.name,
+            context=cards.context(command),
+            prompt_of=lambda rows: rows % classes,
+            label=setting.name,
+        )
+        results.append((setting.name, card))
+    if len(results) > 1:
+        write_sweep([(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)], out)
+    return results
+
+
+def load_params(workdir: Path, run: Experiment, mesh: Mesh, weights: str, step: int | None = None):
+    """Parameters of a run, each device holding its part."""
+    shapes = jax.eval_shape(functools.partial(denoisers.init, run.model), jax.random.key(0))
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        parallel.param_sharding(shapes, mesh),
+    )
+    return checkpoints.load_params(workdir / CHECKPOINTS, weights, step=step, target=target)
+
+
+def _default_config(argv: Sequence[str], base: ConfigDict) -> ConfigDict:
+    """Without --config: that of the run in --workdir, or the base config."""
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-") == "workdir" and (equals or index + 1 < len(argv)):
+            return ConfigDict(to_dict(read_experiment(Path(value if equals else argv[index + 1]))))
+    return base
+
+
+def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dict) -> list[Setting]:
+    """All combinations of what is given, in the order of the flags."""
+    sampling = experiment.sampling
+    first = repr(run.ema.decays[0]) if run.ema.decays else "params"
+    newest = checkpoints.latest_step(workdir / CHECKPOINTS)
+    if newest is None:
+        raise InputError(f"{workdir} has no checkpoint yet")
+    chosen = (
+        _numbers(lists, "checkpoints", int) or [newest],
+        lists.get("weights") or [sampling.weights or first],
+        _numbers(lists, "guidance", float) or [sampling.guidance],
+        _numbers(lists, "steps", int) or [sampling.steps],
+    )
+    settings = [Setting(*values) for values in itertools.product(*chosen)]
+    there = checkpoints.steps(workdir / CHECKPOINTS)
+    if absent := sorted({setting.checkpoint for setting in settings} - set(there)):
+        raise InputError(f"{workdir} has no checkpoint of step {absent[0]}; there are {', '.join(map(str, there))}")
+    known = ["params", *map(repr, run.ema.decays)]
+    if unknown := [setting.weights for setting in settings if setting.weights not in known]:
+        raise InputError(f"weights {unknown[0]!r} are not in {workdir}; possible: {', '.join(known)}")
+    return settings
+
+
+def _numbers(lists: dict, name: str, kind: type) -> list:
+    try:
+        return [kind(text) for text in lists.get(name) or []]
+    except ValueError:
+        raise InputError(f"--{name}={','.join(lists[name])}: comma-separated numbers are needed") from None
+
+
+def _about(run: Experiment, workdir: Path, autoencoder) -> dict[str, Any]:
+    """What all images of a run have in common, for the card."""
+    return {
+        "run": str(workdir),
+        "paradigm": run.paradigm.name,
+        "paradigm.schedule_rescale": run.paradigm.schedule_rescale,
+        "autoencoder": run.autoencoder.source,
+        "autoencoder.weights": weights_hash(autoencoder),
+        "rounding": ROUNDING,
+        "labels": f"number of the image modulo {run.model.num_classes}",
+        "model.dtype": run.model.dtype,
+    }
+
+
+def _about_setting(workdir: Path, run: Experiment, sampling, setting: Setting, seed: int) -> dict[str, Any]:
+    return {
+        "checkpoint.step": setting.checkpoint,
+        "checkpoint.weights": setting.weights,
+        "checkpoint.fingerprint": checkpoints.fingerprint(workdir / CHECKPOINTS, setting.checkpoint),
+        "sampling.sampler": sampling.sampler or run.paradigm.samplers[0],
+        "sampling.steps": sampling.steps,
+        "sampling.spacing": sampling.spacing,
+        "sampling.guidance": sampling.guidance,
+        "sampling.seed": seed,
+    }
+
+
+def _check_shared(run: Experiment, given: Experiment, workdir: Path) -> None:
+    """A given config must describe the run, in what its images depend on."""
+
+    def flat(experiment):
+        tree = to_dict(experiment)
+        found = {}
+        for section in SHARED:
+            value = tree[section]
+            found |= {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value}
+        return {name: value for name, value in found.items() if name not in FREE}
+
+    theirs, ours = flat(run), flat(given)
+    if differing := [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name)]:
+        text = "; ".join(f"{name} is {theirs.get(name)!r}, given {ours.get(name)!r}" for name in differing)
+        raise InputError(f"the config is not that of the run in {workdir}: {text}; leave --config out to take its own")

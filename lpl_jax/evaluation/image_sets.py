@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import threading
 import zipfile
 import zlib
 from collections import deque
@@ -174,16 +175,21 @@ class _Folder:
 
 
 class _Array:
-    """Rows of an .npy file or of an .npz's `arr_0`, read one after the other; never in memory as a whole."""
+    """Rows of an .npy file or of an .npz's `arr_0`; the array is never in memory as a whole.
+
+    The file stays open where it was read last, because a compressed .npz can only be read forwards: reading it part by
+    part costs as much as reading it once, and only steps back start again.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-        with _damage(path), self._open() as (stream, size):
-            shape = _array_shape(stream, _shown(path))
-            self._row, self._first = shape[1:], stream.tell()
-            expected = self._first + math.prod(shape)
-            if size != expected:
-                raise ValueError(f"{size} bytes where its header says {expected}")
+        self.path, self._lock = path, threading.Lock()
+        with _damage(path):
+            self._stream, size = _open_array(path)
+            shape = _array_shape(self._stream, _shown(path))
+            self._row, self._first = shape[1:], self._stream.tell()
+            self._end = self._first + math.prod(shape)
+            if size != self._end:
+                raise ValueError(f"{size} bytes where its header says {self._end}")
         self.names = [str(index) for index in range(shape[0])]
 
     def shown(self, index: int) -> str:
@@ -191,40 +197,41 @@ class _Array:
 
     def images(self, start: int, stop: int, fit: Fit, ahead: int) -> Iterator[np.ndarray]:
         size = math.prod(self._row)
-        for index, row in enumerate(self._blocks(start * size, stop * size, size), start):
-            yield fit(Image.fromarray(np.frombuffer(row, np.uint8).reshape(self._row)), self.shown(index))
+        for index in range(start, stop):
+            row = np.frombuffer(self._read(self._first + index * size, size), np.uint8).reshape(self._row)
+            yield fit(Image.fromarray(row), self.shown(index))
 
     def digests(self) -> Iterator[bytes]:
         yield repr((len(self.names), *self._row)).encode()
-        yield from self._blocks(0, len(self.names) * math.prod(self._row), BLOCK)
+        self._read(0, self._first)
+        for place in range(self._first, self._end, BLOCK):
+            yield self._read(place, min(BLOCK, self._end - place))
 
-    def _blocks(self, start: int, stop: int, size: int) -> Iterator[bytes]:
-        """Bytes `start` to `stop` of the array in blocks of `size`."""
-        end = len(self.names) * math.prod(self._row)
-        with _damage(self.path), self._open() as (stream, _):
-            stream.read(self._first)  # not sought: an .npz's checksum is then checked where all is read
-            if start:
-                stream.seek(self._first + start)
-            for first in range(start, stop, size):
-                block = stream.read(min(size, stop - first))
-                if len(block) < min(size, stop - first) or (first + size >= end and stream.read(1)):
-                    raise ValueError("its length is not what its header says")
-                yield block
+    def _read(self, place: int, size: int) -> bytes:
+        with self._lock, _damage(self.path):
+            if place < self._stream.tell():
+                self._stream.close()
+                self._stream = _open_array(self.path)[0]
+                self._stream.read(min(place, self._first))  # zipfile gives up the checksum where it has to seek
+            if place > self._stream.tell():
+                self._stream.seek(place)
+            content = self._stream.read(size)
+            # Reading on at the end makes zipfile compare the checksum, if it has read all from the beginning.
+            if len(content) < size or (place + size == self._end and self._stream.read(1)):
+                raise ValueError("its length is not what its header says")
+            return content
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[BinaryIO, int]]:
-        """The .npy stream and its length."""
-        if self.path.suffix.lower() == ".npy":
-            with self.path.open("rb") as stream:
-                yield stream, self.path.stat().st_size
-            return
-        with zipfile.ZipFile(self.path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if "arr_0" not in names:
-                reason = " (statistics, no images)" if {"mu", "sigma"} <= set(names) else ""
-                raise InputError(f"{_shown(self.path)} has the arrays {', '.join(names)}{reason}: needed: arr_0")
-            with archive.open("arr_0.npy") as stream:
-                yield stream, archive.getinfo("arr_0.npy").file_size
+
+def _open_array(path: Path) -> tuple[BinaryIO, int]:
+    """The .npy stream of a file and its length."""
+    if path.suffix.lower() == ".npy":
+        return path.open("rb"), path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if "arr_0" not in names:
+            reason = " (statistics, no images)" if {"mu", "sigma"} <= set(names) else ""
+            raise InputError(f"{_shown(path)} has the arrays {', '.join(names)}{reason}: needed: arr_0")
+        return archive.open("arr_0.npy"), archive.getinfo("arr_0.npy").file_size  # open until it is closed itself
 
 
 def _array_shape(stream: BinaryIO, name: str) -> tuple[int, ...]:

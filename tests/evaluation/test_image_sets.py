@@ -192,6 +192,16 @@ def test_files_that_are_cut_short_are_refused_wherever_they_are_cut(tmp_path, ki
     assert len(open_images(tmp_path, resolution=resolution)[:]) == 2
 
 
+def test_every_changed_byte_of_a_png_is_noticed(tmp_path):
+    """In a smooth image, where Pillow alone decodes many of them to other pixels."""
+    image = (np.indices((16, 16, 3)).sum(axis=0) * 5).astype(np.uint8)
+    content = encoded(image)
+    for place in range(len(content)):
+        write(tmp_path, a__png=content[:place] + bytes([content[place] ^ 65]) + content[place + 1 :])
+        with pytest.raises(InputError, match=r"a\.png: "):
+            open_images(tmp_path)
+
+
 def test_sizes_that_differ(tmp_path):
     first, other, odd = pixels(1, 6, 8)[0], pixels(1, 9, 7)[0], pixels(1, 5, 4)[0]
     images = open_images(write(tmp_path, a__png=first, b__png=first, c__png=other, d__png=odd))
@@ -276,6 +286,27 @@ def test_arrays(tmp_path, kind):
     np.testing.assert_array_equal(np.concatenate(list(images.batches(3, start=7))), pixels(12)[7:])
     resized = open_images(path, resolution=4)[:]
     np.testing.assert_array_equal(resized, [Crop(4)(Image.fromarray(image), 0, "") for image in pixels(12)])
+
+
+def test_slices_of_an_npz_read_it_once(tmp_path, monkeypatch):
+    """Its bytes come in order only, so slice after slice must go on where the one before ended."""
+    np.savez_compressed(tmp_path / "a.npz", pixels(64))
+    images = open_images(tmp_path / "a.npz")
+    inflated, original = [], zipfile.ZipExtFile._read1
+
+    def counting(self, size):
+        content = original(self, size)
+        inflated.append(len(content))
+        return content
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "_read1", counting)
+    np.testing.assert_array_equal(np.concatenate([images[row : row + 1] for row in range(64)]), pixels(64))
+    assert sum(inflated) <= 2 * pixels(64).nbytes  # the first image was looked at before: one step back
+    np.testing.assert_array_equal(images[3:5], pixels(64)[3:5])
+    one, other = images.batches(8), images.batches(8, start=32)
+    for start in range(0, 32, 8):  # two readers at a time
+        np.testing.assert_array_equal(next(one), pixels(64)[start : start + 8])
+        np.testing.assert_array_equal(next(other), pixels(64)[start + 32 : start + 40])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from lpl_jax.evaluation.frechet import (
     statistics,
 )
 
+# Rows that are turned into float64 at a time.
+CHUNK = 4096
+
 
 class Interval(NamedTuple):
     """An estimate and the ends of its 95 % interval."""
@@ -82,14 +85,12 @@ def frechet_interval(
     return Interval(value, max(0.0, value - spread), value + spread)
 
 
-def _weighted_statistics(
-    features: np.ndarray, weights: np.ndarray, centre: np.ndarray, chunk: int = 4096
-) -> Statistics:
+def _weighted_statistics(features: np.ndarray, weights: np.ndarray, centre: np.ndarray) -> Statistics:
     """Statistics of features (N, D) where row i counts weights[i] times; `centre` is near their mean."""
     drawn = np.flatnonzero(weights)  # 63 % of the rows
     total, scatter = np.zeros_like(centre), np.zeros(2 * centre.shape)
-    for start in range(0, len(drawn), chunk):
-        rows = drawn[start : start + chunk]
+    for start in range(0, len(drawn), CHUNK):
+        rows = drawn[start : start + CHUNK]
         centred = features[rows].astype(np.float64) - centre
         total += weights[rows] @ centred
         centred *= np.sqrt(weights[rows])[:, None]

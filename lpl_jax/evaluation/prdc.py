@@ -11,10 +11,11 @@ All comparisons are strict, as in the `prdc` package of Naeem et al., so a point
 an empty ball.
 
 Rounding. Squared distances are |a|^2 + |b|^2 - 2 ab, after the mean of the real features is subtracted; what is within
-their rounding error is 0, so duplicates are at distance 0. Distances are compared as float32. In float64 (wherever the
-devices have it) that makes ties between equal distances ties here too, whatever the order of summation; in float32 a
-distance and a radius that differ by less than about 1e-6 are compared by chance, and points closer than about 5e-3 of
-their distance from the mean (2048 dimensions) count as duplicates.
+their rounding error is 0, so duplicates are at distance 0. Distances are compared as float32. In float64, the default
+wherever the devices have it, that leaves nothing to chance: equal distances tie, whatever the order of summation. In
+float32 a squared distance is off by about 1e-6 of |a|^2 + |b|^2. That is fine where neighbours are not much nearer to
+each other than to the mean, but a distance as near as that to a radius is compared by chance, and points nearer than
+0.5 % of |a| (2048 dimensions) count as duplicates.
 """
 
 import dataclasses

@@ -169,12 +169,15 @@ def test_bands_are_cut_where_the_paper_cuts():
         spectrum.band_means(frequency[:129], 512)
 
 
-@pytest.mark.parametrize("side", [16, 33])
+@pytest.mark.parametrize("side", [16, 250])
 @pytest.mark.parametrize("value", [0, 77, 255])
 def test_flat_images_have_the_power_of_the_floor(side, value):
     flat = SpectrumSum.of_images(np.full((2, side, side, 3), value, np.uint8))
     logarithm = spectrum.log_power(flat.profile)
     np.testing.assert_array_equal(logarithm[1:], -12)
+    places = spectrum.log_power(flat.power)
+    places[side // 2, side // 2] = -12
+    np.testing.assert_array_equal(places, -12)  # at 250 pixels the mean's rounding would be 30 times the floor
     expected = -12 if value == 0 else 2 * np.log10(value / 255 * side)
     assert logarithm[0] == pytest.approx(expected, abs=1e-5)
     other = SpectrumSum.of_images(noise(2, side))

@@ -10,6 +10,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.spectrum import BANDS, SpectrumSum, band_limits, band_means, error_curve, log_power
 
 SCALE_QUANTILE = 0.995  # of |log-ratio|; beyond is the end colour, so that single frequencies do not set the scale
+PER_ROW = 4
 SMALLEST_RANGE = 1e-3  # of the colour scale, so that equal sets are not a picture of rounding errors
 
 
@@ -30,19 +31,22 @@ def plot_maps(path: str | Path, maps: Mapping[str, np.ndarray]) -> None:
     stacked = np.stack(list(maps.values()))
     limit = max(float(np.quantile(np.abs(stacked), SCALE_QUANTILE)), SMALLEST_RANGE)
     plt = _pyplot()
-    figure, axes = plt.subplots(
-        1, len(maps), figsize=(3.2 * len(maps) + 1.4, 3.5), sharey=True, squeeze=False, layout="constrained"
-    )
+    columns = min(len(maps), PER_ROW)
+    rows = -(-len(maps) // columns)
+    size = (3.2 * columns + 1.4, 3.5 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     first = -(side // 2) - 0.5  # pixels are centred on whole frequencies
+    extent = (first, first + side, first + side, first)
     ticks = np.linspace(-(side // 2), side // 2, 5).round().astype(int)
-    for axis, (title, values) in zip(axes[0], maps.items(), strict=True):
-        image = axis.imshow(
-            values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(first, first + side, first + side, first)
-        )
+    for axis, (title, values) in zip(axes.flat, maps.items(), strict=False):
+        image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
         axis.set(title=title, xlabel="horizontal frequency", xticks=ticks, yticks=ticks)
-    axes[0, 0].set_ylabel("vertical frequency (cycles/image)")
+    for axis in axes.flat[len(maps) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("vertical frequency (cycles/image)")
     extend = "both" if np.abs(stacked).max() > limit else "neither"
-    figure.colorbar(image, ax=axes, label=r"$\log_{10} P_A - \log_{10} P_B$", extend=extend, shrink=0.8)
+    figure.colorbar(image, ax=axes, label=r"$\log_{10} P_A - \log_{10} P_B$", extend=extend, shrink=0.8 / rows)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     np.savez_compressed(path.with_suffix(".npz"), titles=np.array(list(maps)), log_ratios=stacked)

@@ -242,10 +242,13 @@ def test_maps_are_drawn_and_kept(tmp_path, photos, blurred):
     with np.load(tmp_path / "b.npz", allow_pickle=False) as kept:
         assert list(kept["titles"]) == ["sharp, soft", "same"]
         np.testing.assert_array_equal(kept["log_ratios"], np.stack([-ratio, ratio * 0]))
-    one, red, blue = colours(tmp_path / "a.png")
-    assert blue > 10 * red  # beyond the colour bar, which has both in equal parts, blurred is weaker all over
+    one, red, blue_in_one = colours(tmp_path / "a.png")
+    assert blue_in_one > 10 * red  # beyond the colour bar, which has both in equal parts, blurred is weaker all over
     two, red, blue = colours(tmp_path / "b.png")
     assert red > 10 * blue and two.shape[1] > 1.5 * one.shape[1]
+    spectrum_plots.plot_maps(tmp_path / "rows.png", {f"set {index}": ratio for index in range(5)})  # 4 and 1
+    rows, _, blue_in_rows = colours(tmp_path / "rows.png")
+    assert rows.shape[0] == 2 * one.shape[0] and blue_in_rows > 3 * blue_in_one
     with pytest.raises(InputError, match="at least one map"):
         spectrum_plots.plot_maps(tmp_path / "c.png", {})
     with pytest.raises(InputError, match=r"\(8, 8\), \(9, 9\)"):

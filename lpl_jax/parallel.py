@@ -179,6 +179,11 @@ def put_replicated(tree, mesh: Mesh):
     return jax.device_put(tree, replicated(mesh))
 
 
+def no_mesh():
+    """Context manager: no mesh is set inside, for programs of one device that run while a mesh is set around them."""
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
+
+
 def constrain_batch(tree):
     """Inside jit, under `jax.set_mesh(mesh)`: the first axis of every leaf, and of its gradient, on the batch axes.
 

@@ -32,7 +32,7 @@ METRICS = {
     "spectrum_high": ("spectrum error, high band (log10)", "lower"),
 }
 # What has to be the same for the numbers of two cards to mean the same. The rest is what one compares.
-COMPARABLE = ("num_images", "resolution", "rounding", "features.", "clip.", "reference.", "metrics.", "prompts")
+COMPARABLE = ("num_images", "resolution", "features.", "clip.", "reference.", "metrics.", "prompts")
 
 
 class Metric(NamedTuple):

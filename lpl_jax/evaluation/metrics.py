@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lpl_jax import parallel
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.bootstrap import bootstrap_interval, bootstrap_std, frechet_interval
 from lpl_jax.evaluation.cards import Metric
@@ -82,7 +83,8 @@ def _inception_score(logits, config) -> Metric:
 
 
 def _prdc(generated: Features, reference: Features, config) -> dict[str, Metric]:
-    found = prdc(reference.arrays["pool"], generated.arrays["pool"], k=config.k, k_density=config.k_density)
+    with parallel.no_mesh():
+        found = prdc(reference.arrays["pool"], generated.arrays["pool"], k=config.k, k_density=config.k_density)
     names = ("precision", "recall", "density", "coverage")
     return {name: _mean(np.asarray(getattr(found, name), np.float64), config) for name in names}
 

@@ -27,13 +27,13 @@ def parse(argv: Sequence[str], define=None, default: ConfigDict | None = None) -
         define(values)
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this help", flag_values=values, short_name="h")
-    if default is not None and _spec(argv) is None:
-        config_flags.DEFINE_config_dict("config", default, flag_values=values, sys_argv=arguments)
-    else:
-        config_flags.DEFINE_config_file(
-            "config", None, "config file, with arguments behind a colon", flag_values=values, sys_argv=arguments
-        )
     try:
+        if default is not None and _spec(argv) is None:
+            config_flags.DEFINE_config_dict("config", default, flag_values=values, sys_argv=arguments)
+        else:
+            config_flags.DEFINE_config_file(
+                "config", None, "config file, with arguments behind a colon", flag_values=values, sys_argv=arguments
+            )
         rest = values(arguments)[1:]
         config = values.config
     except InputError:

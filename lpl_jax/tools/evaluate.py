@@ -24,7 +24,7 @@ from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.tools import cli, config_file
 from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
-from lpl_jax.training.loop import CHECKPOINTS, data_source, read_experiment
+from lpl_jax.training.loop import CHECKPOINTS, data_source, default_weights, read_experiment
 
 OUT = "evaluation"
 FEATURES = "features"
@@ -249,13 +249,12 @@ def _default_config(argv: Sequence[str], base: ConfigDict) -> ConfigDict:
 def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dict) -> list[Setting]:
     """All combinations of what is given, in the order of the flags."""
     sampling = experiment.sampling
-    first = repr(run.ema.decays[0]) if run.ema.decays else "params"
     newest = checkpoints.latest_step(workdir / CHECKPOINTS)
     if newest is None:
         raise InputError(f"{workdir} has no checkpoint yet")
     chosen = (
         _numbers(lists, "checkpoints", int) or [newest],
-        lists.get("weights") or [sampling.weights or first],
+        lists.get("weights") or [sampling.weights or default_weights(run)],
         _numbers(lists, "guidance", float) or [sampling.guidance],
         _numbers(lists, "steps", int) or [sampling.steps],
     )

@@ -1,0 +1,168 @@
+"""eval.py from the command line, on a tiny run and on images of other people."""
+
+import csv
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as program
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation import cards, classifier
+from lpl_jax.evaluation.frechet import statistics, write_statistics
+from lpl_jax.training import build, checkpoints, train
+from lpl_jax.training.logging import read_metrics
+
+FAST = ["--features", "classifier", "--config.evaluation.num_images=12", "--config.evaluation.resamples=2",
+        "--config.sampling.steps=2", "--config.evaluation.batch_size=8"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_classifier():
+    """A random network of the classifier's kind: the bundled one takes seconds where nothing is optimised."""
+    config = classifier.ClassifierConfig("small", ("a", "b"), side=16, stem=4, widths=(4, 8), blocks=1)
+    network = classifier.init(config, jax.random.key(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "load", lambda: network)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_config, image_folder):
+    """Three steps, with a small evaluation behind the second."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    config = tiny_config(train__steps=3, train__checkpoint_every=2, sampling__steps=2)
+    config.data.source = str(image_folder)
+    config.evaluation.every, config.evaluation.every_images = 2, 8
+    train(build(config), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, image_folder):
+    assert program.main(["--workdir", str(run), "--reference", str(image_folder), *FAST]) == 0
+    return run / "evaluation" / "step3_ema0.5_steps2_guidance1.5"
+
+
+def test_an_evaluation_of_a_run_says_all_that_made_it(run, evaluated):
+    card = cards.read_card(evaluated)
+    assert set(card.metrics) == {
+        "cfd", "precision", "recall", "density", "coverage", "spectrum_low", "spectrum_middle", "spectrum_high"
+    }  # fmt: skip
+    assert all(np.isfinite(metric.value) for metric in card.metrics.values())
+    assert set(card.absent) == {"clip_score"}
+    made = card.made
+    assert (made["num_images"], made["resolution"], made["checkpoint.step"], made["checkpoint.weights"]) == (
+        12, 32, 3, "0.5"
+    )  # fmt: skip
+    assert made["checkpoint.fingerprint"] == checkpoints.fingerprint(run / "checkpoints", 3)
+    assert (made["sampling.sampler"], made["sampling.steps"], made["sampling.guidance"]) == ("ddim", 2, 1.5)
+    for name in ("features.weights", "autoencoder.weights", "reference.images", "reference.statistics"):
+        assert re.fullmatch("[0-9a-f]{64}", made[name]), name
+    for name in ("rounding", "features.rule", "labels", "reference.crop", "metrics.k"):
+        assert made[name]
+    assert "--workdir" in card.context["command"]
+    for name in ("card.md", "grid.png", "spectrum.png", "spectrum.csv", "spectrum_map.png"):
+        assert (evaluated / name).stat().st_size > 0
+
+
+def test_the_same_call_again_computes_no_features(run, evaluated, image_folder, monkeypatch):
+    before = (evaluated / "card.json").read_text()
+    monkeypatch.setattr("lpl_jax.evaluation.extract._compute", None)
+    program.main(["--workdir", str(run), "--reference", str(image_folder), *FAST])
+    again = cards.read_card(evaluated)
+    assert again.metrics == {name: cards.Metric(**m) for name, m in json.loads(before)["metrics"].items()}
+
+
+def test_a_sweep_evaluates_all_combinations(run, image_folder, tmp_path, capsys):
+    arguments = ["--workdir", str(run), "--reference", str(image_folder), *FAST, "--out", str(tmp_path)]
+    program.main([*arguments, "--checkpoints", "2,3", "--weights", "params,0.9"])
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["checkpoint"], row["weights"]) for row in rows] == [
+        ("2", "params"), ("2", "0.9"), ("3", "params"), ("3", "0.9")
+    ]  # fmt: skip
+    assert len({row["cfd"] for row in rows}) == 4
+    assert (tmp_path / "sweep.png").is_file()
+    assert capsys.readouterr().out.count("cfd") == 4
+
+
+def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    np.savez(tmp_path / "theirs.npz", images)
+    for source, out in ((folder, "a"), (tmp_path / "theirs.npz", "b")):
+        arguments = ["--images", str(source), "--reference", str(image_folder), "--out", str(tmp_path / out)]
+        program.main([*arguments, *FAST])
+    a, b = (cards.read_card(tmp_path / out) for out in "ab")
+    assert a.metrics == b.metrics
+    assert a.made["images.fingerprint"] != b.made["images.fingerprint"]
+    capsys.readouterr()
+    program.main(["compare", str(evaluated), str(tmp_path / "a"), "--out", str(tmp_path / "both")])
+    shown = capsys.readouterr().out
+    assert "Not comparable" not in shown  # the same reference, network and number
+    assert "| checkpoint.step | 3 | - |" in shown
+    assert (tmp_path / "both" / "spectrum_map.png").is_file()
+
+
+def test_a_set_against_itself(image_folder, tmp_path):
+    program.main(["--images", str(image_folder), "--reference", str(image_folder), "--out", str(tmp_path), *FAST,
+                  "--config.evaluation.num_images=16"])  # fmt: skip
+    metrics = cards.read_card(tmp_path).metrics
+    assert metrics["cfd"].value == pytest.approx(0, abs=1e-4)
+    assert metrics["precision"].value == metrics["recall"].value == metrics["coverage"].value == 1
+
+
+def test_small_evaluations_during_training(run):
+    (line,) = [line for line in read_metrics(run) if "evaluation/cfd" in line]
+    assert line["step"] == 2
+    assert {"evaluation/precision", "evaluation/spectrum_high"} <= set(line)
+    assert (run / "evaluation" / "training" / "step0000002.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "one of --workdir RUN .* and --images"),
+        (["--workdir", "{run}", "--images", "x"], "one of --workdir RUN"),
+        (["--workdir", "{run}", "--checkpoints", "7"], "no checkpoint of step 7.*2, 3"),
+        (["--workdir", "{run}", "--weights", "0.7"], "weights '0.7'.*params, 0.5, 0.9"),
+        (["--workdir", "{run}", "--guidance", "much"], "--guidance=much: comma-separated numbers"),
+        (["--workdir", "{run}", "--config.evaluation.k=0"], "evaluation.k=0"),
+        (["--workdir", "{run}", "--config.evaluation.kk=0"], "config.evaluation has no field 'kk'"),
+        (["--workdir", "{run}", "--config.paradigm.name=flow"], "paradigm.name is 'eps', given 'flow'|paradigm"),
+        (["--workdir", "{tmp}"], "no such file; is .* the folder of a run"),
+        (["--images", "{tmp}", "--out", "{tmp}/o"], "nothing to compare with: give --reference"),
+        (["--images", "{images}", "--reference", "{images}"], "give --out"),
+        (["--images", "{tmp}/none", "--reference", "{images}", "--out", "{tmp}/o"], "does not exist"),
+        (["--images", "{images}", "--reference", "{tmp}/none.npz", "--out", "{tmp}/o"], "no such file"),
+        (["--images", "{images}", "--reference", "{stats}", "--out", "{tmp}/o"], "statistics of Inception features"),
+        (["--images", "{images}", "--reference", "{images}", "--out", "o", "--steps", "3"], "--steps is for runs"),
+        (["compare", "{tmp}"], "two or more"),
+        (["compare", "{tmp}", "{run}"], "no such result card"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(run, image_folder, tmp_path, arguments, message):
+    stats = tmp_path / "stats.npz"
+    write_statistics(stats, statistics(np.random.default_rng(0).standard_normal((9, 4))))
+    places = dict(run=run, images=image_folder, tmp=tmp_path / "empty", stats=stats)
+    (tmp_path / "empty").mkdir()
+    given = [argument.format(**places) for argument in arguments]
+    if given[:1] != ["compare"]:
+        given += ["--features", "classifier"]
+    with pytest.raises(InputError, match=message):
+        program.main(given)
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_inception_without_its_weights_says_where_they_are(run, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match="github.com/.*features.*classifier"):
+        program.main(["--workdir", str(run), "--reference", str(image_folder)])

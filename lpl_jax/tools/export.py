@@ -61,8 +61,8 @@ def import_run(source: str, experiment: Experiment, workdir: Path) -> str:
     experiment = resolve(experiment, autoencoder.config)
     params = load_params(experiment.model, source)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    # On the devices that are here: the mesh of the config is that of the machine that will train.
-    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+    # The mesh of the config is that of the machine that will train; a checkpoint is restored on any.
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh), written_whole(workdir) as partial:
         state = create_state(lambda given: given, optimizer, experiment.ema.decays, mesh, params)
         metadata = to_dict(experiment) | {"imported_from": str(source)}

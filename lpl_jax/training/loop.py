@@ -191,7 +191,7 @@ def load_run(workdir: str | Path, weights: str | None = None, *, step: int | Non
 
 def default_weights(experiment: Experiment) -> str:
     """The name of what is sampled from: the first average that the run has, else the parameters themselves."""
-    return repr(experiment.ema.decays[0]) if experiment.ema.decays else "params"
+    return ema_name(experiment.ema.decays[0]) if experiment.ema.decays else "params"
 
 
 def _announce(experiment: Experiment, objective: Objective, state: TrainState, workdir: Path, label: str) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lpl_jax.denoisers import MMDiT, MMDiTConfig, load, preset, save
+from lpl_jax.denoisers import MMDiT, MMDiTConfig, load, preset, save, weights
+from lpl_jax.denoisers.weights import load_params
 from lpl_jax.diffusion import guided, paradigm, sample
 from lpl_jax.errors import InputError
 
@@ -120,10 +123,31 @@ def test_the_stock_pipeline_samples_what_we_export(folder, text_params):
         assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
-def test_export_and_import_are_inverse(folder, text_params):
-    model, params = load(folder)
+@pytest.mark.parametrize("form", ["diffusers", "lpl_jax", "file"])
+def test_export_and_import_are_inverse(form, tmp_path, text_params):
+    place = tmp_path / ("one.safetensors" if form == "file" else "folder")
+    about = {"step": 7}
+    layout = save(TEXT, text_params, place, layout=None if form == "file" else form, about=about)
+    assert layout == ("lpl_jax" if form == "file" else form)
+    model, params = load(place)
     assert model.config == TEXT
     assert_same_trees(params, text_params)
+    assert_same_trees(load_params(replace(TEXT, dtype="bfloat16", remat="full"), place), text_params)
+    # Links are as good as what they point to.
+    link = tmp_path / ("link.safetensors" if form == "file" else "link")
+    link.symlink_to(place)
+    assert_same_trees(load(link)[1], text_params)
+
+
+def test_one_file_is_the_folder_in_one(tmp_path, random_params):
+    params = random_params(OWN["light"])
+    save(OWN["light"], params, tmp_path / "one.safetensors", about={"step": 7})
+    save(OWN["light"], params, tmp_path / "folder", layout="lpl_jax", about={"step": 7})
+    with safe_open(tmp_path / "one.safetensors", "np") as file:
+        assert file.metadata()["lpl_jax.MMDiT"] == (tmp_path / "folder/config.json").read_text()
+    one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "folder/model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -186,7 +210,14 @@ def test_nothing_is_written_where_something_does_not_fit(tmp_path, text_params):
         ]
         assert [word for word in words if word not in text] == []
     assert "diffusers, lpl_jax" in message(save, TEXT, text_params, target, layout="torch")
-    assert not target.exists()
+    text = message(save, TEXT, text_params, tmp_path / "one.safetensors", layout="diffusers")
+    assert "one.safetensors" in text and "give a folder" in text
+    huge = replace(TEXT, hidden=10**9)
+    assert "hidden = 1000000000" in message(save, huge, text_params, target)
+    broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.inf), text_params["head"])
+    text = message(save, TEXT, {**text_params, "head": broken}, target)
+    assert "undefined values in head/modulation/bias, head/modulation/kernel, head/out/bias, head/out/kernel" in text
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -206,12 +237,16 @@ def test_a_network_that_diffusers_has_no_class_for_says_why(config, words, tmp_p
 
 def test_nothing_is_written_over(folder, text_params):
     before = (folder / THEIRS).read_bytes()
-    assert "exists" in message(save, TEXT, text_params, folder)
-    assert "exists" in message(save, TEXT, text_params, folder, layout="lpl_jax")
     (folder / "config.json").unlink()
-    assert THEIRS in message(save, TEXT, text_params, folder)
+    (folder.parent / "dangling.safetensors").symlink_to("nowhere")
+    for place in (folder, folder / THEIRS, folder.parent / "dangling.safetensors"):
+        for layout in (None, "lpl_jax"):
+            assert f"{place} exists" in message(save, TEXT, text_params, place, layout=layout)
     assert (folder / THEIRS).read_bytes() == before
     assert [path.name for path in folder.iterdir()] == [THEIRS]
+    (folder.parent / "empty").mkdir()
+    save(TEXT, text_params, folder.parent / "empty")
+    assert_same_trees(load(folder.parent / "empty")[1], text_params)
 
 
 def truncate(folder):
@@ -225,6 +260,20 @@ def pickle(folder):
 
 def pickle_in_disguise(folder):
     torch.save({"proj_out.bias": torch.zeros(16)}, folder / THEIRS)
+
+
+def overlapping(folder):
+    """Two names for the same bytes."""
+    content = (folder / THEIRS).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["again"] = header["proj_out.bias"]
+    text = json.dumps(header).encode()
+    (folder / THEIRS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+def infinite(folder):
+    save_file({**load_file(folder / THEIRS), "proj_out.bias": np.full(16, np.nan, np.float32)}, folder / THEIRS)
 
 
 def integers(folder):
@@ -258,7 +307,16 @@ def config(text=None, **fields):
         (index({"a": "one.safetensors", "b": "two.safetensors"}), ["lacks one.safetensors, two.safetensors"]),
         (index({"proj_out.bias": "shard.safetensors", "a": "shard.safetensors"}), ["not where it says: a"]),
         (index(["a"]), ["weight_map"]),
+        (overlapping, [THEIRS, "damaged", "offset"]),
+        (infinite, [THEIRS, "undefined values in proj_out.bias"]),
         (config("{"), ["config.json", "JSON"]),
+        (config(num_layers=10**9), ["config.json", "depth = 1000000000", "out of all proportion"]),
+        (config(num_layers=10**4), ["num_layers = 10000", "the weights are", "tensors"]),
+        (
+            config(num_attention_heads=10**9, caption_projection_dim=16 * 10**9),
+            ["hidden = 16000000000", "out of all proportion"],
+        ),
+        (config(pos_embed_max_size=10**30), ["position_table = 1000", "out of all proportion"]),
         (config("[]"), ["config.json", "list", "object"]),
         (config(_class_name="FluxTransformer2DModel"), ["FluxTransformer2DModel", "SD3Transformer2DModel"]),
         (config(_class_name="lpl_jax.MMDiT"), ["unknown field attention_head_dim", "missing field hidden"]),
@@ -295,3 +353,82 @@ def test_fields_that_a_file_leaves_out_have_the_defaults_of_diffusers(folder):
     text = message(load, folder)
     assert "surplus transformer_blocks.0.attn.norm_q.weight" in text
     assert "missing" not in text
+
+
+def own(**fields):
+    """Metadata of a single file: the fields of a config, some changed."""
+    fields = {"_class_name": "lpl_jax.MMDiT", **asdict(OWN["labels"]), **fields}
+    return json.dumps({name: value for name, value in fields.items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["no config (lpl_jax.MMDiT)", "give the folder"]),
+        ("{", ["metadata lpl_jax.MMDiT", "JSON"]),
+        ("[" * 10**5, ["metadata lpl_jax.MMDiT", "JSON"]),
+        ("[3]", ["metadata lpl_jax.MMDiT", "list", "object"]),
+        (own(widths=64), ["unknown field widths", "hidden"]),
+        (own(hidden=..., depth=...), ["missing field hidden; missing field depth"]),
+        (own(hidden="64"), ["metadata lpl_jax.MMDiT", "hidden = '64'", "positive integer"]),
+        (own(hidden=64.0), ["hidden = 64.0", "positive integer"]),
+        (own(heads=True), ["heads = True", "positive integer"]),
+        (own(depth=[2]), ["depth = [2]", "positive integer"]),
+        (own(remat={"full": 1}), ["remat = {'full': 1}", "one of"]),
+        (own(hidden=10**9), ["hidden = 1000000000", "out of all proportion"]),
+        (own(hidden=4 * 10**4000), ["hidden = 4000", "out of all proportion"]),
+        (own(depth=10**9), ["depth = 1000000000", "out of all proportion"]),
+        (own(num_classes=10**12), ["num_classes = 1000000000000", "out of all proportion"]),
+        (own(hidden=128), ["time_mlp/fc1/bias has shape (64,), the config needs (128,)"]),
+        (own(num_classes=9), ["1 parameters", "label_embed/embedding has shape (11, 64)", "(10, 64)"]),
+    ],
+)
+def test_a_file_with_another_config_is_refused(text, words, tmp_path, random_params, monkeypatch):
+    tensors = {path: np.asarray(leaf) for path, leaf in flatten_dict(random_params(OWN["labels"]), sep="/").items()}
+    save_file(tensors, tmp_path / "one.safetensors", None if text is None else {"lpl_jax.MMDiT": text})
+    init = weights.init
+    monkeypatch.setattr(weights, "init", lambda config, key: init(config, key) if config.hidden < 10**6 else 1 / 0)
+    given = message(load, tmp_path / "one.safetensors")
+    assert [word for word in words if word not in given] == []
+
+
+def test_names_of_tensors_that_are_no_paths_are_surplus(tmp_path):
+    names = ["head", "head/out", "head/out/kernel", "", "/", "../config.json"]
+    tensors = {name: np.zeros(1, np.float32) for name in names}
+    save_file(tensors, tmp_path / "one.safetensors", {"lpl_jax.MMDiT": own()})
+    text = message(load, tmp_path / "one.safetensors")
+    words = [
+        "surplus head;",
+        "surplus head/out;",
+        "head/out/kernel has shape (1,)",
+        "surplus /;",
+        "surplus ../config.json",
+    ]
+    assert [word for word in words if word not in text] == []
+
+
+def test_a_file_that_is_not_there_or_no_safetensors_file(tmp_path):
+    assert "none.safetensors" in message(load, tmp_path / "none.safetensors")
+    for name in ("one.bin", "one.pth"):
+        torch.save({"a": torch.zeros(3)}, tmp_path / name)
+        assert "only safetensors" in message(load, tmp_path / name)
+
+
+def test_weights_of_another_network_are_listed(folder, text_params):
+    """Heads, patches and positions show in no shape, and still make another network."""
+    plain = replace(TEXT, qk_norm=False)
+    flat = flatten_dict(text_params, sep="/")
+    params = unflatten_dict({path: leaf for path, leaf in flat.items() if "_norm/" not in path}, sep="/")
+    save(plain, params, folder.parent / "plain")
+    other = replace(plain, heads=2, base_grid=8, latent_channels=16, patch_size=1)
+    text = message(load_params, other, folder.parent / "plain")
+    words = [
+        "heads = 4 there, 2 in",
+        "base_grid = 4 there, 8",
+        "patch_size = 2 there, 1",
+        "latent_channels = 4 there, 16",
+    ]
+    assert [word for word in words if word not in text] == []
+    assert "shape" not in text
+    text = message(load_params, TEXT, folder.parent / "plain")
+    assert "missing blocks/attn/q_norm/scale" in text and "missing last_block/context_attn/k_norm/scale" in text

@@ -1,6 +1,5 @@
 """Weights out of runs and into runs: exact in every form, all or nothing, and one line for what cannot be."""
 
-import functools
 import json
 import logging
 import pickle
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import SD3Transformer2DModel
@@ -20,10 +18,8 @@ import lpl_jax
 from lpl_jax import denoisers
 from lpl_jax.denoisers import weights as weight_files
 from lpl_jax.errors import InputError
-from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.tools import cli, config_file, export
-from lpl_jax.training import abstract_state, build, checkpoints, load_run, to_dict
-from lpl_jax.training.optimizer import make_optimizer
+from lpl_jax.training import build, checkpoints, load_run
 
 CONFIG = """
 from configs import base
@@ -48,26 +44,13 @@ def text_can_be_trained():
         yield
 
 
-def target_of(experiment):
-    mesh, (optimizer, _) = make_mesh(MeshConfig()), make_optimizer(experiment.optimizer)
-    init = functools.partial(denoisers.init, experiment.model)
-    return abstract_state(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0))
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A config file, and two runs with random states at steps 3 and 6, as training would have left them."""
+def root(tmp_path_factory, write_run):
+    """A config file, and a run of each kind with checkpoints of steps 3 and 6."""
     root = tmp_path_factory.mktemp("export")
     (root / "config.py").write_text(CONFIG)
     for kind in ("labels", "text"):
-        experiment = build(config_file.load(f"{root / 'config.py'}:{kind}"))
-        target = target_of(experiment)
-        rng = np.random.default_rng(0)
-        with checkpoints.Checkpointer(root / kind / "checkpoints") as checkpointer:
-            for step in (3, 6):
-                state = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), target)  # noqa: B023
-                checkpointer.save(jax.device_put(state.replace(step=jnp.int32(step)), jax.devices()[0]))
-        (root / kind / "config.json").write_text(json.dumps(to_dict(experiment)))
+        write_run(root / kind, build(config_file.load(f"{root / 'config.py'}:{kind}")), (3, 6))
     return root
 
 
@@ -171,7 +154,7 @@ def test_diffusers_folders_go_through_a_run_and_come_back(here, capsys, caplog):
     }
 
 
-def test_an_imported_run_has_the_weights_everywhere(here, capsys):
+def test_an_imported_run_has_the_weights_everywhere(here, target_of, capsys):
     assert call("--workdir labels --out one.safetensors --step 3", capsys)[0] == 0
     overrides = "--config.train.steps=7 --config.model.dtype=bfloat16"
     assert call(f"--import one.safetensors --config config.py {overrides} --workdir new/run", capsys)[0] == 0

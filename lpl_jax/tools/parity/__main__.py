@@ -5,6 +5,7 @@ See `lpl_jax.tools.parity` for examples.
 
 import importlib
 import importlib.util
+import os
 import tempfile
 import time
 import traceback
@@ -28,6 +29,13 @@ PARTS = {
 }
 # Option -> parts that compare the weights it names.
 PATHS = {"autoencoder": ("autoencoders", "loss"), "denoiser": ("denoisers",), "text": ("text",)}
+
+# Lines and bars of theirs that would come between ours.
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,6 +98,8 @@ def compare(parts: Sequence[str], settings: Settings, debug: bool = False) -> It
 
     Raises InputError, before the first comparison, for weights in `settings` that cannot be read.
     """
+    for name, value in QUIET.items():  # read when the packages are imported
+        os.environ.setdefault(name, value)
     modules = {part: importlib.import_module(f"lpl_jax.tools.parity.{part}") for part in parts}
     todo = [(part, group) for part, module in modules.items() for group in module.groups(settings)]
     for number, (part, group) in enumerate(todo, 1):

@@ -1,6 +1,5 @@
 """Autoencoders against diffusers: moments, feature taps, images, inpainting, gradients, bfloat16, and folders."""
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from lpl_jax.tools.parity.comparison import (
     close,
     equal_by_name,
 )
-from lpl_jax.tools.parity.torch_side import arrays, nchw, nhwc, randomize
+from lpl_jax.tools.parity.torch_side import arrays, cast, nchw, nhwc, randomize
 
 _BLOCKS = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
 _TINY_KL = dict(**_BLOCKS, block_out_channels=(8, 16, 16, 24), layers_per_block=1, norm_num_groups=4)
@@ -67,6 +66,7 @@ FAMILIES = {
         ),
     ),
 }
+RELU_GRADIENT = 0.05
 KL_TAPS, TINY_TAPS = ("mid", "up_0", "up_1", "up_2", "up_3"), ("level 0", "level 1", "level 2", "level 3")
 
 
@@ -106,10 +106,19 @@ def compare(
     for name in ("taps without post_quant_conv", "decoded image", "image decoded with image and mask"):
         if name in theirs:
             yield close(name, found[name], theirs[name], FORWARD)
-    yield close("gradient of the taps", found["gradient"], theirs["gradient"], GRADIENT)
+    yield close("gradient of the taps", found["gradient"], theirs["gradient"], gradient_tolerance(model, settings))
 
     yield from _bfloat16(model, ours.config, folder, inputs, theirs)
     yield _written(model, ours, settings)
+
+
+def gradient_tolerance(model: torch.nn.Module, settings: Settings) -> float:
+    """Of gradients with respect to latents: wider for the weights of a TAESD type that a user gives.
+
+    These have ReLUs. Where rounding carries the input of one across 0, the gradient of the latents around it jumps, in
+    PyTorch as here; with trained weights 1.2e-2 has been seen between float32 and float64, at a mean of 1.4e-4.
+    """
+    return RELU_GRADIENT if settings.autoencoder and isinstance(model, AutoencoderTiny) else GRADIENT
 
 
 def _bfloat16(model, config, folder: Path, inputs: dict, theirs: dict) -> Iterator[Comparison]:
@@ -118,7 +127,7 @@ def _bfloat16(model, config, folder: Path, inputs: dict, theirs: dict) -> Iterat
     How much is lost depends on the weights: with features of very different sizes both lose more than the bound.
     """
     ours = _outputs(autoencoders.load(folder, dtype=jnp.bfloat16), **inputs, gradient=False)
-    lowered = _torch_outputs(copy.deepcopy(model).to(torch.bfloat16), config, **inputs, gradient=False)
+    lowered = _torch_outputs(cast(model, torch.bfloat16), config, **inputs, gradient=False)
     for name, key in (("encoder mean", "mean"), ("taps", "taps"), ("decoded image", "decoded image")):
         usual = close(key, lowered[key], theirs[key], BFLOAT16).max_error
         yield close(f"{name} in bfloat16", ours[key], theirs[key], max(BFLOAT16, 3 * usual))

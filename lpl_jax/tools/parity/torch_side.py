@@ -1,5 +1,6 @@
 """Small things on PyTorch's side that several parts need."""
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +21,11 @@ def nhwc(tensor: torch.Tensor) -> np.ndarray:
 def arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """A state dict in NumPy."""
     return {name: tensor.detach().numpy() for name, tensor in state.items()}
+
+
+def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy with all parameters in another type; diffusers' own `.to` has a warning for each."""
+    return torch.nn.Module.to(copy.deepcopy(module), dtype)
 
 
 def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:

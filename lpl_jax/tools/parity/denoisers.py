@@ -1,0 +1,161 @@
+"""Denoisers against diffusers' Stable Diffusion 3: prediction, gradients, folders, and the stock pipeline's loop."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+from lpl_jax import denoisers
+from lpl_jax.denoisers.diffusers_layout import POSITIONS, to_diffusers, to_tensors
+from lpl_jax.diffusion import guided, paradigm, sample
+from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal_by_name
+from lpl_jax.tools.parity.torch_side import arrays, nchw, nhwc, randomize
+
+FACTOR = 8  # pixels per latent, to turn --resolution into a size of latents
+STEPS, SHIFT, GUIDANCE = 4, 3.0, 2.5
+TOKENS = 5
+# Without a norm behind them they add the same to all logits of a query: of their gradient only rounding is left.
+KEY_BIASES = ("to_k.bias", "add_k_proj.bias")
+TINY = dict(
+    sample_size=16,
+    in_channels=4,
+    out_channels=4,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    caption_projection_dim=32,
+    pooled_projection_dim=40,
+)
+LAYOUTS = {
+    "SD3": dict(num_layers=2),
+    "SD3.5 large": dict(num_layers=2, qk_norm="rms_norm"),
+    "SD3.5 medium": dict(num_layers=3, qk_norm="rms_norm", dual_attention_layers=(0,)),
+}
+
+
+def groups(settings: Settings) -> list[Group]:
+    if settings.denoiser:
+        model, params = denoisers.load(settings.denoiser)
+        to_diffusers(model.config)  # an InputError for a form that diffusers does not have
+        return [Group(settings.denoiser, partial(_given, model.config, params, settings))]
+    return [Group(f"{name} (tiny, random)", partial(_tiny, name, settings)) for name in LAYOUTS]
+
+
+def _tiny(name: str, settings: Settings) -> Iterator[Comparison]:
+    table = max(settings.sides(FACTOR)) // 2 + 3  # patches a side; the grid is its middle
+    theirs = randomize(SD3Transformer2DModel(**TINY, **LAYOUTS[name], pos_embed_max_size=table), settings.seed)
+    folder = settings.scratch / "denoisers" / name
+    theirs.save_pretrained(folder)
+    model, params = denoisers.load(folder)
+    yield from compare(theirs, model.config, params, settings)
+
+
+def _given(config, params, settings: Settings) -> Iterator[Comparison]:
+    """A folder that only we read (our own layout) is written for diffusers first."""
+    folder = Path(settings.denoiser).expanduser()
+    if not any(folder.glob("diffusion_pytorch_model*")):
+        folder = settings.scratch / "denoisers" / "given"
+        denoisers.save(config, params, folder)
+    theirs = SD3Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    yield from compare(theirs.eval().requires_grad_(False), config, params, settings)
+
+
+def compare(theirs: torch.nn.Module, config, params: Mapping, settings: Settings) -> Iterator[Comparison]:
+    """All rows of one network: diffusers' model and our parameters from the same folder."""
+    latents, time, text, pooled = inputs = example(config, settings)
+    prediction, gradient = _gradient(config, params, *inputs)
+    theirs.requires_grad_(True)
+    expected = theirs(nchw(latents), *map(torch.from_numpy, (text, pooled, time))).sample
+    (expected**2).mean().backward()
+    yield close("prediction", prediction, nhwc(expected), FORWARD)
+    # Our gradient under their names; the table of positions is a constant there and is not trained here.
+    ours, wanted = to_tensors(config, gradient), {name: p.grad for name, p in theirs.named_parameters()}
+    ours.pop(POSITIONS, None)
+    if ours.keys() != wanted.keys():
+        raise ValueError(f"parameters with gradient on one side only: {sorted(ours.keys() ^ wanted.keys())}")
+    names = [name for name in wanted if config.qk_norm or not name.endswith(KEY_BIASES)]
+    yield close("gradient of the parameters", *([side[name] for name in names] for side in (ours, wanted)), GRADIENT)
+
+    theirs.requires_grad_(False)
+    folder = settings.scratch / "denoisers" / "written" / str(len(theirs.state_dict()))
+    denoisers.save(config, params, folder)
+    again = SD3Transformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
+    states = arrays(again.state_dict()), arrays(theirs.state_dict())
+    yield equal_by_name("tensors written by us, read by diffusers", *states)
+    yield _pipeline(again, config, params, settings)
+
+
+def example(config, settings: Settings) -> tuple[np.ndarray, ...]:
+    """Latents, times, text tokens and pooled texts, two of each."""
+    rng = np.random.default_rng(settings.seed)
+    shapes = (
+        (2, *settings.sides(FACTOR), config.latent_channels),
+        (2, TOKENS, config.context_dim),
+        (2, config.pooled_dim),
+    )
+    latents, text, pooled = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return latents, np.array([3.0, 871.25], np.float32), text, pooled
+
+
+@partial(jax.jit, static_argnames="config")
+def _gradient(config, params, latents, time, text, pooled):
+    """Prediction, and the gradient of its mean square with respect to the parameters."""
+
+    def total(params):
+        prediction = denoisers.MMDiT(config).apply({"params": params}, latents, time, text, pooled)
+        return jnp.mean(prediction**2), prediction
+
+    gradient, prediction = jax.grad(total, has_aux=True)(params)
+    return prediction, gradient
+
+
+def _pipeline(theirs, config, params, settings: Settings) -> Comparison:
+    """Our folder sampled by the stock pipeline, and the same trajectory of our sampler."""
+    noise, _, text, pooled = example(config, settings)
+    null_text, null_pooled = (0.1 * np.ones_like(each) for each in (text, pooled))
+    pipeline = StableDiffusion3Pipeline(
+        transformer=theirs,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        **dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
+        **dict.fromkeys(("text_encoder_3", "tokenizer_3")),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    expected = []
+
+    def keep(_pipeline, _step, _time, given):
+        expected.append(nhwc(given["latents"]))
+        return given
+
+    height, width = settings.sides(1)
+    pipeline(
+        latents=nchw(noise),
+        prompt_embeds=torch.from_numpy(text),
+        pooled_prompt_embeds=torch.from_numpy(pooled),
+        negative_prompt_embeds=torch.from_numpy(null_text),
+        negative_pooled_prompt_embeds=torch.from_numpy(null_pooled),
+        guidance_scale=GUIDANCE,
+        num_inference_steps=STEPS,
+        sigmas=np.linspace(1.0, 1 / STEPS, STEPS),
+        height=height,
+        width=width,
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    ours = _trajectory(config, params, noise, (text, pooled), (null_text, null_pooled))
+    return close("guided trajectory of StableDiffusion3Pipeline on our folder", list(ours), expected, FORWARD)
+
+
+@partial(jax.jit, static_argnames="config")
+def _trajectory(config, params, noise, context, null_context):
+    flow = paradigm("flow", schedule_rescale=SHIFT)
+
+    def denoise(z, t, context):
+        return denoisers.MMDiT(config).apply({"params": params}, z, flow.time_input(t), *context)
+
+    denoise = guided(denoise, GUIDANCE, context=context, null_context=null_context)
+    return sample(denoise, noise, flow, sampler="euler", steps=STEPS, return_trajectory=True)[1]

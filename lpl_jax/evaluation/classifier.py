@@ -102,7 +102,7 @@ class Stage(nn.Module):
 
 
 class Affine(nn.Module):
-    """Brings each feature to mean 0 and variance 1 over the training images: batch normalisation, folded."""
+    """Brings features to about mean 0 and variance 1 over the training images: a batch normalisation, folded."""
 
     @nn.compact
     def __call__(self, x):

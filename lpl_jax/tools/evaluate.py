@@ -242,8 +242,22 @@ def _default_config(argv: Sequence[str], base: ConfigDict) -> ConfigDict:
     for index, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name.lstrip("-") == "workdir" and (equals or index + 1 < len(argv)):
-            return ConfigDict(to_dict(read_experiment(Path(value if equals else argv[index + 1]))))
+            return _config_of(Path(value if equals else argv[index + 1]), base)
     return base
+
+
+def _config_of(workdir: Path, base: ConfigDict) -> ConfigDict:
+    """A run's config over the base one, which knows the types of the fields that the run leaves out."""
+    config = ConfigDict(base)
+    with config.unlocked(), config.ignore_type():
+        for section, value in to_dict(read_experiment(workdir)).items():
+            if not isinstance(value, dict):
+                config[section] = value
+                continue
+            for name, field in value.items():
+                if field is not None:
+                    config[section][name] = field
+    return config
 
 
 def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dict) -> list[Setting]:

@@ -53,10 +53,8 @@ def import_run(source: str, experiment: Experiment, workdir: Path) -> str:
     a folder that exists; nothing has been written then.
     """
     check_free(workdir)
-    if experiment.train.init_from is not None:
-        raise InputError(
-            f"train.init_from={experiment.train.init_from} is given, which train.py starts from by itself, without --import"
-        )
+    if (other := experiment.train.init_from) is not None:
+        raise InputError(f"train.init_from={other} is given, which train.py starts from by itself, without --import")
     autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
     experiment = resolve(experiment, autoencoder.config)
     params = load_params(experiment.model, source)

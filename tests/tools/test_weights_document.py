@@ -142,6 +142,37 @@ def test_the_documented_layout(name):
     assert unknown == []
 
 
+def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
+    place, tmp_path, tiny_config, with_lpl, monkeypatch
+):
+    experiment, params = load_run(place / "runs/base")
+    denoisers.save(experiment.model, params, tmp_path / "one.safetensors")
+    config = tiny_config(model__depth=1, model__context_pre_only=False, ema__decays=(), **with_lpl)
+    experiment = build(config)
+    export.import_run(str(tmp_path / "one.safetensors"), experiment, tmp_path / "run")
+    weighed, begun = [], []
+
+    def weigh(*given):
+        weighed.append(1)
+        return given[2].lpl_weight + 2  # as the calibration, and a weight that is given, are added
+
+    def stop_at_once(*given):
+        """What the loop leaves where a signal comes before the first step."""
+        begun.append(float(given[3].lpl_weight))
+        with checkpoints.Checkpointer(tmp_path / "again/checkpoints") as checkpointer:
+            checkpointer.save(given[3])
+
+    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(loop.parallel, "make_mesh", one_device)
+    monkeypatch.setattr(loop, "_lpl_weight", weigh)
+    monkeypatch.setattr(loop, "_loop", stop_at_once)
+    train(experiment, tmp_path / "run")
+    (tmp_path / "again/config.json").write_text((tmp_path / "run/config.json").read_text())
+    monkeypatch.setattr(loop, "_loop", lambda *given: begun.append(float(given[3].lpl_weight)))
+    train(experiment, tmp_path / "again")
+    assert begun == [2, 2] and weighed == [1]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -1,6 +1,7 @@
 """Pictures and tables of power spectra: maps of log-ratios (paper, Fig. 4) and curves of errors (Fig. 5)."""
 
 import csv
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def plot_maps(path: str | Path, maps: Mapping[str, np.ndarray]) -> None:
     ticks = np.linspace(-(side // 2), side // 2, 5).round().astype(int)
     for axis, (title, values) in zip(axes.flat, maps.items(), strict=False):
         image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
-        axis.set(title=title, xlabel="horizontal frequency", xticks=ticks, yticks=ticks)
+        axis.set(xlabel="horizontal frequency", xticks=ticks, yticks=ticks)
+        axis.set_title(textwrap.fill(title, 34), fontsize=10)
     for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
@@ -78,7 +80,8 @@ def plot_errors(path: str | Path, sets: Mapping[str, SpectrumSum], reference: Sp
     axis.set_ylim(0, 1.08 * max(axis.get_ylim()[1], SMALLEST_RANGE))  # room for the names of the bands
     _mark_bands(axis, resolution)
     axis.grid(alpha=0.25)
-    axis.legend(title=f"mean over {', '.join(BANDS)} band", alignment="left")
+    # Below the picture: names can be long, and curves go anywhere.
+    figure.legend(loc="outside lower left", title=f"mean over {', '.join(BANDS)} band", alignment="left")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     _write_table(path.with_suffix(".csv"), frequency, sets, reference, curves)

@@ -117,13 +117,14 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Names for folders: the last parts of their paths, as many as tell them apart."""
+    """Names for folders: their paths without the parts at both ends that all have in common."""
     parts = [folder.absolute().parts for folder in folders]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(path[-count:]) for path in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(f"{folders[0]} is given twice")
+    if len(set(parts)) < len(parts):
+        raise InputError("a card is given twice: compare needs different ones")
+    shortest = min(map(len, parts))
+    start = next(i for i in range(shortest + 1) if len({path[: i + 1] for path in parts}) > 1)
+    end = next(i for i in range(shortest + 1) if i == shortest - start or len({path[-1 - i :] for path in parts}) > 1)
+    return ["/".join(path[start : len(path) - end]) or path[-1] for path in parts]
 
 
 def evaluate_images(

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import eval as program
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.frechet import statistics, write_statistics
+from lpl_jax.tools import evaluate
 from lpl_jax.training import build, checkpoints, train
 from lpl_jax.training.logging import read_metrics
 
@@ -166,3 +168,17 @@ def test_inception_without_its_weights_says_where_they_are(run, image_folder, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(InputError, match="github.com/.*features.*classifier"):
         program.main(["--workdir", str(run), "--reference", str(image_folder)])
+
+
+@pytest.mark.parametrize(
+    "folders, names",
+    [
+        (["/r/a/evaluation/x", "/r/b/evaluation/x"], ["a", "b"]),
+        (["/r/a/evaluation/x", "/r/a/evaluation/y"], ["x", "y"]),
+        (["/r/a/x", "/r/b/y"], ["a/x", "b/y"]),
+        (["/r/a", "/r/a/x"], ["a", "x"]),
+        (["/r/a/x", "/s/x", "/r/b/x"], ["r/a", "s", "r/b"]),
+    ],
+)
+def test_cards_are_named_by_what_differs(folders, names):
+    assert evaluate.short_names([Path(folder) for folder in folders]) == names

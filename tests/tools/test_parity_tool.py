@@ -121,27 +121,25 @@ def test_autoencoders(run, monkeypatch):
 
 
 def test_weights_that_differ_fail(run, monkeypatch):
-    only(monkeypatch, autoencoders, "FAMILIES", "TAESD")
-    load = autoencoders.autoencoders.load
+    load = text.text.load
 
     def wrong(*args, **options):
-        loaded = load(*args, **options)
-        kernel = loaded.params["decoder"]["layers_2"]["conv_0"]["kernel"]
-        loaded.params["decoder"]["layers_2"]["conv_0"]["kernel"] = kernel.at[0, 0, 0, 0].add(0.3)
-        loaded.params["encoder"]["layers_0"]["bias"] += np.nan
-        return loaded
+        clip = load(*args, **options)
+        mlp = clip.params["text"]["layer_1"]["mlp"]["fc1"]
+        mlp["kernel"] = mlp["kernel"].at[0, 0].add(1.0)
+        clip.params["vision"]["projection"]["kernel"] *= np.nan
+        return clip
 
-    monkeypatch.setattr(autoencoders.autoencoders, "load", wrong)
-    status, rows = run("autoencoders")
+    monkeypatch.setattr(text.text, "load", wrong)
+    monkeypatch.setattr(text, "groups", lambda settings, groups=text.groups: groups(settings)[:1])
+    status, rows = run("text")
     assert status == 1
-    name = "TAESD (tiny, random)"
-    assert (
-        rows[f"{name}: encoder mean"] | {"max_error": None, "mean_error": None, "verdict": "FAIL"}
-        == rows[f"{name}: encoder mean"]
-    )
-    for what in ("tap level 0", "decoded image", "gradient of the taps"):
-        assert rows[f"{name}: {what}"]["verdict"] == "FAIL" and rows[f"{name}: {what}"]["max_error"] > 1e-3
-    assert rows[f"{name}: tensors written by us, read by diffusers"]["max_error"] == 1 + 8
+    rows = {what.removeprefix("CLIP (tiny, random): "): row for what, row in rows.items()}
+    for what in ("text, last hidden state", "text, pooled", "text, embedding"):
+        assert rows[what]["verdict"] == "FAIL" and rows[what]["max_error"] > 1e-3
+    assert rows["vision, embedding"]["verdict"] == "FAIL" and rows["vision, embedding"]["max_error"] is None
+    assert rows["vision, pooled"]["verdict"] == rows["text, last hidden state but one"]["verdict"] == "ok"
+    assert rows["tensors written by us, read by transformers"]["max_error"] == 1 + 24 * 8
 
 
 def test_taesd_files_with_norms_in_the_middle(run, tmp_path):
@@ -189,6 +187,7 @@ def test_a_group_that_crashes_is_a_row_and_hides_no_other(run, monkeypatch):
         raise RuntimeError("no | solver\nhere")
 
     monkeypatch.setattr(samplers.torchdiffeq, "odeint", odeint)
+    monkeypatch.setattr(samplers, "groups", lambda settings, groups=samplers.groups: groups(settings)[-3:])
     status, rows = run("samplers")
     crashed = [what for what, row in rows.items() if row["verdict"] == "FAIL"]
     assert status == 1 and crashed == ["flow, RK4, shift 1: crashed", "flow, RK4, shift 2: crashed"]

@@ -43,6 +43,8 @@ def test_std_of_any_statistic():
     x = values()
     found = bootstrap_std(lambda rows: x[rows].mean(), len(x), seed=3, resamples=1000)
     assert found == pytest.approx(x.std() / 20, rel=0.1)  # error of a deviation from 1000: 1 / sqrt(2000)
+    given = iter([1.0, 2.0, 6.0])
+    assert bootstrap_std(lambda rows: next(given), 30, seed=0, resamples=3) == pytest.approx(7**0.5)  # unbiased
     seen = []
     bootstrap_std(lambda rows: seen.append(rows) or 0.0, 30, seed=3, resamples=5)
     assert len(seen) == 5 and all(rows.shape == (30,) and rows.min() >= 0 and rows.max() < 30 for rows in seen)

@@ -13,6 +13,7 @@ from lpl_jax.evaluation.frechet import (
     Statistics,
     frechet_distance,
     merge,
+    psd_root,
     read_statistics,
     statistics,
     write_statistics,
@@ -165,6 +166,14 @@ def test_fewer_samples_than_dimensions(n, m):
     expected = delta @ delta + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     assert found == pytest.approx(expected, rel=1e-7)
     assert found == pytest.approx(frechet_distance(b, a), rel=1e-7)
+
+
+@pytest.mark.parametrize("n", [2, 5, D, 500])
+def test_a_root_has_the_rank_of_the_samples(n):
+    covariance = statistics(draw(13, n)).covariance
+    root = psd_root(covariance)
+    assert root.shape == (D, min(n - 1, D))
+    np.testing.assert_allclose(root @ root.T, covariance, rtol=0, atol=1e-12 * np.trace(covariance))
 
 
 @pytest.mark.parametrize("s, t", [(1e-12, 1e12), (1e12, 1e12), (1e-12, 1e-12), (1e-12, 1.0)])
@@ -320,6 +329,17 @@ def test_damaged_files(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
         with pytest.raises(InputError, match="cannot be read as an .npz file"):
             read_statistics(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_checksums_are_compared(tmp_path, save):
+    path = tmp_path / "statistics.npz"
+    save(path, mu=np.zeros(3), sigma=EYE)
+    with zipfile.ZipFile(path) as archive:
+        checksum = archive.getinfo("sigma.npy").CRC.to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(checksum, b"1234"))
+    with pytest.raises(InputError, match="Bad CRC-32"):
+        read_statistics(path)
 
 
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path):

@@ -32,7 +32,8 @@ METRICS = {
     "spectrum_high": ("spectrum error, high band (log10)", "lower"),
 }
 # What has to be the same for the numbers of two cards to mean the same. The rest is what one compares.
-COMPARABLE = ("num_images", "resolution", "features.", "clip.", "reference.", "metrics.", "prompts")
+COMPARABLE = ("num_images", "resolution", "features.", "clip.", "reference.", "metrics.", "prompts.")
+NAMES_ONLY = ("reference.source", "clip.source", "prompts.file")  # the same thing may lie elsewhere; hashes tell
 
 
 class Metric(NamedTuple):
@@ -146,7 +147,7 @@ def compare(cards: Mapping[str, Card]) -> str:
 
 def matters(field: str) -> bool:
     """Whether cards that differ in this field of `made` measure different things."""
-    return field.startswith(COMPARABLE)
+    return field.startswith(COMPARABLE) and field not in NAMES_ONLY
 
 
 def command_line(argv: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """One evaluator for generated images and for those of other people: features, metrics, card and pictures."""
 
+import hashlib
 import itertools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -122,7 +123,10 @@ def _made(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, count:
         "metrics.covariance": "divided by N - 1, float64",
         "metrics.intervals": f"{config.resamples} resamples, seed {config.seed}" if config.resamples else "none",
     }
-    prompts = {"prompts": config.prompts} if config.prompts else {}
+    prompts = {}
+    if config.prompts:
+        prompts["prompts.file"] = config.prompts
+        prompts["prompts.hash"] = hashlib.sha256(Path(config.prompts).read_bytes()).hexdigest()
     first = {"num_images": count, "resolution": resolution}
     return {**first, **made, **evaluator.networks_made, **evaluator.reference.made, **prompts, **settings}
 

@@ -14,7 +14,7 @@ from lpl_jax.evaluation.config import EvaluationConfig
 
 RULES = {
     "inception": "TF1 bilinear (no antialiasing, corners at pixel 0) to 299x299, (x - 128) / 128, float32",
-    "classifier": "antialiased bilinear to the network's side, float32",
+    "classifier": "antialiased bilinear to 128x128 (aspect ratio not kept), x / 127.5 - 1, float32",
     "clip": RESIZE_RULE,
 }
 
@@ -47,10 +47,7 @@ def load_networks(config: EvaluationConfig) -> tuple[Networks, dict[str, Any]]:
     Raises:
       InputError: weights that are missing (the message says where they are published) or do not fit.
     """
-    if config.features == "inception":
-        main = inception_weights.load(config.inception)
-    else:
-        main = classifier.load()
+    main = inception_weights.load(config.inception) if config.features == "inception" else classifier.load()
     made = {
         "features.network": config.features,
         "features.weights": weights_hash(main),

@@ -15,7 +15,7 @@ from lpl_jax.data import ImageSource
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.extract import Features, extract
-from lpl_jax.evaluation.frechet import Statistics, read_statistics, statistics
+from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, statistics
 from lpl_jax.evaluation.image_sets import ImageSet, open_images
 from lpl_jax.evaluation.networks import Networks
 
@@ -27,7 +27,7 @@ class Reference(NamedTuple):
     card."""
 
     features: Features | None
-    statistics: dict[str, Statistics]
+    statistics: dict[str, Statistics | Gaussian]
     made: dict[str, Any]
 
 
@@ -56,8 +56,12 @@ def load_reference(
         kinds = KINDS if "mu_s" in _names(path) else ("pool",)
         published = {kind: read_statistics(path, kind) for kind in kinds}
     if path and published and "arr_0" not in _names(path):
-        about = {"reference.source": f"statistics {Path(path).name}"}
-        return Reference(None, published, about | {"reference.statistics": statistics_hash(published["pool"])})
+        about = {
+            "reference.source": f"statistics {Path(path).name}",
+            "reference.num_images": published["pool"].count or "not said in the file",
+            "reference.statistics": statistics_hash(published["pool"]),
+        }
+        return Reference(None, published, about)
     images, count, about = _images(config, source, resolution)
     features = extract(
         images,
@@ -77,7 +81,7 @@ def load_reference(
     return Reference(features, found, about)
 
 
-def statistics_hash(stats: Statistics) -> str:
+def statistics_hash(stats: Statistics | Gaussian) -> str:
     """SHA-256 of mean and covariance, rounded to float32."""
     digest = hashlib.sha256()
     for array in (stats.mean, stats.covariance):

@@ -1,6 +1,7 @@
 """What all command-line programs share: one line for a mistake of the user, a traceback only on demand."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,9 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         status = 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except OSError as error:  # a folder that is a file, or that may not be written
         if "--debug" in argv:
             raise

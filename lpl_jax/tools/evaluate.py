@@ -19,7 +19,10 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
 from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.evaluate import evaluate, make_evaluator, read_spectra, summary, write_spectra
+from lpl_jax.evaluation.extract import extract
+from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.evaluation.generate import ROUNDING, image_maker
+from lpl_jax.evaluation.networks import load_networks
 from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.tools import cli, config_file
@@ -62,6 +65,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("out", help="folder for cards, pictures and features")
     text("features", help="inception or classifier, short for --config.evaluation.features")
     text("reference", help="short for --config.evaluation.reference")
+    text("statistics", help="write means and covariances of --images to this .npz, to be a reference later")
     for name, help_text in LISTS.items():
         flags.DEFINE_list(name, None, f"comma-separated {help_text}", flag_values=values)
 
@@ -84,6 +88,8 @@ def main(argv: Sequence[str], base: ConfigDict) -> int:
     if values.images:
         if used := [name for name in LISTS if getattr(values, name)]:
             raise InputError(f"--{used[0]} is for runs; --images takes images as they are")
+        if values.statistics:
+            return save_statistics(values.images, experiment, Path(values.statistics))
         results = evaluate_images(values.images, experiment, values.out, command)
     else:
         lists = {name: getattr(values, name) for name in LISTS}
@@ -162,6 +168,23 @@ def evaluate_images(
         prompt_of=prompt_of,
     )
     return [(str(path), card)]
+
+
+def save_statistics(path: str, experiment: Experiment, out: Path) -> int:
+    """Writes what pytorch-fid and ADM's evaluator read: statistics of the Inception features of a set of images."""
+    config = experiment.evaluation
+    if config.features != "inception":
+        raise InputError(f"--statistics are of Inception features; evaluation.features={config.features!r}")
+    if out.suffix != ".npz" or out.exists():
+        raise InputError(f"--statistics {out}: give the name of a new .npz file")
+    images = image_sets.open_images(path, resolution=None, minimum=2)
+    networks, _ = load_networks(config)
+    mesh = parallel.make_mesh(experiment.mesh)
+    found = extract(set_rows(images), len(images), networks, mesh=mesh, batch_size=config.batch_size)
+    pool, spatial = (statistics(found.arrays[kind]) for kind in ("pool", "spatial"))
+    write_statistics(out, pool, spatial)
+    print(f"{out}: statistics of {len(images)} images of {path}")
+    return 0
 
 
 def evaluate_run(

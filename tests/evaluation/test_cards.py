@@ -49,9 +49,19 @@ def test_compare_of_cards_made_alike_and_of_different_metrics():
 
 @pytest.mark.parametrize(
     "field, expected",
-    [("features.weights", True), ("reference.statistics", True), ("resolution", True), ("metrics.k", True),
-     ("checkpoint.step", False), ("sampling.steps", False), ("images.source", False), ("autoencoder.weights", False)],
-)  # fmt: skip
+    [
+        ("features.weights", True),
+        ("reference.statistics", True),
+        ("reference.images", True),
+        ("resolution", True),
+        ("metrics.k", True),
+        ("checkpoint.step", False),
+        ("sampling.steps", False),
+        ("images.source", False),
+        ("reference.source", False),
+        ("autoencoder.weights", False),
+    ],
+)
 def test_which_fields_forbid_a_comparison(field, expected):
     assert cards.matters(field) == expected
 

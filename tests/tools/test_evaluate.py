@@ -12,7 +12,7 @@ from PIL import Image
 
 import eval as program
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import cards, classifier
+from lpl_jax.evaluation import cards, classifier, inception, inception_weights
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.tools import evaluate
 from lpl_jax.training import build, checkpoints, train
@@ -162,6 +162,28 @@ def test_mistakes_are_named(run, image_folder, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         program.main(given)
     assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.slow
+def test_fid_of_images_and_of_statistics(image_folder, tmp_path):
+    """With random weights in the published layout: a set against itself, by its images and by its statistics."""
+    weights = tmp_path / "inception.safetensors"
+    inception_weights.save(inception.init(jax.random.key(0)), weights)
+    options = [f"--config.evaluation.inception={weights}", "--config.evaluation.splits=2", *FAST[2:]]
+    stats = tmp_path / "stats.npz"
+    assert program.main(["--images", str(image_folder), "--statistics", str(stats), *options]) == 0
+    options += ["--images", str(image_folder), "--config.evaluation.num_images=16"]
+    program.main([*options, "--reference", str(image_folder), "--out", str(tmp_path / "images")])
+    program.main([*options, "--reference", str(stats), "--out", str(tmp_path / "statistics")])
+    whole, short = (cards.read_card(tmp_path / name) for name in ("images", "statistics"))
+    scale = np.trace(np.load(stats)["sigma"])
+    for card in (whole, short):
+        assert card.metrics["fid"].value == pytest.approx(0, abs=1e-6 * scale)
+        assert 1 <= card.metrics["inception_score"].value < 1008
+    assert {"sfid", "precision", "spectrum_high"} <= set(whole.metrics)
+    assert set(short.metrics) == {"fid", "sfid", "inception_score"}
+    assert whole.made["reference.statistics"] == short.made["reference.statistics"]
+    assert short.made["reference.num_images"] == 16
 
 
 def test_inception_without_its_weights_says_where_they_are(run, image_folder, tmp_path, monkeypatch):

@@ -103,8 +103,12 @@ def compare(count: int, width: int, k: int, repeats: int) -> dict:
         size=dict(real=count, fake=count, dimensions=width, k=k),
         methods=methods,
         prdc_over_ours={
-            key: round(methods["prdc"][key] / methods["lpl_jax float64"][key], 2)
-            for key in ("median_seconds", "median_cpu_seconds")
+            method: {
+                key: round(methods["prdc"][key] / methods[method][key], 2)
+                for key in ("median_seconds", "median_cpu_seconds", "extra_mib")
+            }
+            for method in METHODS
+            if METHODS[method]
         },
         largest_difference={
             method: max(abs(runs[method][0]["means"][key] - value) for key, value in runs["prdc"][0]["means"].items())

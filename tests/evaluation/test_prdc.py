@@ -14,7 +14,7 @@ import pytest
 from prdc import compute_prdc
 
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation.prdc import _compare_step, _neighbour_step, prdc
+from lpl_jax.evaluation.prdc import _compare_step, _distances, _neighbour_step, prdc
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ("precision", "recall", "density", "coverage")
@@ -135,6 +135,15 @@ def test_duplicates_have_empty_balls(dtype):
         found = prdc(twice, many, k=2, block=32, dtype=dtype)
         assert_same(found, by_definition(twice, many, 2, 2))
         assert found.means() == dict(precision=1, recall=0, density=1, coverage=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_points_are_at_distance_zero(dtype):
+    """Though norms and products are summed in different orders."""
+    x = jnp.asarray(normal(7, 64, d=2048, shift=5))
+    with jax.enable_x64(dtype == "float64"):
+        distances, *_ = _distances(x, x, np.zeros(2048, dtype), 0, 0, 64, 64)
+    assert (np.diag(distances) == 0).all() and (distances == 0).sum() == 64
 
 
 def test_collapsed_generator():

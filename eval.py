@@ -15,7 +15,7 @@ the config count; what the images depend on besides is the run's own.
     --features NAME                inception (FID; weights file needed) | classifier (ours; comparisons only)
     --reference SET                real images or .npz statistics (runs: the images that the run learns from)
     --statistics FILE.npz          only write means and covariances of --images, as pytorch-fid and ADM have them
-    --checkpoints 10000,20000      steps of checkpoints, comma separated; in the same way
+    --checkpoints 10000,20000      steps of checkpoints, comma separated, or all; in the same way
     --weights params,0.9999        weights,
     --guidance 1,1.5,2             guidance scales
     --steps 10,50,250              and sampling steps: every combination is evaluated, with a table and curves

@@ -20,7 +20,8 @@ def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: str |
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    _plot(results, folder / "sweep.png")
+    axis, *_ = varied(results) or [next(iter(results[0][0]))]
+    draw(results, folder / "sweep.png", axis)
 
 
 def table(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[dict[str, Any]]:
@@ -47,15 +48,15 @@ def varied(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[str]:
     return sorted((name for name, count in counts.items() if count > 1), key=lambda name: -counts[name])
 
 
-def _plot(results, path: Path) -> None:
-    """A panel for each metric: over the setting of most values, a line for each combination of the others."""
+def draw(results: Sequence[tuple[Mapping[str, Any], Card]], path: str | Path, axis_name: str) -> None:
+    """A panel for each metric over one setting, a line for each combination of the others that vary, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = [name for name in METRICS if any(name in card.metrics for _, card in results)]
-    axis_name, *others = varied(results) or ["checkpoint"]
+    others = [name for name in varied(results) if name != axis_name]
     lines: dict[str, list] = {}
     for settings, card in results:
         label = ", ".join(f"{name} {settings[name]}" for name in others)

@@ -35,7 +35,7 @@ FEATURES = "features"
 SHARED = ("resolution", "paradigm", "model", "autoencoder")
 FREE = ("model.latent_channels", "model.dtype", "model.remat", "model.attention", "autoencoder.dtype")
 LISTS = {
-    "checkpoints": "steps of checkpoints (the newest)",
+    "checkpoints": "steps of checkpoints, or all (the newest)",
     "weights": "params, or names of averages such as 0.9999 (the first average)",
     "guidance": "guidance scales (sampling.guidance)",
     "steps": "numbers of sampling steps (sampling.steps)",
@@ -287,17 +287,16 @@ def _config_of(workdir: Path, base: ConfigDict) -> ConfigDict:
 def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dict) -> list[Setting]:
     """All combinations of what is given, in the order of the flags."""
     sampling = experiment.sampling
-    newest = checkpoints.latest_step(workdir / CHECKPOINTS)
-    if newest is None:
+    there = checkpoints.steps(workdir / CHECKPOINTS)
+    if not there:
         raise InputError(f"{workdir} has no checkpoint yet")
     chosen = (
-        _numbers(lists, "checkpoints", int) or [newest],
+        there if lists.get("checkpoints") == ["all"] else _numbers(lists, "checkpoints", int) or there[-1:],
         lists.get("weights") or [sampling.weights or default_weights(run)],
         _numbers(lists, "guidance", float) or [sampling.guidance],
         _numbers(lists, "steps", int) or [sampling.steps],
     )
     settings = [Setting(*values) for values in itertools.product(*chosen)]
-    there = checkpoints.steps(workdir / CHECKPOINTS)
     if absent := sorted({setting.checkpoint for setting in settings} - set(there)):
         raise InputError(f"{workdir} has no checkpoint of step {absent[0]}; there are {', '.join(map(str, there))}")
     known = ["params", *map(repr, run.ema.decays)]

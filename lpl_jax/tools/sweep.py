@@ -1,0 +1,158 @@
+"""Named experiments one after the other: train, evaluate, and the paper's numbers beside ours.
+
+    python -m lpl_jax.tools.sweep --rows 'table3_*' --workdir runs/paper --stores /data/latents \
+        -- --config.evaluation.reference=/data/imagenet/val
+
+A row that another one starts from is run before it. What is done is not done again: call it again after it was
+stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are made:
+
+    WORKDIR/NAME/            the run of a row, its evaluations in evaluation/
+    WORKDIR/results.md, .csv the rows, printed and measured; WORKDIR/PREFIX.png for rows that differ in one number
+"""
+
+import fnmatch
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli
+
+EVALUATED = "evaluated.json"
+EVALUATION_ONLY = ("--config.evaluation.", "--config.sampling.", "--features", "--reference")
+
+
+def load_rows(path: Path) -> dict[str, Any]:
+    """The `ROWS` of a config file: name -> row with where, changes, init, paper, evaluate (see configs/paper.py)."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a config file with ROWS, such as configs/paper.py")
+    sys.path.insert(0, str(path.resolve().parents[1]))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "ROWS", None), dict):
+        raise InputError(f"{path} has no ROWS: a dict of named experiments is needed")
+    return module.ROWS
+
+
+def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
+    """The rows whose names match, and what they start from, each behind the one that it needs."""
+    chosen: dict[str, Any] = {}
+
+    def add(name: str) -> None:
+        if name not in chosen:
+            if rows[name].init is not None:
+                add(rows[name].init)
+            chosen[name] = rows[name]
+
+    for pattern in patterns:
+        names = [name for name in rows if fnmatch.fnmatch(name, pattern)]
+        if not names:
+            raise InputError(f"no row is named {pattern!r}; possible: {', '.join(rows)}")
+        for name in names:
+            add(name)
+    return list(chosen.values())
+
+
+def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str]) -> list[str]:
+    """The command that trains a row."""
+    command = [sys.executable, "train.py", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
+    if row.init is not None:
+        command.append(f"--config.train.init_from={workdir / row.init}")
+    if stores is not None:
+        command.append(f"--config.data.store={stores / store_name(row)}")
+    return command + [argument for argument in extra if not argument.startswith(EVALUATION_ONLY)]
+
+
+def store_name(row) -> str:
+    """Of the latent store that a row reads: its resolution and autoencoder."""
+    source = row.changes.get("autoencoder.source", "sdxl-vae")
+    return f"{row.arguments.split(',')[0]}_{source.rsplit('/', 1)[-1]}"
+
+
+def evaluate_command(row, workdir: Path, extra: Sequence[str]) -> list[str]:
+    """The command that evaluates a row's run."""
+    lists = [f"--{flag}={values}" for flag, values in row.evaluate.items()]
+    wanted = [argument for argument in extra if argument.startswith(EVALUATION_ONLY)]
+    return [sys.executable, "eval.py", f"--workdir={workdir / row.name}", *lists, *wanted]
+
+
+def is_evaluated(folder: Path, command: Sequence[str]) -> bool:
+    """Whether this evaluation of the run's newest checkpoint was finished."""
+    marker = folder / EVALUATED
+    return marker.is_file() and json.loads(marker.read_text()) == _state(folder, command)
+
+
+def _state(folder: Path, command: Sequence[str]) -> dict[str, Any]:
+    from lpl_jax.training import checkpoints
+
+    return {"command": list(command[1:]), "step": checkpoints.latest_step(folder / "checkpoints")}
+
+
+def run(commands: Sequence[Sequence[str]], row, workdir: Path) -> int:
+    """Trains and evaluates one row; returns the exit status of what failed or was stopped, else 0."""
+    training, evaluation = commands
+    folder = workdir / row.name
+    print(f"\n== {row.name}: {row.where}\n{shlex.join(training)}", flush=True)
+    if status := subprocess.run(training).returncode:  # it resumes, and knows when it is done
+        return status
+    if is_evaluated(folder, evaluation):
+        print(f"{row.name}: evaluated already")
+        return 0
+    print(shlex.join(evaluation), flush=True)
+    if status := subprocess.run(evaluation).returncode:
+        return status
+    (folder / EVALUATED).write_text(json.dumps(_state(folder, evaluation)))
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    argv, extra = _split(argv)
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.prog = "python -m lpl_jax.tools.sweep"
+    parser.epilog = "Arguments behind -- go to train.py and eval.py."
+    parser.add_argument("--rows", nargs="+", required=True, help="names of experiments; * stands for anything")
+    parser.add_argument("--file", type=Path, default=Path("configs/paper.py"), help="config file that has them")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/paper"), help="folder of the runs and tables")
+    parser.add_argument("--stores", type=Path, help="folder of latent stores, one for each size and autoencoder")
+    parser.add_argument("--print", action="store_true", help="print the commands and do nothing")
+    parser.add_argument("--collect", action="store_true", help="only make the tables of what is there")
+    args = parser.parse_args(argv)
+    rows = choose(load_rows(args.file), args.rows)
+    for row in rows:
+        commands = (
+            train_command(row, args.file, args.workdir, args.stores, extra),
+            evaluate_command(row, args.workdir, extra),
+        )
+        if args.print:
+            print(f"# {row.name}: {row.where}")
+            print("\n".join(shlex.join(["python", *command[1:]]) for command in commands))
+        elif not args.collect and (status := run(commands, row, args.workdir)):
+            print(f"sweep: {row.name} ended with status {status}; call again to go on", file=sys.stderr)
+            return status
+    if not args.print:
+        from lpl_jax.evaluation.collect import write_results
+
+        print(write_results(rows, args.workdir))
+    return 0
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What comes before and behind `--`."""
+    argv = list(argv)
+    place = argv.index("--") if "--" in argv else len(argv)
+    extra = argv[place + 1 :]
+    if odd := [argument for argument in extra if not re.match(r"--[\w.]+=", argument)]:
+        raise InputError(f"behind -- stand flags with a value, --config.SECTION.FIELD=VALUE; got {odd[0]!r}")
+    return argv[:place], extra
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -5,6 +5,7 @@ which is also the dtype of both streams between blocks.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -174,23 +175,30 @@ class Head(nn.Module):
         return nn.Dense(self.out_dim, dtype=jnp.float32, kernel_init=zeros, name="out")(x)
 
 
-def apply_blocks(config: MMDiTConfig, streams, conditioning):
-    """All blocks in turn, to be called inside a compact module, which gets the submodules `blocks` and `last_block`.
+def apply_blocks(config: MMDiTConfig, streams, conditioning, count: int | None = None):
+    """The first `count` blocks in turn (None: all), to be called inside a compact module, which gets the submodules
+    `blocks` and `last_block`.
 
     Equal blocks are one scanned module, whose parameters have their number as the first axis. Blocks with a second
     attention (`dual_blocks`) and the pre-only block have other parameters and are scanned before, or come after.
     """
+    count = config.depth if count is None else count
     for name, places in config.stacks.items():
+        length = min(count - places.start, len(places))
+        if length <= 0:
+            break
         scan = nn.scan(
             # Inside a scan nothing can undo the recomputation, so XLA needs no barrier against that.
             _rematerialized(config, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
-            length=len(places),
+            length=length,
         )
+        if length < len(places):
+            scan = nn.map_variables(scan, "params", partial(jax.tree.map, lambda stack, n=length: stack[:n]))
         streams, _ = scan(config, dual=name == "dual_blocks", name=name)(streams, conditioning)
-    if config.context_pre_only:
+    if config.context_pre_only and count == config.depth:
         last = _rematerialized(config, prevent_cse=True)
         dual = config.dual_attention == config.depth
         streams, _ = last(config, pre_only=True, dual=dual, name="last_block")(streams, conditioning)

@@ -51,6 +51,8 @@ class MMDiT(nn.Module):
         context: jax.Array,
         pooled: jax.Array | None = None,
         control: jax.Array | None = None,
+        *,
+        stop_after: int | None = None,
     ) -> jax.Array:
         """Predict, from `z_t`, what the model was trained for.
 
@@ -59,10 +61,16 @@ class MMDiT(nn.Module):
         (B, T, context_dim). pooled: (B, pooled_dim), if the config has it. control: (B, 4), if the config has it:
         height and width of the original image, top and left of the crop, in pixels. Returns (B, h, w, C) float32.
 
-        Raises InputError for a shape or dtype that does not fit the config.
+        stop_after: return the tokens of the image stream behind that many blocks instead, (B, N, hidden) float32 with
+        N patches row by row, and compute nothing behind them; with all `depth` blocks, what the head is given. The
+        parameters are those of the whole network.
+
+        Raises InputError for a shape or dtype that does not fit the config, or a block that there is not.
         """
         cfg = self.config
         _check(cfg, latents, time, context, pooled, control)
+        if stop_after is not None:
+            _check_block(cfg, stop_after, self.is_initializing())
         rows, columns = cfg.grid(*latents.shape[1:3])
 
         # Patches in float32: a few inputs per token cost nothing and z_t is not rounded.
@@ -76,7 +84,11 @@ class MMDiT(nn.Module):
         y = self._context_tokens(context)
         c = nn.silu(self._conditioning_vector(time, pooled, control))
 
-        x, _ = apply_blocks(cfg, (x, y), self._block_conditioning(c))
+        conditioning = self._block_conditioning(c)
+        if stop_after is not None:
+            x, _ = apply_blocks(cfg, (x, y), conditioning, stop_after)
+            return x.astype(jnp.float32)
+        x, _ = apply_blocks(cfg, (x, y), conditioning)
         x = Head(cfg.patch_size**2 * cfg.latent_channels, name="head")(x, c)
         return unpatchify(x, rows, columns, cfg.patch_size)
 
@@ -148,6 +160,13 @@ def _check(cfg, latents, time, context, pooled, control):
         )
     _check_optional("pooled", pooled, (batch, cfg.pooled_dim) if cfg.pooled_dim else None)
     _check_optional("control", control, (batch, 4) if cfg.control else None)
+
+
+def _check_block(cfg, stop_after, initializing):
+    if type(stop_after) is not int or not 1 <= stop_after <= cfg.depth:
+        raise InputError(f"stop_after = {stop_after!r} given, possible is a block from 1 to depth = {cfg.depth}")
+    if initializing:
+        raise InputError(f"stop_after = {stop_after} given at initialisation, which needs all of the network")
 
 
 def _check_optional(name, value, shape):

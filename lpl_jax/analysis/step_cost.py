@@ -1,0 +1,205 @@
+"""What a training step of an experiment costs: analytic operations, the traced and the compiled program, and time.
+
+Every function takes a resolved experiment and its autoencoder, whose leaves may be ShapeDtypeStructs except to measure.
+Functions that take a mesh want it set (`jax.set_mesh(mesh)`), as in training. Results are plain values, for JSON.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax.analysis import flops
+from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.errors import InputError
+from lpl_jax.training import Experiment, abstract_state, create_state, train_step
+from lpl_jax.training.loop import make_objective
+from lpl_jax.training.optimizer import make_optimizer
+
+# Dense bfloat16 peaks in TFLOP/s from the vendors' data sheets, by what `device_kind` contains; the first match counts.
+PEAKS = (
+    ("v6", 918.0),  # TPU v6e
+    ("v5 lite", 197.0),
+    ("v5e", 197.0),
+    ("v5", 459.0),  # TPU v5p
+    ("v4", 275.0),
+    ("h200", 989.0),
+    ("h100 pcie", 756.0),
+    ("h100", 989.0),
+    ("a100", 312.0),
+)
+WARM_UP = 2  # steps before the timed ones
+
+
+def peak_tflops(device_kind: str) -> float | None:
+    """Dense bfloat16 peak of a device in TFLOP/s, None for one that is not in the table."""
+    return next((peak for name, peak in PEAKS if name in device_kind.lower()), None)
+
+
+def analyse(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, Any]:
+    """Parameters, share of decoded images, and operations per image by part in both conventions."""
+    batch, lpl = experiment.train.batch_size, experiment.lpl
+    active, images = 0.0, 0
+    if lpl is not None:
+        active = experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
+        images = make_objective(experiment).capacity or batch
+    analytic = {}
+    for convention in flops.CONVENTIONS:
+        count = functools.partial(
+            flops.step_flops, convention, experiment.model, autoencoder.config, experiment.resolution, lpl
+        )
+        parts = count(decoded=images / batch)
+        analytic[convention.name] = dataclasses.asdict(parts) | {
+            "base": parts.base,
+            "perceptual": parts.perceptual,
+            "total": parts.total,
+            "ratio": parts.total / parts.base,
+            "ratio_at_active_fraction": count(decoded=active).total / parts.base,
+        }
+    init = functools.partial(denoisers.init, experiment.model)
+    return {
+        "resolution": experiment.resolution,
+        "batch_size": batch,
+        "parameters": {
+            "denoiser": _count(jax.eval_shape(init, jax.random.key(0))),
+            "encoder": _count(autoencoder.params["encoder"]),
+            "decoder": _count(autoencoder.params["decoder"]),
+        },
+        "decoding": {"active_fraction": active, "images": images, "share": images / batch},
+        "analytic": analytic,
+    }
+
+
+def trace(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh) -> dict[str, int]:
+    """Operations of the products and convolutions of one step over all devices, as `flops.traced_flops` counts them."""
+    arguments = _abstract_arguments(experiment, autoencoder, mesh)
+    step = _step(experiment)
+    return {
+        "step": flops.traced_flops(step, *arguments),
+        "bodies_once": flops.traced_flops(step, *arguments, loops=False),
+    }
+
+
+def compile_step(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """The compiled step, and XLA's count of operations and memory plan for one device, in bytes.
+
+    `peak` is arguments, output and temporaries less what the output takes over from the arguments.
+    """
+    state, *rest = _abstract_arguments(experiment, autoencoder, mesh)
+    # As the training loop does it: the new state takes the memory of the old one.
+    shardings = (parallel.param_sharding(state, mesh), parallel.replicated(mesh))
+    start = time.perf_counter()
+    compiled = jax.jit(_step(experiment), donate_argnums=0, out_shardings=shardings).lower(state, *rest).compile()
+    seconds = time.perf_counter() - start
+    cost, plan = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    sizes = {}
+    if plan is not None:
+        kinds = ("argument", "output", "temp", "alias")
+        sizes = {kind: int(getattr(plan, f"{kind}_size_in_bytes")) for kind in kinds}
+        sizes["peak"] = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
+    return compiled, {
+        "backend": jax.default_backend(),
+        "compile_seconds": seconds,
+        "flops": float(cost.get("flops", float("nan"))),
+        "memory": sizes,
+    }
+
+
+def measure(
+    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, compiled: Any, *, repeats: int = 10
+) -> dict[str, Any]:
+    """Steps of the compiled program on random latents, each one waited for: seconds, and memory where devices tell."""
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    init = functools.partial(denoisers.init, experiment.model)
+    # Steps take as long with any weight of the perceptual loss.
+    state = create_state(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0), lpl_weight=1.0)
+    batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
+    seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
+    autoencoder = _with_weights(autoencoder, mesh)
+    seconds = []
+    for _ in range(WARM_UP + repeats):
+        start = time.perf_counter()
+        state, metrics = compiled(state, batch, seed_key, autoencoder)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    seconds = seconds[WARM_UP:]
+    median = statistics.median(seconds)
+    memory = mesh.local_devices[0].memory_stats() or {}
+    return {
+        "step_seconds": median,
+        "step_seconds_range": [min(seconds), max(seconds)],
+        "repeats": repeats,
+        "images_per_second": experiment.train.batch_size / median,
+        "loss": float(metrics["loss"]),
+        "memory": {name: memory[name] for name in ("peak_bytes_in_use", "bytes_limit") if name in memory},
+    }
+
+
+def utilisation(step_seconds: float, step_flops: float, mesh: Mesh, peak: float | None = None) -> dict[str, Any]:
+    """Model FLOPs utilisation: operations of a step over what all devices could do in that time.
+
+    step_flops: of the whole batch, in the usual convention. peak: of one device in TFLOP/s; None looks it up.
+    """
+    kind = mesh.local_devices[0].device_kind
+    peak = peak_tflops(kind) if peak is None else peak
+    achieved = step_flops / step_seconds / mesh.size / 1e12
+    return {
+        "devices": mesh.size,
+        "device_kind": kind,
+        "tflops_per_device": achieved,
+        "peak_tflops": peak,
+        "mfu": None if peak is None else achieved / peak,
+    }
+
+
+def _count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _step(experiment: Experiment):
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    return functools.partial(
+        train_step, objective=make_objective(experiment), optimizer=optimizer, ema_start=experiment.ema.start
+    )
+
+
+def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.ndarray]:
+    """Random moments and labels of one batch."""
+    rng = np.random.default_rng(experiment.seed)
+    size, side = experiment.train.batch_size, experiment.resolution // autoencoder.config.downsample
+    shape = (size, side, side, autoencoder.config.latent_channels)
+    return {
+        "mean": rng.standard_normal(shape, np.float32),
+        "logvar": np.full(shape, -10.0, np.float32),
+        "label": rng.integers(0, experiment.model.num_classes, size, dtype=np.int32),
+    }
+
+
+def _abstract_arguments(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh):
+    """State, batch, key and autoencoder as ShapeDtypeStructs with the shardings that they have in training."""
+    shards = parallel.batch_shards(mesh)
+    if experiment.train.batch_size % shards:
+        raise InputError(f"train.batch_size={experiment.train.batch_size} is not divisible by the {shards} shards")
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    init = functools.partial(denoisers.init, experiment.model)
+    state = abstract_state(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0))
+
+    def placed(tree, sharding):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    batch = placed(_batch(experiment, autoencoder), parallel.batch_sharding(mesh))
+    return state, batch, *placed((jax.random.key(0), autoencoder), parallel.replicated(mesh))
+
+
+def _with_weights(autoencoder: Autoencoder, mesh: Mesh) -> Autoencoder:
+    """On the devices of the mesh; with random weights where it has shapes alone."""
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(autoencoder)):
+        return parallel.put_replicated(autoencoder, mesh)
+    init = functools.partial(autoencoders.init, autoencoder.config)
+    return jax.jit(init, out_shardings=parallel.replicated(mesh))(jax.random.key(0))

@@ -1,0 +1,309 @@
+"""What a training step costs: operations by part, XLA's own count and memory plan, and measured time.
+
+    python -m lpl_jax.tools.profile --config configs/imagenet.py:512,lpl
+    python -m lpl_jax.tools.profile --config configs/quickstart.py:lpl --run --out profile
+    python -m lpl_jax.tools.profile --table8
+
+    --config FILE[:ARGUMENTS]       config file; --config.SECTION.FIELD=VALUE changes a field of it
+    --compile                       compile the step: XLA's count of operations and its memory plan
+    --run                           also run it, on random latents: step time, images/s, MFU, peak memory
+    --repeats N                     timed steps, of which the median counts (10)
+    --peak_tflops X                 peak of one device in TFLOP/s, for MFU; known for common TPUs and GPUs
+    --out FOLDER                    write profile.json and profile.md there
+    --table8                        the paper's Tables 7 and 8 from our formulas, beside the printed values
+    --debug                         show the traceback of an error
+
+No data set and no weights are needed: of the autoencoder only the architecture counts. What the numbers mean:
+docs/flops.md.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from lpl_jax import autoencoders, parallel
+from lpl_jax.analysis import flops, step_cost
+from lpl_jax.autoencoders import Autoencoder, AutoencoderConfig
+from lpl_jax.denoisers import preset
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.cards import context
+from lpl_jax.hub import is_hub_id
+from lpl_jax.tools import cli, config_file
+from lpl_jax.training import Experiment, build, resolve
+
+# Architectures behind hub ids, so that nothing has to be fetched to count operations.
+_asymmetric = functools.partial(AutoencoderConfig, mask_condition=True)
+LAYOUTS = {
+    "stabilityai/sdxl-vae": AutoencoderConfig(scaling_factor=0.13025),
+    "stabilityai/sd-vae-ft-mse": AutoencoderConfig(),
+    "stabilityai/sd-vae-ft-ema": AutoencoderConfig(),
+    "cross-attention/asymmetric-autoencoder-kl-x-1-5": _asymmetric(
+        decoder_channels=(192, 384, 768, 768), decoder_resnets=4
+    ),
+    "cross-attention/asymmetric-autoencoder-kl-x-2": _asymmetric(
+        decoder_channels=(256, 512, 1024, 1024), decoder_resnets=6
+    ),
+}
+PARTS = {
+    "encoder": "encoder forward",
+    "denoiser_forward": "denoiser forward",
+    "denoiser_backward": "denoiser backward",
+    "clean_decode": "clean decode forward",
+    "predicted_decode": "predicted decode forward",
+    "predicted_backward": "predicted decode, gradient of its input",
+}
+DECODER_PARTS = ("clean_decode", "predicted_decode", "predicted_backward")
+
+
+class Row(NamedTuple):
+    """A printed number of Tables 7 and 8."""
+
+    name: str
+    resolution: int
+    images: int  # per GPU and iteration
+    lpl: bool
+    printed: float  # TFLOP per GPU and iteration
+
+
+ROWS = {
+    "256": Row("Table 8, ImageNet, 256 px", 256, 64, False, 63.389),
+    "256 text": Row("Table 8, CC12M and S320M, 256 px", 256, 64, False, 63.391),
+    "256 LPL": Row("Table 8, ImageNet, 256 px, LPL", 256, 64, True, 99.987),
+    "256 text LPL": Row("Table 8, CC12M, 256 px, LPL", 256, 64, True, 100.064),
+    "512": Row("Table 8, 512 px", 512, 16, False, 69.342),
+    "512 LPL": Row("Tables 7 and 8, ImageNet, 512 px, LPL", 512, 16, True, 106.581),
+    "512 text LPL": Row("Table 8, CC12M, 512 px, LPL", 512, 16, True, 106.583),
+    "512 large": Row("Table 7, 512 px, 25 images per GPU", 512, 25, False, 108.347),
+}
+DECODED = 0.46 * 2 / 3  # one share of decoded images for all rows with the loss, see docs/flops.md
+# Thousands of iterations in whole trainings of Table 8 (ImageNet): 600 at 256 px, then 200 at 256 px or 120 at 512 px.
+TOTALS = (
+    ("256 px", {"256": 800}),
+    ("256 px, LPL", {"256": 600, "256 LPL": 200}),
+    ("512 px", {"256": 600, "512": 120}),
+    ("512 px, LPL", {"256": 600, "512 LPL": 120}),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Arguments without the program's name -> exit status."""
+    config, values = config_file.parse(argv, _flags, ConfigDict() if "--table8" in argv else None)
+    if values.help:
+        print(__doc__)
+        return 0
+    if values.table8:
+        print(table8(), end="")
+        return 0
+    if values.peak_tflops is not None and not values.run:
+        raise InputError("--peak_tflops is for measured steps: give --run too")
+    with config.unlocked():
+        config.train.init_from = None  # what a run starts from costs nothing
+    experiment = build(config)
+    autoencoder, note = open_autoencoder(experiment)
+    experiment = resolve(experiment, autoencoder.config)
+    report = profile(
+        experiment,
+        autoencoder,
+        compile=values.compile or values.run,
+        run=values.run,
+        repeats=values.repeats,
+        peak=values.peak_tflops,
+    )
+    report = {"autoencoder": note} | report | {"context": context(["python", "-m", "lpl_jax.tools.profile", *argv])}
+    text = markdown(report)
+    print(text, end="")
+    if values.out:
+        folder = Path(values.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "profile.md").write_text(text)
+        (folder / "profile.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nwritten to {folder}")
+    return 0
+
+
+def _flags(values: flags.FlagValues) -> None:
+    boolean = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
+    boolean("compile", help="compile the step: XLA's count of operations and its memory plan")
+    boolean("run", help="run the step on random latents")
+    boolean("table8", help="the paper's Tables 7 and 8 from our formulas")
+    flags.DEFINE_integer("repeats", 10, "timed steps", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("peak_tflops", None, "peak of one device, TFLOP/s", lower_bound=1e-6, flag_values=values)
+    flags.DEFINE_string("out", None, "folder for profile.json and profile.md", flag_values=values)
+
+
+def open_autoencoder(experiment: Experiment) -> tuple[Autoencoder, str]:
+    """The autoencoder and a line on where it is from: with shapes in place of weights if its architecture is known."""
+    source = experiment.autoencoder
+    if is_hub_id(source.source) and source.source in LAYOUTS:
+        config = dataclasses.replace(LAYOUTS[source.source], name=source.source, dtype=source.dtype)
+        shapes = jax.eval_shape(functools.partial(autoencoders.init, config), jax.random.key(0))
+        return shapes, f"{source.source}: the published architecture; nothing fetched, random weights where run"
+    return autoencoders.load(**dataclasses.asdict(source)), f"{source.source}: loaded"
+
+
+def profile(
+    experiment: Experiment,
+    autoencoder: Autoencoder,
+    *,
+    compile: bool = False,
+    run: bool = False,
+    repeats: int = 10,
+    peak: float | None = None,
+) -> dict[str, Any]:
+    """All that is known about the step of a resolved experiment, as plain values. `run` needs `compile`."""
+    report = step_cost.analyse(experiment, autoencoder)
+    mesh = parallel.make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        traced = report["traced"] = step_cost.trace(experiment, autoencoder, mesh)
+        if compile:
+            compiled, report["compiled"] = step_cost.compile_step(experiment, autoencoder, mesh)
+            missed = (traced["step"] - traced["bodies_once"]) / mesh.size
+            report["compiled"] |= {"devices": mesh.size, "flops_with_loops": report["compiled"]["flops"] + missed}
+        if run:
+            measured = step_cost.measure(experiment, autoencoder, mesh, compiled, repeats=repeats)
+            model_flops = report["analytic"]["usual"]["total"] * experiment.train.batch_size
+            report["measured"] = measured | step_cost.utilisation(measured["step_seconds"], model_flops, mesh, peak)
+    return report
+
+
+# --- text ---
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a Markdown page."""
+    lines = ["# Cost of a training step", "", *_head(report), "", *_parts(report), "", *_totals(report)]
+    if "compiled" in report:
+        lines += ["", *_compiled(report["compiled"], report["traced"])]
+    if "measured" in report:
+        lines += ["", *_measured(report["measured"])]
+    return "\n".join(lines) + "\n"
+
+
+def _head(report):
+    sizes = {name: f"{count / 1e6:.2f}M" for name, count in report["parameters"].items()}
+    decoding = report["decoding"]
+    lines = [
+        f"- {report['resolution']} px, {report['batch_size']} images a step; autoencoder {report['autoencoder']}",
+        f"- parameters: denoiser {sizes['denoiser']}, encoder {sizes['encoder']}, decoder {sizes['decoder']}",
+    ]
+    if decoding["images"]:
+        lines.append(
+            f"- perceptual loss: {decoding['active_fraction']:.4f} of the timesteps expected under the threshold; "
+            f"{decoding['images']} of {report['batch_size']} images decoded, q = {decoding['share']:.4f}"
+        )
+    return lines
+
+
+def _parts(report):
+    share = report["decoding"]["share"]
+    lines = ["| part, GFLOP for each image | images | paper | usual |", "|---|---|---|---|"]
+    for part, title in PARTS.items():
+        decoder = part in DECODER_PARTS
+        if not (decoder and not share):
+            cells = _cells(report, part, 1e9)
+            lines.append(f"| {title} | {'q' if decoder else 'all'} | {cells} |")
+    return lines
+
+
+def _totals(report):
+    batch, traced = report["batch_size"], report["traced"]["step"]
+    lines = ["| total | paper | usual | traced |", "|---|---|---|---|"]
+    lines.append(f"| without perceptual loss, GFLOP per image | {_cells(report, 'base', 1e9)} | |")
+    if report["decoding"]["images"]:
+        lines += [
+            f"| perceptual loss, GFLOP per image | {_cells(report, 'perceptual', 1e9)} | |",
+            f"| ratio with / without | {_cells(report, 'ratio', 1, 4)} | |",
+            f"| ratio if only active images were decoded | {_cells(report, 'ratio_at_active_fraction', 1, 4)} | |",
+        ]
+    lines += [
+        f"| step, GFLOP per image | {_cells(report, 'total', 1e9)} | {traced / batch / 1e9:,.3f} |",
+        f"| step, TFLOP | {_cells(report, 'total', 1e12 / batch, 4)} | {traced / 1e12:,.4f} |",
+    ]
+    return lines
+
+
+def _cells(report, name, unit, digits=3):
+    return " | ".join(f"{report['analytic'][c.name][name] / unit:,.{digits}f}" for c in flops.CONVENTIONS)
+
+
+def _compiled(compiled, traced):
+    memory = ", ".join(f"{kind} {_gigabytes(size)}" for kind, size in compiled["memory"].items())
+    return [
+        f"Compiled for {compiled['backend']} in {compiled['compile_seconds']:.1f} s; for each of {compiled['devices']} "
+        "device(s):",
+        "",
+        f"- XLA's own count: {compiled['flops'] / 1e12:,.4f} TFLOP a step, with the bodies of loops counted once; "
+        f"{compiled['flops_with_loops'] / 1e12:,.4f} with the products of scanned layers as often as they run",
+        f"- memory plan: {memory or 'the backend has none'}",
+    ]
+
+
+def _measured(measured):
+    low, high = measured["step_seconds_range"]
+    use = "unknown peak: give --peak_tflops"
+    if measured["mfu"] is not None:
+        use = f"{measured['mfu']:.1%} of {measured['peak_tflops']:g}"
+    memory = ", ".join(f"{name} {_gigabytes(size)}" for name, size in measured["memory"].items())
+    return [
+        f"Measured on {measured['devices']} x {measured['device_kind']}, {measured['repeats']} steps:",
+        "",
+        f"- step {measured['step_seconds']:.4g} s (median; {low:.4g} to {high:.4g}), "
+        f"{measured['images_per_second']:.4g} images/s",
+        f"- {measured['tflops_per_device']:.4g} TFLOP/s a device in the usual convention (MFU: {use})",
+        f"- memory: {memory or 'the backend does not say'}",
+    ]
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.3f} GiB"
+
+
+# --- the paper's tables ---
+
+
+def row_tflops(row: Row, decoded: float = DECODED) -> float:
+    """TFLOP per GPU and iteration in the paper's convention: `paper796` with control MLPs, SD or SDXL autoencoder."""
+    model, share = preset("paper796", control=True), decoded if row.lpl else 0.0
+    parts = flops.step_flops(flops.PAPER, model, AutoencoderConfig(), row.resolution, decoded=share)
+    return row.images * parts.total / 1e12
+
+
+def fitted_share(row: Row) -> float:
+    """The share of decoded images that gives the printed number."""
+    base, full = (row_tflops(row, share) for share in (0.0, 1.0))
+    return (row.printed - base) / (full - base)
+
+
+def table8() -> str:
+    """Tables 7 and 8 of the paper, as Markdown, beside our formulas."""
+    lines = [
+        f"TFLOP per GPU and iteration; with LPL a share q = {DECODED:.5f} of the images is decoded. The last column is "
+        "the q that gives the printed number.",
+        "",
+        "| row | images per GPU | printed | ours | difference | q |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in ROWS.values():
+        ours, share = row_tflops(row), f"{fitted_share(row):.5f}" if row.lpl else ""
+        lines.append(
+            f"| {row.name} | {row.images} | {row.printed:.3f} | {ours:.3f} | {ours - row.printed:+.3f} | {share} |"
+        )
+    lines += ["", "| whole training, ImageNet | printed, TFLOP | ours | difference |", "|---|---|---|---|"]
+    for name, iterations in TOTALS:
+        printed, ours = (
+            sum(1000 * count * value(ROWS[key]) for key, count in iterations.items())
+            for value in (lambda row: row.printed, row_tflops)
+        )
+        lines.append(f"| {name} | {printed:,.0f} | {ours:,.0f} | {ours / printed - 1:+.3%} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,4 +1,4 @@
-"""The weight of the perceptual loss in the total loss, from the share of the total that it should make up."""
+"""The weight of a perceptual loss in the total loss, from the share that it should have in its size or its variance."""
 
 import math
 
@@ -30,6 +30,28 @@ def calibrate_weight(diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, 
     return target_share / (1 - target_share) * diffusion / perceptual
 
 
+def calibrate_weight_by_variance(
+    diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, share: float = 0.1
+) -> float:
+    """The weight w at which Var(w * L_perceptual) = share * Var(L_diff) over samples (arXiv 2411.04873, App. A.4).
+
+    How the paper weights the losses that it compares LPL with, whatever their units, beside the diffusion loss.
+
+    Args:
+      diffusion_losses, perceptual_losses: unweighted loss of each sample over a calibration set, any shapes; the
+        perceptual one of the samples that are active only, where it is gated.
+      share: positive.
+
+    Raises:
+      InputError: a share that is not positive, fewer than two values, or variances that are not finite and positive.
+    """
+    if not 0 < share < math.inf:
+        raise InputError(f"share={share} is not a positive number")
+    diffusion = _positive_variance("diffusion", diffusion_losses)
+    perceptual = _positive_variance("perceptual", perceptual_losses)
+    return math.sqrt(share * diffusion / perceptual)
+
+
 def perceptual_share(diffusion_loss: jax.Array, perceptual_loss: jax.Array, weight: jax.Array) -> jax.Array:
     """Share of the weighted perceptual loss in the total: w * LPL / (L_diff + w * LPL)."""
     weighted = weight * perceptual_loss
@@ -45,3 +67,14 @@ def _positive_mean(name, values):
             "positive (did any sample pass the gate?)"
         )
     return mean
+
+
+def _positive_variance(name, values):
+    values = np.asarray(values, np.float64)
+    variance = float(values.var(ddof=1)) if values.size > 1 else math.nan
+    if not 0 < variance < math.inf:
+        raise InputError(
+            f"the variance of {values.size} {name} losses is {variance}: to calibrate the weight it must be finite and "
+            "positive (give the losses of single samples, two or more)"
+        )
+    return variance

@@ -1,0 +1,1 @@
+"""What the paper shows about latents, decoder features and sweeps, as functions and plots."""

@@ -1,0 +1,318 @@
+"""Analyses of a latent space on real images: the paper's Fig. 11, 12 and 13 for any autoencoder and any images.
+
+python -m lpl_jax.tools.analyze interp --autoencoder stabilityai/sdxl-vae --images PHOTOS --resolution 512 --out interp
+python -m lpl_jax.tools.analyze irregularity --images photos --out irregularity
+python -m lpl_jax.tools.analyze outliers --images photos --taps up_2 --channels 2,8 --out outliers
+"""
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lpl_jax import autoencoders
+from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
+from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.data import open_source
+from lpl_jax.data.sources import PHOTOS
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.image_sets import open_images
+from lpl_jax.losses import LPLConfig
+from lpl_jax.tools import cli
+
+PHOTO_RESOLUTION = 256
+SHOWN_IMAGES = 4  # in a figure of heat maps
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    for name in ("count", "batch"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must not be negative")
+    names, images = read_images(args.images, args.resolution, args.count, args.seed)
+    autoencoder = autoencoders.load(args.autoencoder, subfolder=args.subfolder)
+    args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is noticed before the work
+    args.run(args, autoencoder, names, images)
+    return 0
+
+
+def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Names and uint8 images (N, H, W, 3) of `photos` or a folder, `count` of them at most.
+
+    Of a folder with more images than that, which ones is drawn by `seed`; photos are random crops drawn by it.
+    """
+    if spec == "photos":
+        crops = -(-count // len(PHOTOS))
+        source = open_source("photos", PHOTO_RESOLUTION if resolution is None else resolution, crops=crops, seed=seed)
+        examples = [source[index] for index in range(count)]
+        return [example.key for example in examples], np.stack([example.image for example in examples])
+    images = open_images(spec, resolution=resolution)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
+    read = tqdm(rows, desc="reading", unit="image", leave=False)
+    return [images.names[row] for row in rows], np.concatenate([images[row : row + 1] for row in read])
+
+
+def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
+    """Fig. 11: interp.csv, interp.png and, with images, interp_images.png of the first image."""
+    methods = [interpolation.Method.parse(name) for name in args.methods.split(",")]
+    factors = _numbers("--factors", args.factors, float)
+    if not all(1 <= factor < math.inf for factor in factors):
+        raise InputError(f"--factors {args.factors}: must be numbers of 1 or more (sizes are divided by them)")
+    config = interpolation.distance_config(autoencoder)
+    keys = [(method, factor) for method in methods for factor in factors]
+    errors, shown, original = {key: [] for key in keys}, {}, None
+    batches = _batches(len(images), args.batch)
+    with tqdm(total=len(batches) * len(keys), desc="interp", unit="resampling") as bar:
+        for rows, valid in batches:
+            batch = _to_float(images[rows])
+            latents = interpolation.encode(autoencoder, batch)
+            clean = interpolation.reference(autoencoder, latents, config)
+            original = clean.images[0] if original is None else original
+            for method, factor in keys:
+                changed = interpolation.resampled_latents(autoencoder, batch, latents, method, factor)
+                *numbers, decoded = interpolation.compare(autoencoder, changed, clean, config)
+                errors[method, factor].append(np.stack(numbers, axis=1)[:valid])
+                shown.setdefault((str(method), factor), np.asarray(decoded[0]))
+                bar.update()
+    rows = [_interp_row(*key, np.concatenate(errors[key]), latents.shape, batch.shape) for key in keys]
+    _write(args.out / "interp.csv", rows)
+    latent_plots.plot_interpolation(args.out / "interp.png", rows)
+    if not args.no_images:
+        latent_mse = {key: float(errors[key][0][0, 0]) for key in keys}  # of the image that is shown
+        titles = {(str(method), s): f"s={s:g}, latent MSE {value:.3g}" for (method, s), value in latent_mse.items()}
+        latent_plots.plot_decodes(args.out / "interp_images.png", shown, titles, np.asarray(original))
+    worse = {"perceptual distance": "perceptual_distance", "PSNR": "psnr_db", "gradient energy": "detail"}
+    counts = []
+    for title, column in worse.items():
+        sign = 1 if column == "perceptual_distance" else -1
+        other = [sign * row[column] for row in rows]
+        differing, pairs = interpolation.disagreements([row["latent_mse"] for row in rows], other)
+        counts.append(f"{differing} of {pairs} otherwise than {title}")
+    print(f"{len(images)} images, {len(rows)} resamplings: latent MSE orders pairs of them {', '.join(counts)}")
+
+
+def _interp_row(method, factor, errors, latent_shape, image_shape) -> dict:
+    sides = (image_shape if method.space == "pixel" else latent_shape)[1:3]
+    height, width = (interpolation.reduced_size(side, factor) for side in sides)
+    latent_mse, psnr, distance, detail = errors.mean(axis=0, dtype=np.float64).tolist()
+    return {
+        "method": str(method),
+        "factor": factor,
+        "reduced_to": f"{height}x{width}",
+        "latent_mse": latent_mse,
+        "psnr_db": psnr,
+        "perceptual_distance": distance,
+        "detail": detail,
+        "images": len(errors),
+    }
+
+
+def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
+    """Fig. 12: irregularity.csv and irregularity.png, the latter of the first images."""
+    options = dict(patch=args.patch, stride=args.stride, noise=args.noise, draws=args.draws, batch_size=args.batch)
+    maps = []
+    with tqdm(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
+        for index in range(len(images)):
+            latent = interpolation.encode(autoencoder, _to_float(images[index : index + 1]))[0]
+            key = jax.random.fold_in(jax.random.key(args.seed), index)
+            maps.append(irregularity.irregularity_maps(autoencoder, latent, key, on_draw=bar.update, **options))
+    maps, stride = np.stack(maps), args.patch if args.stride is None else args.stride
+    corners = irregularity.patch_positions(*latent.shape[:2], args.patch, stride)
+    rows = [
+        {"image": name, "row": row, "column": column, "total_error": total, "outside_error": outside}
+        for name, image_map in zip(names, maps.tolist(), strict=True)
+        for line, places in zip(image_map, corners.tolist(), strict=True)
+        for (total, outside), (row, column) in zip(line, places, strict=True)
+    ]
+    _write(args.out / "irregularity.csv", rows)
+    footprint = args.patch * autoencoder.config.downsample
+    title = f"{args.noise} noise on patches of {args.patch}x{args.patch} latents ({footprint}x{footprint} pixels)"
+    first = slice(SHOWN_IMAGES)
+    shown = None if args.no_images else _to_float(images[first])
+    latent_plots.plot_irregularity(args.out / "irregularity.png", maps[first], names[first], title, shown)
+    total, outside = maps[..., 0].reshape(len(maps), -1), maps[..., 1].reshape(len(maps), -1)
+    largest, smallest = total.max(axis=1), total.min(axis=1)
+    print(
+        f"{len(images)} images, {total.shape[1]} positions, {args.draws} draws, {args.noise}: error {total.mean():.4g} "
+        f"per patch, {outside.sum() / total.sum():.1%} of it outside the patch; over positions of one image it varies "
+        f"by {np.mean(total.std(axis=1) / total.mean(axis=1)):.1%} (standard deviation / mean), largest / smallest "
+        f"{np.median(largest / smallest):.3g} (median over images)"
+    )
+
+
+def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
+    """Fig. 13: outliers_channels.csv, outliers_taps.csv, and outliers_TAP.png of one image for each tap."""
+    taps, config = outlier_maps.parse_taps(autoencoder, args.taps.split(",")), LPLConfig.preset(args.preset)
+    asked = _numbers("--channels", args.channels, int) if args.channels else ()
+    if not 0 <= args.show < len(images):
+        raise InputError(f"--show {args.show}: must be 0 to {len(images) - 1}, the number of an image")
+    if args.top < 0 or args.top + len(asked) == 0:
+        raise InputError(f"--top {args.top}: must be at least 0, and at least 1 without --channels")
+    image = _to_float(images[args.show : args.show + 1])
+    shown = outlier_maps.features(autoencoder, interpolation.encode(autoencoder, image), taps)
+    for tap, maps in zip(taps, shown, strict=True):
+        if unknown := [channel for channel in asked if not 0 <= channel < maps.shape[-1]]:
+            name = outlier_maps.tap_names(autoencoder)[tap]
+            raise InputError(f"--channels {unknown[0]}: {name} has channels 0 to {maps.shape[-1] - 1}")
+    parts = {tap: [] for tap in taps}
+    for rows, valid in tqdm(_batches(len(images), args.batch), desc="outliers", unit="batch"):
+        latents = interpolation.encode(autoencoder, _to_float(images[rows]))
+        for tap, maps in zip(taps, outlier_maps.features(autoencoder, latents, taps), strict=True):
+            measured = outlier_maps.measure(maps, tap, config)[1]
+            parts[tap].append([np.asarray(part)[:valid] for part in measured])
+    tap_rows, channel_rows = [], []
+    for tap, maps in zip(taps, shown, strict=True):
+        measured = outlier_maps.TapStatistics(*map(np.concatenate, zip(*parts[tap], strict=True)))
+        name = outlier_maps.tap_names(autoencoder)[tap]
+        channel_rows += _channel_rows(name, measured)
+        tap_rows.append(_tap_row(name, tap, maps.shape, measured, config))
+        path = args.out / f"outliers_{name}.png"
+        _plot_outliers(path, name, tap, maps, measured, config, args.top, asked, None if args.no_images else image[0])
+        print(_tap_summary(tap_rows[-1]))
+    _write(args.out / "outliers_taps.csv", tap_rows)
+    _write(args.out / "outliers_channels.csv", channel_rows)
+
+
+def _plot_outliers(path, name, tap, maps, measured, config, top, asked, image) -> None:
+    ratio = outlier_maps.max_median_ratio(measured)
+    channels = list(dict.fromkeys((*outlier_maps.extreme_channels(ratio, top), *asked)))
+    keep = outlier_maps.measure(maps, tap, config)[0]
+    latent_plots.plot_outliers(
+        path,
+        np.asarray(maps[0])[..., channels],
+        np.asarray(keep[0])[..., channels],
+        [f"{name}, channel {channel}: max/median {ratio[channel]:.3g}" for channel in channels],
+        np.asarray(outlier_maps.thresholds(maps, config.quantile)[0])[channels],
+        image,
+    )
+
+
+def _tap_summary(row: Mapping) -> str:
+    return (
+        f"{row['tap']}: {row['images']} images, {row['channels']} channels; {row['masked']:.2%} of the values masked, "
+        f"which hold {row['variance_masked']:.2%} of the variance; max/median {row['ratio_median']:.3g} in the median "
+        f"channel, {row['ratio_largest']:.3g} in the most extreme one ({row['most_extreme_channel']})"
+    )
+
+
+def _channel_rows(name, measured) -> list[dict]:
+    ratio = outlier_maps.max_median_ratio(measured)
+    means = [part.mean(axis=0, dtype=np.float64).tolist() for part in measured]
+    return [
+        {
+            "tap": name,
+            "channel": channel,
+            "max": largest,
+            "median": median,
+            "max_median_ratio": float(ratio[channel]),
+            "masked": masked,
+            "variance_masked": variance,
+        }
+        for channel, (largest, median, masked, variance) in enumerate(zip(*means, strict=True))
+    ]
+
+
+def _tap_row(name, tap, shape, measured, config) -> dict:
+    ratio = outlier_maps.max_median_ratio(measured)
+    extreme = outlier_maps.extreme_channels(ratio, 1)
+    closing, opening = config.kernels(tap, min(shape[1:3]))
+    return {
+        "tap": name,
+        "height": shape[1],
+        "width": shape[2],
+        "channels": shape[3],
+        "closing": closing,
+        "opening": opening,
+        "masked_in_the_loss": config.masked(tap),
+        "masked": float(measured.masked.mean(dtype=np.float64)),
+        "variance_masked": float(measured.variance_masked.mean(dtype=np.float64)),
+        "ratio_median": float(np.median(ratio[np.isfinite(ratio)])) if extreme else math.nan,
+        "ratio_largest": float(ratio[extreme[0]]) if extreme else math.nan,
+        "most_extreme_channel": extreme[0] if extreme else "",
+        "images": len(measured.masked),
+    }
+
+
+def _batches(count: int, size: int) -> list[tuple[np.ndarray, int]]:
+    """Rows of full batches, and how many of them count: the last batch is filled by repetition."""
+    size = min(size, count)
+    return [(np.arange(start, start + size) % count, min(size, count - start)) for start in range(0, count, size)]
+
+
+def _to_float(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 127.5 - 1
+
+
+def _numbers(flag: str, text: str, kind: type) -> tuple:
+    try:
+        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"{flag} {text!r}: needed: numbers with commas between them") from None
+
+
+def _write(path: Path, rows: Sequence[Mapping]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _parser():
+    parser = cli.parser("Analyses of a latent space (paper, Fig. 11, 12, 13).")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_command_parser)
+    add = _command(commands, "interp", interp, "Fig. 11: resampled latents and what they decode to")
+    add("--methods", default=",".join(map(str, interpolation.DEFAULT_METHODS)), help="SPACE-MODE, ..., ...")
+    add(
+        "--factors",
+        default=",".join(f"{s:g}" for s in interpolation.DEFAULT_FACTORS),
+        help="sizes are divided by these",
+    )
+    add("--batch", type=int, default=8, help="images at once")
+    add = _command(commands, "irregularity", irregular, "Fig. 12: image error of noise on one patch of the latent")
+    add("--noise", default="half_variance", help=" or ".join(irregularity.NOISES))
+    add("--patch", type=int, default=irregularity.PATCH, help="side of the patch in latent pixels")
+    add("--stride", type=int, help="between patches in latent pixels (default: the patch's side)")
+    add("--draws", type=int, default=4, help="draws of noise that are averaged")
+    add("--batch", type=int, default=32, help="patches decoded at once")
+    add = _command(commands, "outliers", outliers, "Fig. 13: extreme values in decoder features and their masks")
+    add("--taps", default=str(outlier_maps.DEFAULT_TAP), help="names (mid, up_0 ...) or numbers from 0, with commas")
+    add("--channels", help="show these channels, too (numbers from 0, with commas)")
+    add("--top", type=int, default=2, help="show so many channels with the largest max/median ratio")
+    add("--show", type=int, default=0, help="number of the image that is shown, from 0")
+    add("--preset", default="paper", help="paper or reference: filters of the mask")
+    add("--batch", type=int, default=8, help="images at once")
+    return parser
+
+
+def _command(commands, name: str, run: Callable, description: str) -> Callable:
+    """Adds a command with the options that all have; returns its `add_argument`."""
+    parser = commands.add_parser(name, help=description, description=description)
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--images", required=True, help="photos (those of scikit-image), or a folder, .npz or .npy of images")
+    add("--out", required=True, type=Path, help="folder for tables and pictures")
+    add("--autoencoder", default="bundled", help="bundled, a folder in diffusers layout, or a hub id")
+    add("--subfolder", help="the autoencoder's folder inside that of a pipeline, such as vae")
+    add(
+        "--resolution", type=int, help=f"resize and crop to this side (default: {PHOTO_RESOLUTION} for photos, else no)"
+    )
+    add("--count", type=int, default=8, help="images at most, drawn by the seed")
+    add("--seed", type=int, default=0, help="of the choice of images, their crops and the noise")
+    add("--no-images", action="store_true", help="pictures without the images and their decodes, tables as ever")
+    return add
+
+
+def _command_parser(*, prog: str, description: str, **_):
+    parser = cli.parser(description)
+    parser.prog = prog
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

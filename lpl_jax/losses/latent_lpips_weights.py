@@ -1,0 +1,98 @@
+"""LatentLPIPS's weights from and to the files that its authors publish (licensed CC BY-NC 4.0, not for commercial use).
+
+One file for each autoencoder holds the state dict of the whole distance: `net.slice{1..5}.{layer}` with torchvision's
+numbers of the layers, `lin{0..4}.model.1`, and the latter again as `lins.{0..4}.model.1`. The files of the same place
+that are named `*_latent_vgg16.pth.tar` are classifiers without the calibrated weights, and are not needed.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from lpl_jax.errors import InputError
+from lpl_jax.losses.latent_lpips import LatentLPIPS, shapes
+from lpl_jax.porting import Rule, export_params, import_params
+from lpl_jax.tensor_files import read_file
+
+PUBLISHED_AT = "https://huggingface.co/Mingguksky/elatentlpips/resolve/main/elatentlpips_ckpt/"
+# Autoencoder -> file. Those of Stable Diffusion 1.5, 2.1 and XL have 4 channels, those of 3 and of FLUX 16.
+PUBLISHED = {name: f"{name}_latest_vgg16_tuned.pth" for name in ("sd15", "sd21", "sdxl", "sd3", "flux")}
+IGNORED = ".num_batches_tracked"
+FIRST = "net.slice1.0.weight"
+
+# Stored statistics are neither weights nor biases; they pass through these rules as the biases of modules.
+RULES = (
+    Rule("net.slice{i}.{j}.running_{statistic}", "slice_{i}/layer_{j}/{statistic}"),
+    Rule("net.slice{i}.{j}", "slice_{i}/layer_{j}"),
+    Rule("lin{i}.model.1", "lin_{i}"),
+)
+
+
+def load(path: str | Path) -> LatentLPIPS:
+    """LatentLPIPS with the weights of a published file, or of a safetensors file that `save` wrote.
+
+    Args:
+      path: the file. A .pth file needs PyTorch to be read; nothing in it is executed. The number of channels of the
+        latents is that of its first convolution.
+
+    Raises:
+      InputError: nothing there (says where it is published), a damaged file, or tensors that do not fit, all named.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"{path} is not a file: E-LatentLPIPS is published at {PUBLISHED_AT} in {', '.join(PUBLISHED.values())}; "
+            "download the one for your autoencoder"
+        )
+    tensors = _without_copies(read_file(path, torch_files=True, ignore=IGNORED), path)
+    channels = tensors[FIRST].shape[1] if FIRST in tensors and tensors[FIRST].ndim == 4 else 4
+    expected = _statistics_as_biases(flatten_dict(shapes(channels), sep="/"), "/")
+    try:
+        params = import_params(
+            _statistics_as_biases(tensors, "."), RULES, unflatten_dict(expected, sep="/"), where=str(path)
+        )
+    except InputError as error:
+        raise InputError(_bare(str(error))) from None
+    flat = {_bare(name): jnp.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
+    return LatentLPIPS(unflatten_dict(flat, sep="/"), channels)
+
+
+def save(network: LatentLPIPS, path: str | Path) -> None:
+    """Write a safetensors file with PyTorch's names, which `load` reads where PyTorch is not installed.
+
+    Raises:
+      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors" or path.exists():
+        raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
+    flat = {name: np.asarray(array) for name, array in flatten_dict(network.params, sep="/").items()}
+    exported = export_params(unflatten_dict(_statistics_as_biases(flat, "/"), sep="/"), RULES)
+    tensors = {_bare(name): tensor for name, tensor in exported.items()}
+    copies = {name.replace("lin", "lins.", 1): tensor for name, tensor in tensors.items() if name.startswith("lin")}
+    save_file(tensors | copies, path, metadata={"format": "pt"})
+
+
+def _without_copies(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Leaves out lins.0 .. lins.4, the same modules under a second name, where the first is there too."""
+    originals = {name: name.replace("lins.", "lin", 1) for name in tensors if name.startswith("lins.")}
+    copies = {name: original for name, original in originals.items() if original in tensors}
+    if odd := [name for name, original in copies.items() if not np.array_equal(tensors[name], tensors[original])]:
+        raise InputError(f"{path}: {', '.join(odd)} should repeat {', '.join(copies[name] for name in odd)} and differ")
+    return {name: tensor for name, tensor in tensors.items() if name not in copies}
+
+
+def _statistics_as_biases(arrays: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Arrays under names that `RULES` fit: X.running_mean becomes X.running_mean.bias, and X/mean X/mean/bias."""
+    return {f"{name}{separator}bias" if name.endswith(("mean", "var")) else name: a for name, a in arrays.items()}
+
+
+def _bare(text: str) -> str:
+    """Undoes `_statistics_as_biases` in a name or in a message with names."""
+    return re.sub(r"(mean|var)[./]bias", r"\1", text)

@@ -25,6 +25,7 @@ def batches(
     flip: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    control: bool = False,
     with_index: bool = False,
     read_threads: int = 2,
     read_ahead: int = 4,
@@ -42,6 +43,8 @@ def batches(
       batch_size: images in the global batch.
       flip: take the mirror image with probability 1/2, else never.
       process_index, process_count: this host's contiguous part of the global batch, as `jax.process_index()` counts.
+      control: also yield "control" (B, 4) float32: height and width of the original image, top and left of the crop,
+        of the image as it is taken (mirrored or not), in pixels; what a denoiser with `control` is given.
       with_index: also yield "index", the numbers of the records.
       read_threads, read_ahead: threads that read, and batches that they may be ahead of training.
       worker_processes: read in so many processes instead; 0 reads in threads of this one.
@@ -51,14 +54,17 @@ def batches(
       `sample_posterior` draws; B = batch_size / process_count.
 
     Raises:
-      InputError: an argument out of its range, or a batch size that the number of hosts does not divide.
+      InputError: an argument out of its range, a batch size that the number of hosts does not divide, or `control` of a
+        store of format 1.
     """
     _check(batch_size, seed, process_index, process_count)
     _check_not_negative(
         start_step=start_step, read_threads=read_threads, read_ahead=read_ahead, worker_processes=worker_processes
     )
+    if control:
+        _check_control(store)
     reading = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(read_ahead, read_threads))
-    steps = _steps(store, batch_size, seed, flip, process_index, process_count, with_index)
+    steps = _steps(store, batch_size, seed, flip, process_index, process_count, control, with_index)
     stream = steps[start_step:].to_iter_dataset(reading)
     if worker_processes:
         if not flags.FLAGS.is_parsed():
@@ -73,7 +79,7 @@ def sample_posterior(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-def _steps(store, batch_size, seed, flip, process_index, process_count, with_index) -> grain.MapDataset:
+def _steps(store, batch_size, seed, flip, process_index, process_count, control, with_index) -> grain.MapDataset:
     """Step -> batch, as a Grain data set with random access.
 
     The stream of single records is the same on every host; cut into the hosts' parts, part p of step s is number
@@ -81,7 +87,7 @@ def _steps(store, batch_size, seed, flip, process_index, process_count, with_ind
     """
     records = grain.MapDataset.range(len(store)).seed(seed).shuffle().repeat()
     moments = records.random_map(functools.partial(_read, store, flip))
-    stack = functools.partial(_stack, with_index)
+    stack = functools.partial(_stack, control, with_index)
     # drop_remainder: the stream is endless, but Grain computes its number of batches, without it in floating point.
     parts = moments.batch(batch_size // process_count, drop_remainder=True, batch_fn=stack)
     return parts[process_index::process_count]
@@ -90,15 +96,19 @@ def _steps(store, batch_size, seed, flip, process_index, process_count, with_ind
 def _read(store: LatentStore, flip: bool, index: int, rng: np.random.Generator) -> dict[str, Any]:
     record = store[index]
     side = int(rng.integers(2)) if flip else 0
-    return {"mean": record.mean[side], "logvar": record.logvar[side], "label": record.label, "index": index}
+    control = None if record.control is None else record.control[side]
+    moments = {"mean": record.mean[side], "logvar": record.logvar[side]}
+    return {**moments, "label": record.label, "control": control, "index": index}
 
 
-def _stack(with_index: bool, rows: Sequence[dict[str, Any]]) -> Batch:
+def _stack(control: bool, with_index: bool, rows: Sequence[dict[str, Any]]) -> Batch:
     batch = {name: np.empty((len(rows), *rows[0][name].shape), np.float32) for name in ("mean", "logvar")}
     for place, row in enumerate(rows):
         batch["mean"][place] = row["mean"]
         batch["logvar"][place] = row["logvar"]
     batch["label"] = np.array([row["label"] for row in rows], np.int32)
+    if control:
+        batch["control"] = np.array([row["control"] for row in rows], np.float32)
     if with_index:
         batch["index"] = np.array([row["index"] for row in rows], np.int64)
     return batch
@@ -111,6 +121,14 @@ def _check(batch_size: int, seed: int, process_index: int, process_count: int):
         raise InputError(f"process_index={process_index}: possible are 0 to {process_count - 1}")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed={seed}: possible are 0 to 2^32 - 1")
+
+
+def _check_control(store: LatentStore):
+    if not store.manifest.has_control:
+        raise InputError(
+            f"latent store {store.path}: its format {store.manifest.format} lacks the original size and the crop of "
+            "each image, which control conditioning needs; delete it and prepare the store again"
+        )
 
 
 def _check_not_negative(**numbers: int):

@@ -1,4 +1,4 @@
-"""From an image file to a square uint8 array: decoding and the named crop rules."""
+"""From an image file to a square uint8 array: decoding, the named crop rules, and where a crop lies in its image."""
 
 import io
 from dataclasses import dataclass
@@ -46,24 +46,37 @@ class Crop:
 
     def __call__(self, image: Image.Image, index: int, name: str) -> np.ndarray:
         """RGB image -> uint8 (resolution, resolution, 3); `index` seeds a random rule, `name` is for error messages."""
+        return self.with_control(image, index, name)[0]
+
+    def with_control(self, image: Image.Image, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels that `__call__` gives, and what they show of which image, for conditioning on it.
+
+        The second array is int32 (2, 4), in pixels: [as is, mirrored left to right] x [height, width, top, left].
+        Height and width are those of the file, before any resizing; top and left are those of the crop in the resized
+        image (the convention of SDXL: Podell et al. 2023, arXiv 2307.01952, Sec. 2.2). In the mirror image, left is
+        resized width - resolution - left. random_crop cuts before it resizes: its top and left, in pixels of the file,
+        are scaled by resolution / side of its square, as if it had resized first, and rounded to whole pixels.
+        """
         if self.rule == "resize_center_crop":
-            return _center(_resize_shorter_side(image, self.resolution), self.resolution)
+            return _center(_resize_shorter_side(image, self.resolution), self.resolution, image.size)
         if self.rule == "center_crop":
             if min(image.size) < self.resolution:
                 raise InputError(
                     f"{name}: {image.width}x{image.height} pixels are too few for crop=center_crop at "
                     f"{self.resolution}; resize_center_crop enlarges small images"
                 )
-            return _center(image, self.resolution)
+            return _center(image, self.resolution, image.size)
         return self._random(image, np.random.default_rng((self.seed, index)))
 
-    def _random(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def _random(self, image: Image.Image, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         fraction, x, y = rng.uniform(size=3)
         low, high = self.side
         side = (low + (high - low) * fraction) * min(image.size)
         left, top = x * (image.width - side), y * (image.height - side)
         box = (left, top, left + side, top + side)
-        return np.asarray(image.resize((self.resolution,) * 2, Image.Resampling.LANCZOS, box=box))
+        pixels = np.asarray(image.resize((self.resolution,) * 2, Image.Resampling.LANCZOS, box=box))
+        places = top, left, image.width - side - left
+        return pixels, _control(image.size, *(round(place * self.resolution / side) for place in places))
 
 
 def read_rgb(file: Path | bytes, name: str) -> Image.Image:
@@ -91,6 +104,12 @@ def _resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _center(image: Image.Image, resolution: int) -> np.ndarray:
+def _center(image: Image.Image, resolution: int, original: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    return pixels, _control(original, top, left, image.width - resolution - left)
+
+
+def _control(original: tuple[int, int], top: int, left: int, mirrored_left: int) -> np.ndarray:
+    width, height = original
+    return np.array([[height, width, top, left], [height, width, top, mirrored_left]], np.int32)

@@ -20,16 +20,22 @@ def prepare(
       progress: show the bar and print the closing line.
       options: of `lpl_jax.data.write_store`, whose errors these are.
     """
-    start, encoded = time.perf_counter(), 0
-    with tqdm(total=len(source), desc="prepare", unit="img", leave=False, disable=not progress) as bar:
+    start, encoded, bar = time.perf_counter(), 0, None
 
-        def count(images: int):
-            nonlocal encoded
-            encoded += images
-            bar.update(images)
+    def count(images: int):
+        nonlocal encoded, bar
+        if bar is None:  # the first call comes when nothing but an image can be wrong: other errors show no bar
+            bar = tqdm(total=len(source), desc="prepare", unit="img", leave=False, disable=not progress)
+        encoded += images
+        bar.update(images)
 
+    try:
         store = write_store(out, source, autoencoder, on_progress=count, **options)
-        bar.leave = encoded > 0  # neither an error nor a store that was complete leaves a bar behind
+        if bar is not None:
+            bar.leave = True  # after an error, none is left behind
+    finally:
+        if bar is not None:
+            bar.close()
     if progress:
         print(_summary(store, encoded, time.perf_counter() - start))
     return store

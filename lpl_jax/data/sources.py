@@ -27,11 +27,14 @@ PHOTOS = {
 
 
 class Example(NamedTuple):
-    """One labelled image: uint8 (H, W, 3), class index, and a name that is unique in its source."""
+    """One labelled image: uint8 (H, W, 3), class index, a name that is unique in its source, and int32 (2, 4): original
+    size and place of the crop, as `Crop.with_control` counts them, of the image [as is, mirrored].
+    """
 
     image: np.ndarray
     label: int
     key: str
+    control: np.ndarray
 
 
 class ImageSource(Protocol):
@@ -84,8 +87,8 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         file = self.path / self._files[index]
-        image = self.crop(read_rgb(file, str(file)), index, str(file))
-        return Example(image, self._labels[index], self._files[index])
+        image, control = self.crop.with_control(read_rgb(file, str(file)), index, str(file))
+        return Example(image, self._labels[index], self._files[index], control)
 
 
 class PhotoSource:
@@ -114,7 +117,8 @@ class PhotoSource:
             raise IndexError(index)
         crop, label = divmod(index, len(self._photos))
         name = self.class_names[label]
-        return Example(self.crop(self._photos[label], index, name), label, f"{name}-{crop:05d}")
+        image, control = self.crop.with_control(self._photos[label], index, name)
+        return Example(image, label, f"{name}-{crop:05d}", control)
 
 
 class TFDSSource:
@@ -160,8 +164,9 @@ class TFDSSource:
             raise IndexError(index)
         example = self._examples[index]
         key = f"{self._prefix}/{index}"
-        image, label = (example[key] for key in self._keys)
-        return Example(self.crop(read_rgb(bytes(image), key), index, key), int(label), key)
+        encoded, label = (example[key] for key in self._keys)
+        image, control = self.crop.with_control(read_rgb(bytes(encoded), key), index, key)
+        return Example(image, int(label), key, control)
 
 
 class Subset:

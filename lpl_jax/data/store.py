@@ -4,7 +4,8 @@
     DIR/latents-00000-of-00002.array_record   one record per image: fixed layout (`Manifest.record_dtype`), then key
     DIR/latents-00001-of-00002.array_record
 
-The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image.
+The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. Stores of format 1,
+which lack the original size and place of each crop, are still read.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from lpl_jax.autoencoders import Autoencoder, weights_hash
 from lpl_jax.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # that can be read
 MANIFEST = "manifest.json"
 DTYPES = ("float16", "float32")
 
@@ -33,12 +35,17 @@ class Shard(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An image of a store: mean and logvar (2, h, w, C), raw, [as is, mirrored]; class; name in the source."""
+    """An image of a store: mean and logvar (2, h, w, C), raw, [as is, mirrored]; class; name in the source.
+
+    control: int32 (2, 4), [as is, mirrored] x [height and width of the original image, top and left of the crop], in
+    pixels, as `Crop.with_control` counts them; None in a store of format 1.
+    """
 
     mean: np.ndarray
     logvar: np.ndarray
     label: int
     key: str
+    control: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Manifest:
       dtype: type in which the moments are kept.
       source: description of the image source, for people; `source_fingerprint` is its identity.
       shards: the files, in order of the records.
+      format: 2, or 1 for a store made before records had `control`.
     """
 
     autoencoder: str
@@ -89,9 +97,18 @@ class Manifest:
 
     @property
     def record_dtype(self) -> np.dtype:
-        """Layout of the fixed part of a record: moments are [flip][mean, logvar]; the key (UTF-8) follows it."""
-        little_endian = np.dtype(self.dtype).newbyteorder("<")
-        return np.dtype([("label", "<i4"), ("moments", little_endian, (2, 2, *self.latent_shape))])
+        """Layout of the fixed part of a record: [flip][height, width, top, left] and [flip][mean, logvar] of moments.
+
+        The key (UTF-8) follows it.
+        """
+        control = [("control", "<i4", (2, 4))] if self.has_control else []
+        moments = ("moments", np.dtype(self.dtype).newbyteorder("<"), (2, 2, *self.latent_shape))
+        return np.dtype([("label", "<i4"), *control, moments])
+
+    @property
+    def has_control(self) -> bool:
+        """Whether records tell the original size and the place of the crop."""
+        return self.format >= 2
 
     def to_json(self) -> str:
         counts = {"num_records": self.num_records, "num_bytes": self.num_bytes, "num_classes": self.num_classes}
@@ -108,8 +125,9 @@ class Manifest:
         """
         try:
             fields = json.loads(text)
-            if fields["format"] != FORMAT:
-                raise InputError(f"{path}: store format {fields['format']}; this version reads format {FORMAT}")
+            if fields["format"] not in FORMATS:
+                known = " and ".join(map(str, FORMATS))
+                raise InputError(f"{path}: store format {fields['format']}; this version reads formats {known}")
             counts = {name: fields.pop(name) for name in ("num_records", "num_bytes", "num_classes")}
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             fields["class_names"] = tuple(fields["class_names"])
@@ -160,8 +178,9 @@ class LatentStore:
         except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
             raise InputError(f"latent store {self.path}: record {index} cannot be read ({error})") from None
         fixed = np.frombuffer(data, self._dtype, count=1)[0]
-        moments = fixed["moments"]
-        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), data[self._dtype.itemsize :].decode())
+        moments, key = fixed["moments"], data[self._dtype.itemsize :].decode()
+        control = fixed["control"] if self.manifest.has_control else None
+        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, control)
 
     @property
     def num_classes(self) -> int:

@@ -32,13 +32,14 @@ def write_store(
     """Encodes every image of `source` into a new latent store in the folder `path`, and opens it.
 
     A folder that already holds the complete store of the same source, crop and autoencoder is opened as it is; what an
-    interrupted write left is replaced.
+    killed write left is replaced. A write that fails removes its files.
 
     Args:
       batch_size: images encoded at once, over all local devices.
       dtype: "float16" (relative error 2^-11 per value, half the size) or "float32".
       shard_records: images per file, the last one excepted.
-      on_progress: called with the number of images of each batch that is encoded.
+      on_progress: called with 0 before the first image is read, when all else is found in order, and then with the
+        number of images of each batch that is encoded; not called for a store that is opened as it is.
 
     Raises:
       InputError: `path` holds another store or other files, the source has no image or one that cannot be read, or the
@@ -53,11 +54,16 @@ def write_store(
         _check_same(store, planned, len(source))
         return store
     _clear(folder)
+    on_progress(0)
     batches = encode_source(source, autoencoder, batch_size=batch_size, dtype=dtype, read_threads=read_threads)
     records = _records(batches, planned.record_dtype, on_progress)
     counts = [min(shard_records, len(source) - start) for start in range(0, len(source), shard_records)]
-    shards = tuple(_write_shard(folder, index, len(counts), count, records) for index, count in enumerate(counts))
-    _write_manifest(folder, replace(planned, shards=shards))
+    try:
+        shards = tuple(_write_shard(folder, index, len(counts), count, records) for index, count in enumerate(counts))
+        _write_manifest(folder, replace(planned, shards=shards))
+    except BaseException:  # Ctrl-C too: without a manifest nothing can be done with the shards
+        _remove_files(folder)
+        raise
     return LatentStore(folder)
 
 
@@ -112,14 +118,18 @@ def _check_same(store: LatentStore, planned: Manifest, num_records: int):
 
 
 def _clear(folder: Path):
-    """Makes the folder, and removes what an interrupted write left in it."""
+    """Makes the folder, and removes what an unfinished write left in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    left = list(folder.iterdir())
-    foreign = [file.name for file in left if not _OURS.fullmatch(file.name)]
+    foreign = [file.name for file in folder.iterdir() if not _OURS.fullmatch(file.name)]
     if foreign:
         raise InputError(f"{folder} holds other files ({foreign[0]}); give a new or empty folder for the latent store")
-    for file in left:
-        file.unlink()
+    _remove_files(folder)
+
+
+def _remove_files(folder: Path):
+    for file in folder.iterdir():
+        if _OURS.fullmatch(file.name):
+            file.unlink()
 
 
 def _records(batches: Iterator[tuple[list[Example], np.ndarray]], dtype: np.dtype, on_progress) -> Iterator[bytes]:
@@ -128,6 +138,7 @@ def _records(batches: Iterator[tuple[list[Example], np.ndarray]], dtype: np.dtyp
         on_progress(len(examples))
         fixed = np.zeros(len(examples), dtype)
         fixed["label"] = [example.label for example in examples]
+        fixed["control"] = [example.control for example in examples]
         fixed["moments"] = moments
         for example, row in zip(examples, fixed, strict=True):
             yield row.tobytes() + example.key.encode()

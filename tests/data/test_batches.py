@@ -52,6 +52,38 @@ def test_batches_are_a_function_of_seed_and_step(store):
     assert (indices(first) != indices(take(6, store, seed=2))).any()
 
 
+def test_batches_stay_what_they_were(store):
+    """Records and flips of step 2, written down: a run that another version began goes on with the same batches."""
+    (batch,) = take(1, store, batch_size=8, start_step=2)
+    assert batch["index"].tolist() == [0, 1, 10, 7, 4, 6, 10, 3]
+    sides = [int((mean != store[i].mean[0]).any()) for mean, i in zip(batch["mean"], batch["index"], strict=True)]
+    assert sides == [1, 1, 1, 0, 1, 0, 1, 1]
+
+
+def test_control_is_that_of_the_flip_taken(store):
+    plain, told = take(4, store, batch_size=8), take(4, store, batch_size=8, control=True)
+    controls = [batch.pop("control") for batch in told]
+    assert_equal(plain, told)
+    assert all(control.shape == (8, 4) and control.dtype == np.float32 for control in controls)
+    lefts = set()
+    for batch, control in zip(told, controls, strict=True):
+        for mean, index, row in zip(batch["mean"], batch["index"], control, strict=True):
+            record = store[int(index)]
+            side = int((mean != record.mean[0]).any())
+            np.testing.assert_array_equal(row, record.control[side])
+            lefts.add((side, *row))
+    assert {(0, 30, 41, 0, 4), (1, 30, 41, 0, 5)} <= lefts, (
+        "an image whose mirror image is cut elsewhere occurs as both"
+    )
+
+
+def test_control_of_an_old_store_is_refused(store, old_store):
+    assert_equal(take(2, store), take(2, old_store))
+    with pytest.raises(InputError, match="format 1 lacks the original size.*prepare the store again") as caught:
+        batches(old_store, batch_size=4, seed=0, control=True)
+    assert str(old_store.path) in str(caught.value)
+
+
 def test_resuming_continues(store):
     whole = take(9, store)
     for step in (1, 4):

@@ -57,6 +57,48 @@ def test_random_crop_takes_squares_of_the_stated_size_from_everywhere():
 
 
 @pytest.mark.parametrize(
+    ("width", "height", "crop", "place"),
+    [
+        (201, 120, Crop(64), (0, 21, 22)),  # resized to 107 x 64: 43 columns to lose
+        (90, 203, Crop(64), (40, 0, 0)),  # 64 x 144
+        (31, 20, Crop(64), (0, 17, 18)),  # enlarged to 99 x 64
+        (64, 64, Crop(64), (0, 0, 0)),
+        (41, 30, Crop(16, "center_crop"), (7, 12, 13)),
+        (16, 19, Crop(16, "center_crop"), (1, 0, 0)),
+    ],
+)
+def test_control_tells_where_a_crop_lies(width, height, crop, place):
+    """Top, left, and left in the mirror image: in the numbers, and by cutting there."""
+    image, side = gradient(width, height), crop.resolution
+    pixels, control = crop.with_control(image, 0, "image")
+    np.testing.assert_array_equal(pixels, crop(image, 0, "image"))
+    top, left, mirrored = place
+    assert control.tolist() == [[height, width, top, left], [height, width, top, mirrored]]
+    assert control.dtype == np.int32
+    scale = side / min(width, height) if crop.rule == "resize_center_crop" else 1
+    size = round(width * scale), round(height * scale)
+    resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(resized[top : top + side, left : left + side], pixels)
+    np.testing.assert_array_equal(resized[:, ::-1][top : top + side, mirrored : mirrored + side], pixels[:, ::-1])
+
+
+def test_control_of_random_crops_is_counted_in_the_resized_image():
+    """Squares of 84 pixels become 168: places are those in an image of twice the size, 400 x 240."""
+    crop = Crop(168, "random_crop", side=(0.7, 0.7), seed=3)
+    places = set()
+    for index in range(8):
+        pixels, control = crop.with_control(gradient(200, 120), index, "image")
+        (height, width, top, left), mirrored = control.tolist()
+        assert (height, width) == (120, 200) and mirrored == [120, 200, top, 400 - 168 - left]
+        # Pixel 84 is centred on (place + 84.5) / 2 of the image, which is its colour plus a half. Rounding the place moves
+        # that by up to 1/4, rounding the colour by up to 1/2.
+        np.testing.assert_allclose(pixels[84, 84, 0], (left + 84.5) / 2 - 0.5, atol=0.76)
+        np.testing.assert_allclose(pixels[84, 84, 1], (top + 84.5) / 2 - 0.5, atol=0.76)
+        places.add((top, left))
+    assert len(places) == 8
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"resolution": 0}, "resolution=0"),

@@ -23,6 +23,9 @@ def test_folder_labels_follow_the_sorted_class_names(image_folder):
     assert all(e.image.shape == (16, 16, 3) and e.image.dtype == np.uint8 for e in examples)
     with pytest.raises(IndexError):
         source[11]
+    # ant/01.png has 30 x 50 pixels, resized to 16 x 27; bee/00.png 41 x 30, resized to 22 x 16
+    assert examples[0].control.tolist() == [[50, 30, 5, 0]] * 2
+    assert examples[5].control.tolist() == [[30, 41, 0, 3]] * 2
 
 
 def test_folder_passes_over_other_files_and_takes_subfolders(tmp_path):
@@ -86,6 +89,9 @@ def test_photos_are_a_function_of_seed_and_index():
         np.testing.assert_array_equal(first[i].image, again[i].image)
         assert (first[i].image != other[i].image).any()
     assert (first[3].image != first[11].image).any()
+    cat, again = first[1].control, first[9].control
+    assert cat[:, :2].tolist() == again[:, :2].tolist() == [[300, 451]] * 2
+    assert (cat[:, 2:] != again[:, 2:]).any(), "another crop of the same photograph lies elsewhere"
 
 
 def test_sources_can_be_pickled(image_folder):
@@ -179,6 +185,7 @@ def test_tfds_is_read_without_tensorflow(tfds_folder):
     assert [e.label for e in examples] == [0, 1, 0]
     assert [int(e.image[0, 0, 0]) for e in examples] == [0, 40, 80] and examples[0].image.shape == (16, 16, 3)
     assert examples[2].key == "mini_photos/train/2"
+    assert examples[2].control.tolist() == [[20, 30, 0, 4]] * 2, "20 x 30 pixels, resized to 16 x 24"
     assert ("tensorflow" in sys.modules) == had_tensorflow
     assert len(open_source("tfds:mini_photos", 16, data_dir=str(tfds_folder), split="train[:2]")) == 2
 

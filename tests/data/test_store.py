@@ -40,6 +40,10 @@ def test_store_holds_what_the_autoencoder_gives(store, image_folder, direct):
         # is for float32 sums in another order.
         np.testing.assert_allclose(record.mean, direct[i, :, 0], rtol=2**-11, atol=1e-5)
         np.testing.assert_allclose(record.logvar, direct[i, :, 1], rtol=2**-11, atol=1e-5)
+        assert record.control.shape == (2, 4) and record.control.dtype == np.int32
+        np.testing.assert_array_equal(record.control, example.control)
+    # bee/00.png: 41 x 30 pixels, resized to 33 x 24, of which 24 are kept
+    assert store[5].control.tolist() == [[30, 41, 0, 4], [30, 41, 0, 5]]
     spread = np.abs(direct[:, 0] - direct[:, 1]).max()
     assert spread > 0.01, "the mirror image is another image, so a swap of the two would have been seen"
 
@@ -54,6 +58,19 @@ def test_float32_store_is_exact(tmp_path, image_folder, autoencoder, direct):
     np.testing.assert_allclose(stored, direct, atol=1e-5)
 
 
+def test_a_store_of_format_1_is_read_without_control(store, old_store, image_folder, autoencoder):
+    assert (old_store.manifest.format, store.manifest.format) == (1, 2)
+    assert not old_store.manifest.has_control and store.manifest.has_control
+    for i in range(11):
+        old, new = old_store[i], store[i]
+        assert old.control is None and (old.label, old.key) == (new.label, new.key)
+        np.testing.assert_array_equal(old.mean, new.mean)
+        np.testing.assert_array_equal(old.logvar, new.logvar)
+    source = FolderSource(image_folder, 24)
+    opened = write_store(old_store.path, source, autoencoder, on_progress=lambda n: pytest.fail("encoded again"))
+    assert opened.manifest == old_store.manifest
+
+
 def test_padding_and_batch_size_change_nothing(image_folder, autoencoder, direct):
     """A batch size that the eight devices do not divide is rounded up; the last batch comes out unpadded."""
     source = FolderSource(image_folder, 24)
@@ -64,7 +81,7 @@ def test_padding_and_batch_size_change_nothing(image_folder, autoencoder, direct
 
 def test_manifest_says_what_was_done(store, autoencoder):
     manifest = json.loads((store.path / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["autoencoder"] == "tiny" and manifest["weights_hash"] == weights_hash(autoencoder)
     assert (manifest["scaling_factor"], manifest["shift_factor"]) == (0.5, 0.0)
     assert (manifest["latent_channels"], manifest["downsample"]) == (4, 8)
@@ -117,27 +134,49 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, image_folder, autoenc
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-class Interrupted(FolderSource):
-    """Its ninth image cannot be read, until it is repaired."""
-
-    broken = True
+class Damaged(FolderSource):
+    """Its ninth image cannot be read."""
 
     def __getitem__(self, index):
-        if self.broken and index == 8:
+        if index == 8:
             raise InputError("bee/08.png: image cannot be read (cut short)")
         return super().__getitem__(index)
 
 
-def test_an_interrupted_write_is_no_store_and_can_be_repeated(tmp_path, image_folder, autoencoder, store):
-    source = Interrupted(image_folder, 24)
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, image_folder, autoencoder):
+    progress = []
     with pytest.raises(InputError, match="bee/08.png"):
-        write_store(tmp_path / "s", source, autoencoder, batch_size=8, shard_records=3)
-    assert any((tmp_path / "s").iterdir()), "it was interrupted in the middle"
+        write_store(tmp_path, Damaged(image_folder, 24), autoencoder, shard_records=3, on_progress=progress.append)
+    assert progress == [0] and names(tmp_path) == []
+
+
+def test_an_interrupted_write_leaves_no_file(tmp_path, image_folder, autoencoder):
+    """Ctrl-C while the last 3 of 11 images come, the shard of the others being half full."""
+    found = []
+
+    def interrupt(images):
+        if images == 3:
+            found.extend(names(tmp_path))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        source = FolderSource(image_folder, 24)
+        write_store(tmp_path, source, autoencoder, batch_size=8, shard_records=6, on_progress=interrupt)
+    assert found == ["latents-00000-of-00002.array_record", "latents-00001-of-00002.array_record.partial"]
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_write_left_is_no_store_and_is_replaced(tmp_path, image_folder, autoencoder, store):
+    for name in ("latents-00000-of-00002.array_record", "latents-00001-of-00002.array_record.partial"):
+        (tmp_path / name).write_bytes(b"half")
     with pytest.raises(InputError, match="no manifest.json"):
-        LatentStore(tmp_path / "s")
-    source.broken = False
-    repeated = write_store(tmp_path / "s", source, autoencoder, batch_size=8, shard_records=4)
-    assert {file.name for file in repeated.path.iterdir()} == {file.name for file in store.path.iterdir()}
+        LatentStore(tmp_path)
+    repeated = write_store(tmp_path, FolderSource(image_folder, 24), autoencoder, batch_size=8, shard_records=4)
+    assert names(repeated.path) == names(store.path)
     np.testing.assert_array_equal(repeated[10].mean, store[10].mean)
 
 
@@ -211,7 +250,7 @@ def test_changed_bytes_are_seen_when_read(damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(format=2), "store format 2; this version reads format 1"),
+        (lambda fields: fields.update(format=3), "store format 3; this version reads formats 1 and 2"),
         (lambda fields: fields.pop("crop"), "not a manifest.*crop"),
         (lambda fields: fields.update(extra=1), "not a manifest.*extra"),
         (lambda fields: fields.update(num_records=12), "num_records=12, but its other fields give 11"),

@@ -33,6 +33,9 @@ def test_photos_from_the_command_line(tmp_path, capsys):
         main([*argv, "--crops", "3"])
     with pytest.raises(InputError, match="holds another latent store"):
         main([*argv, "--seed", "4"])
+    with pytest.raises(InputError, match="resolution=20: .* multiple of 8"):
+        main([*argv, "--resolution", "20"])
+    assert capsys.readouterr() == ("", ""), "no progress bar before the error"
 
 
 def test_folder_from_the_command_line(tmp_path):
@@ -46,6 +49,18 @@ def test_folder_from_the_command_line(tmp_path):
     manifest = json.loads((tmp_path / "store/manifest.json").read_text())
     assert [shard["records"] for shard in manifest["shards"]] == [3, 1]
     assert (manifest["crop"], manifest["dtype"], manifest["num_classes"]) == ("center_crop", "float32", 2)
+
+
+def test_an_unreadable_image_leaves_no_file_and_no_bar(tmp_path, capsys):
+    broken = tmp_path / "images/class/broken.png"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"")
+    argv = ["--source", str(tmp_path / "images"), "--resolution", "16", "--out", str(tmp_path / "store")]
+    with pytest.raises(SystemExit):
+        cli.run_main(main, argv)
+    err = capsys.readouterr().err
+    assert "prepare:   0%" in err and err.split("\r")[-1] == f"error: {broken}: not an image that can be read\n"
+    assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_prepare_can_be_quiet(tmp_path, capsys):

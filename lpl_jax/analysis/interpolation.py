@@ -180,7 +180,10 @@ def disagreements(first: Sequence[float], second: Sequence[float]) -> tuple[int,
     """
     first, second = np.asarray(first), np.asarray(second)
     above = np.triu_indices(len(first), 1)
-    signs = [np.sign(values[above[0]] - values[above[1]]) for values in (first, second)]
+    pairs = [(values[above[0]], values[above[1]]) for values in (first, second)]
+    signs = [
+        np.greater(a, b).astype(int) - np.less(a, b) for a, b in pairs
+    ]  # compared, as infinities have no difference
     product = signs[0] * signs[1]
     return int(np.sum(product < 0)), int(np.sum(product != 0))
 

@@ -69,12 +69,7 @@ def old_store(tmp_path_factory, store):
         writer.write(np.array((record.label, moments), layout).tobytes() + record.key.encode())
     writer.close()
     size = shard.stat().st_size
-    shards = [{"file": shard.name, "records": 11, "bytes": size}]
-    fields = {
-        **json.loads((store.path / "manifest.json").read_text()),
-        "format": 1,
-        "num_bytes": size,
-        "shards": shards,
-    }
+    fields = json.loads((store.path / "manifest.json").read_text())
+    fields |= {"format": 1, "num_bytes": size, "shards": [{"file": shard.name, "records": 11, "bytes": size}]}
     (folder / "manifest.json").write_text(json.dumps(fields))
     return LatentStore(folder)

@@ -72,9 +72,7 @@ def test_control_is_that_of_the_flip_taken(store):
             side = int((mean != record.mean[0]).any())
             np.testing.assert_array_equal(row, record.control[side])
             lefts.add((side, *row))
-    assert {(0, 30, 41, 0, 4), (1, 30, 41, 0, 5)} <= lefts, (
-        "an image whose mirror image is cut elsewhere occurs as both"
-    )
+    assert {(0, 30, 41, 0, 4), (1, 30, 41, 0, 5)} <= lefts, "an image and its mirror image, cut elsewhere"
 
 
 def test_control_of_an_old_store_is_refused(store, old_store):

@@ -90,8 +90,8 @@ def test_control_of_random_crops_is_counted_in_the_resized_image():
         pixels, control = crop.with_control(gradient(200, 120), index, "image")
         (height, width, top, left), mirrored = control.tolist()
         assert (height, width) == (120, 200) and mirrored == [120, 200, top, 400 - 168 - left]
-        # Pixel 84 is centred on (place + 84.5) / 2 of the image, which is its colour plus a half. Rounding the place moves
-        # that by up to 1/4, rounding the colour by up to 1/2.
+        # Pixel 84 is centred on (place + 84.5) / 2 of the image, which is its colour plus a half. Rounding the place
+        # moves that by up to 1/4, rounding the colour by up to 1/2.
         np.testing.assert_allclose(pixels[84, 84, 0], (left + 84.5) / 2 - 0.5, atol=0.76)
         np.testing.assert_allclose(pixels[84, 84, 1], (top + 84.5) / 2 - 0.5, atol=0.76)
         places.add((top, left))

@@ -84,7 +84,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.loss.gamma = 5.0  # min_snr: upper bound of the signal-to-noise ratio
     c.loss.label_dropout = 0.1  # probability of training without the class, for guidance
     c.loss.lpl_capacity = "auto"  # decoded images of a batch: auto (expected number + 10 %) | all | a number
-    c.loss.calibration_batches = 50  # batches that lpl.target_share is measured on, before the first step
+    c.loss.calibration_batches = 50  # batches that weights are calibrated on, before the first step
+    c.loss.lpl_start = 0  # LPL, or a comparison loss, counts from this step on
 
     c.lpl = ConfigDict()  # the Latent Perceptual Loss
     c.lpl.preset = "none"  # none (diffusion loss alone) | paper | reference (the public PyTorch example)
@@ -110,7 +111,16 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.lpl.layers = placeholder(str)  # sum | mean over taps
     c.lpl.omega = placeholder(str)  # weight of a tap: inverse (of its upscaling) | uniform | literal
     c.lpl.metric = placeholder(str)  # mse | l1
-    c.lpl.taps = placeholder(int)  # decoder feature maps that are compared, 1 to 5; None: 5
+    c.lpl.taps = placeholder(object)  # maps that are compared: 1 to 5, or rgb (decoded images); None: 5
+
+    c.comparison = ConfigDict()  # the paper's comparison losses, in place of LPL (Tables 5 and 6)
+    c.comparison.kind = "none"  # none | latent_lpips | self_perceptual | reweighting (Eq. 15; lpl says of which LPL)
+    c.comparison.network = placeholder(str)  # latent_lpips: weights; self_perceptual: run or denoiser, None: the start
+    c.comparison.block = placeholder(int)  # self_perceptual: tokens behind this block (paper: 8, 16 or 28)
+    c.comparison.tau = placeholder(float)  # largest noise level sigma/alpha that takes part; None: every sample
+    c.comparison.tau_ref_resolution = placeholder(int)  # image side that tau is stated for
+    c.comparison.weight = placeholder(float)  # factor on the loss; None: calibrated by variance_share
+    c.comparison.variance_share = placeholder(float)  # variance of the loss over the diffusion loss's (App. A.4: 0.1)
 
     c.optimizer = ConfigDict()  # AdamW; parameters and moments are float32
     c.optimizer.learning_rate = 1e-4  # after the warm-up

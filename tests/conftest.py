@@ -97,3 +97,10 @@ def tiny_config(tiny_folder, stores):
 def with_lpl():
     """Changes that switch the perceptual loss on, stated for 32 px."""
     return dict(lpl__preset="paper", lpl__tau=3.0, lpl__tau_ref_resolution=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Compiled programs are not kept from one module to the next: they take gigabytes, and memory maps run out."""
+    yield
+    jax.clear_caches()

@@ -16,7 +16,7 @@ from lpl_jax.denoisers import MMDiTConfig, preset
 from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.config import EvaluationConfig
-from lpl_jax.losses import LPLConfig
+from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.training.optimizer import OptimizerConfig
 
@@ -52,10 +52,12 @@ class LossConfig:
     label_dropout: float = 0.1
     lpl_capacity: str | int = "auto"
     calibration_batches: int = 50
+    lpl_start: int = 0
 
     def __post_init__(self):
         _require(self.weighting in LOSS_WEIGHTS, "loss.weighting", self.weighting, f"one of {', '.join(LOSS_WEIGHTS)}")
         _require(0 <= self.label_dropout <= 1, "loss.label_dropout", self.label_dropout, "a probability, 0 to 1")
+        _require(self.lpl_start >= 0, "loss.lpl_start", self.lpl_start, "a step, 0 or more")
         _require(self.calibration_batches > 0, "loss.calibration_batches", self.calibration_batches, "1 or more")
         if str(self.lpl_capacity).isdecimal():  # a number on the command line arrives as text
             object.__setattr__(self, "lpl_capacity", int(self.lpl_capacity))
@@ -124,6 +126,7 @@ class Experiment:
     paradigm: Paradigm
     loss: LossConfig
     lpl: LPLConfig | None
+    comparison: ComparisonConfig | None
     optimizer: OptimizerConfig
     ema: EMAConfig
     mesh: MeshConfig
@@ -154,6 +157,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         paradigm=_paradigm(_given(config, "paradigm")),
         loss=_typed(LossConfig, config, "loss"),
         lpl=_lpl(_given(config, "lpl")),
+        comparison=_comparison(_given(config, "comparison")),
         optimizer=_typed(OptimizerConfig, config, "optimizer"),
         ema=_typed(EMAConfig, config, "ema"),
         mesh=_typed(MeshConfig, config, "mesh"),
@@ -187,6 +191,8 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     result = dataclasses.asdict(experiment)
     result["paradigm"] = {"name": experiment.paradigm.name, **result["paradigm"]}
     result["lpl"] = {"preset": "none"} if experiment.lpl is None else {"preset": "fields", **result["lpl"]}
+    if experiment.comparison is None:
+        result["comparison"] = {"kind": "none"}
     result["model"] = {"preset": "fields", **result["model"]}
     return result
 
@@ -223,6 +229,14 @@ def _lpl(values: dict[str, Any]) -> LPLConfig | None:
     return _typed(LPLConfig, {"lpl": values}, "lpl") if name == "fields" else LPLConfig.preset(name, **values)
 
 
+def _comparison(values: dict[str, Any]) -> ComparisonConfig | None:
+    if values.get("kind", "none") == "none":
+        if given := [name for name in values if name != "kind"]:
+            raise InputError(f"comparison.{given[0]} is given, but comparison.kind is 'none'")
+        return None
+    return _typed(ComparisonConfig, {"comparison": values}, "comparison")
+
+
 def _check_together(experiment: Experiment) -> None:
     batch, lpl, capacity = experiment.train.batch_size, experiment.lpl, experiment.loss.lpl_capacity
     if isinstance(capacity, int) and capacity > batch:
@@ -231,6 +245,14 @@ def _check_together(experiment: Experiment) -> None:
         raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
     if lpl is not None and lpl.weight is None and lpl.target_share is None:
         raise InputError("the perceptual loss has no weight: give lpl.weight or lpl.target_share")
+    comparison = experiment.comparison
+    if comparison is not None and (comparison.kind == "reweighting") != (lpl is not None):
+        needed = (
+            "needs the LPL whose variance it takes" if lpl is None else "is compared with LPL: use lpl.preset 'none'"
+        )
+        raise InputError(f"comparison.kind={comparison.kind!r} {needed}")
+    if comparison is not None and comparison.block and comparison.block > experiment.model.depth:
+        raise InputError(f"comparison.block={comparison.block} of a model with {experiment.model.depth} blocks")
     sampler, possible = experiment.sampling.sampler, experiment.paradigm.samplers
     if sampler is not None and sampler not in possible:
         name = experiment.paradigm.name

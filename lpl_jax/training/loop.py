@@ -20,25 +20,22 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax import autoencoders, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, open_source, prepare
 from lpl_jax.denoisers import MMDiT
-from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
-from lpl_jax.losses import calibrate_weight
 from lpl_jax.training import checkpoints
 from lpl_jax.training.build import Experiment, build, resolve, to_dict
 from lpl_jax.training.checkpoints import Checkpointer, StopSignal
 from lpl_jax.training.ema import ema_name
 from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from lpl_jax.training.state import TrainState, abstract_state, create_state
-from lpl_jax.training.step import Objective, losses, train_step
+from lpl_jax.training.start import CHECKPOINTS, comparison_network, first_state, perceptual_weight
+from lpl_jax.training.state import TrainState
+from lpl_jax.training.step import Objective, train_step
 
-CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 LOCK = "lock"
 # What may change when a run is resumed: it does not touch the numbers, or only how far they go.
@@ -89,17 +86,20 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
     optimizer, _ = make_optimizer(experiment.optimizer)
     autoencoder = parallel.put_replicated(autoencoder, mesh)
     with jax.set_mesh(mesh), _only_run_in(workdir):
-        reached = checkpoints.latest_step(workdir / CHECKPOINTS)
         objective = make_objective(experiment)
-        state = _first_state(experiment, optimizer, mesh, workdir, reached)
+        state = first_state(experiment, optimizer, mesh, workdir)
+        network = comparison_network(experiment, state, mesh)
         # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
         # run that was stopped behind the calibration.
-        if not reached and objective.lpl is not None and not float(state.lpl_weight):
-            state = state.replace(lpl_weight=_lpl_weight(experiment, objective, state, autoencoder, store, mesh))
+        if not int(state.step) and not float(state.lpl_weight):
+            stream = _stream(experiment, store)
+            weight = perceptual_weight(experiment, objective, state, autoencoder, network, stream, mesh)
+            state = state.replace(lpl_weight=weight)
         _write_config(experiment, workdir)
         _announce(experiment, objective, state, workdir, label)
+        frozen = autoencoder, network
         start_step = int(state.step) if begun_before else None
-        return _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step)
+        return _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir, label, start_step)
 
 
 @contextlib.contextmanager
@@ -163,6 +163,8 @@ def make_objective(experiment: Experiment) -> Objective:
         gamma=loss.gamma,
         lpl=lpl,
         capacity=capacity,
+        lpl_start=loss.lpl_start,
+        comparison=experiment.comparison,
     )
 
 
@@ -208,11 +210,13 @@ def _announce(experiment: Experiment, objective: Objective, state: TrainState, w
         text += (
             f"; LPL weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, {decoded} images decoded a step"
         )
+    elif objective.comparison is not None:
+        text += f"; {objective.comparison.kind}, weight {float(state.lpl_weight):.3g}"
     print(text, flush=True)
 
 
-def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, workdir, label, start_step) -> Result:
-    """start_step: where a run that was begun before goes on; None for one that begins."""
+def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir, label, start_step) -> Result:
+    """frozen: autoencoder and the comparison's network. start_step: where a run goes on; None for one that begins."""
     settings = experiment.train
     begun = int(state.step)
     step_fn = jax.jit(
@@ -224,7 +228,7 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)
     stream = _stream(experiment, store, start_step=begun)
-    evaluate = _periodic_evaluation(experiment, autoencoder, mesh, workdir)
+    evaluate = _periodic_evaluation(experiment, frozen[0], mesh, workdir)
     buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
     rates: list[float] = []
     with (
@@ -248,13 +252,15 @@ def _loop(experiment, objective, optimizer, state, autoencoder, store, mesh, wor
                 metrics = metrics | {"learning_rate": float(learning_rate(row_step - 1))}
                 logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
                 shown = {
-                    name: metrics[name] for name in ("loss", "diffusion_loss", "lpl", "lpl_share") if name in metrics
+                    name: metrics[name]
+                    for name in ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison_share")
+                    if name in metrics
                 }
                 progress.update(step, shown, rate)
 
         step = begun
         while step < settings.steps and not stop.requested:
-            state, metrics = step_fn(state, parallel.put_batch(next(stream), mesh), seed_key, autoencoder)
+            state, metrics = step_fn(state, parallel.put_batch(next(stream), mesh), seed_key, *frozen)
             step += 1
             if step == begun + 1:  # the first step compiled the program: time from its end
                 jax.block_until_ready(state.step)
@@ -315,54 +321,6 @@ def _stream(experiment: Experiment, store: LatentStore, start_step: int = 0):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def _first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path, reached: int | None) -> TrainState:
-    """Restored, started from another run's parameters or from weights in files, or fresh."""
-    init = functools.partial(denoisers.init, experiment.model)
-    key = jax.random.key(experiment.seed)
-    decays, settings = experiment.ema.decays, experiment.train
-    target = abstract_state(init, optimizer, decays, mesh, key)
-    if reached is not None:
-        return checkpoints.restore(workdir / CHECKPOINTS, target)
-    if settings.init_from is None:
-        return create_state(init, optimizer, decays, mesh, key)
-    params = _given_params(experiment, target.params)
-    return create_state(lambda given: given, optimizer, decays, mesh, params)
-
-
-def _given_params(experiment: Experiment, target):
-    """Those that `train.init_from` names: of a run, or what `denoisers.load` takes."""
-    source, weights = experiment.train.init_from, experiment.train.init_weights
-    folder = Path(source) / CHECKPOINTS
-    if folder.is_dir():
-        return checkpoints.load_params(folder, weights, target=target)
-    try:
-        params = load_params(experiment.model, source)
-    except InputError as error:
-        reason = "not the folder of a run with checkpoints, nor weights to start from"
-        raise InputError(f"train.init_from={source}: {reason}: {error}") from error
-    if weights != "params":
-        raise InputError(f"train.init_weights={weights!r}, but {source} is no run and has one set of weights: 'params'")
-    return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, target))
-
-
-def _lpl_weight(experiment, objective, state, autoencoder, store, mesh):
-    """The given weight of the perceptual loss, or the one that makes it `target_share` of the total (App. A.4)."""
-    config = experiment.lpl
-    if config.weight is not None:
-        return state.lpl_weight + config.weight
-    measure = jax.jit(functools.partial(losses, objective=objective))
-    stream = _stream(experiment, store)
-    # Draws of the calibration are no step's draws: steps fold in numbers from 0 up.
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31)
-    values = []
-    for index in tqdm(range(experiment.loss.calibration_batches), desc="calibrate LPL weight", leave=False):
-        batch = parallel.put_batch(next(stream), mesh)
-        _, metrics = measure(state.params, batch, jax.random.fold_in(key, index), autoencoder, state.lpl_weight)
-        values.append((metrics["diffusion_loss"], metrics["lpl"]))
-    diffusion, perceptual = np.array(jax.device_get(values)).T
-    return state.lpl_weight + calibrate_weight(diffusion, perceptual, config.target_share)
 
 
 def _write_config(experiment: Experiment, workdir: Path) -> None:

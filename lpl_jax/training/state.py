@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from lpl_jax.errors import InputError
+from lpl_jax.losses import LossVariances, init_variances
 from lpl_jax.parallel import leaf_path, param_sharding
 from lpl_jax.training.ema import init_emas, update_emas
 
@@ -19,7 +20,7 @@ class TrainState:
     """step: int32 scalar, number of updates made. params: float32. emas: averages of the parameters by name ("0.9999").
 
     opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the perceptual loss (kept in the state as it
-    may be calibrated during the run).
+    may be calibrated during the run). variances: of the losses, where the re-weighting of Eq. 15 needs them.
     """
 
     step: jax.Array
@@ -27,9 +28,10 @@ class TrainState:
     emas: dict[str, Any]
     opt_state: Any
     lpl_weight: jax.Array
+    variances: LossVariances | None = None
 
 
-def _builder(init_params_fn, optimizer, ema_decays, lpl_weight):
+def _builder(init_params_fn, optimizer, ema_decays, lpl_weight, with_variances):
     def build(key) -> TrainState:
         params = init_params_fn(key)
         return TrainState(
@@ -38,6 +40,7 @@ def _builder(init_params_fn, optimizer, ema_decays, lpl_weight):
             emas=init_emas(params, ema_decays),
             opt_state=optimizer.init(params),
             lpl_weight=jnp.asarray(lpl_weight, jnp.float32),
+            variances=init_variances() if with_variances else None,
         )
 
     return build
@@ -53,12 +56,14 @@ def abstract_state(
     ema_decays: Sequence[float],
     mesh: Mesh,
     key,
+    *,
+    with_variances: bool = False,
 ) -> TrainState:
     """What `create_state` would return, as ShapeDtypeStructs with their shardings: what to restore a checkpoint into.
 
     Raises InputError where a parameter is not float32.
     """
-    shapes = jax.eval_shape(_builder(init_params_fn, optimizer, ema_decays, 0.0), key)
+    shapes = jax.eval_shape(_builder(init_params_fn, optimizer, ema_decays, 0.0, with_variances), key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
         if leaf.dtype != jnp.float32:
             raise InputError(f"parameter {leaf_path(path)} is {leaf.dtype}; parameters are kept in float32")
@@ -73,6 +78,7 @@ def create_state(
     key,
     *,
     lpl_weight: float = 0.0,
+    with_variances: bool = False,
 ) -> TrainState:
     """Initial state, created in place: no device ever holds more than its own part of it.
 
@@ -80,10 +86,12 @@ def create_state(
     (another run's), give them as `key` and the identity as the function; the state may then share their memory, so
     they are gone once it is donated.
     ema_decays: one average each; all start as the parameters.
+    with_variances: whether the state keeps the variances of the losses.
     The values do not depend on the mesh.
     """
-    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(init_params_fn, optimizer, ema_decays, mesh, key))
-    return jax.jit(_builder(init_params_fn, optimizer, ema_decays, lpl_weight), out_shardings=shardings)(key)
+    target = abstract_state(init_params_fn, optimizer, ema_decays, mesh, key, with_variances=with_variances)
+    build = _builder(init_params_fn, optimizer, ema_decays, lpl_weight, with_variances)
+    return jax.jit(build, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, target))(key)
 
 
 def apply_gradients(

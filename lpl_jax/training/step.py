@@ -9,7 +9,7 @@ The same D feeds both losses: one evaluation of the network, no second forward p
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,19 @@ import optax
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import sample_posterior
 from lpl_jax.diffusion import Paradigm, loss_weight
-from lpl_jax.losses import LPLConfig, gated_perceptual_loss, perceptual_share
+from lpl_jax.losses import (
+    ComparisonConfig,
+    LossVariances,
+    LPLConfig,
+    active_samples,
+    block_features,
+    comparison_losses,
+    gated_perceptual_loss,
+    latent_perceptual_loss,
+    perceptual_share,
+    reweighted,
+    update_variances,
+)
 from lpl_jax.training.state import TrainState, apply_gradients
 
 
@@ -36,6 +48,8 @@ class Objective:
       weighting, gamma: weight of the diffusion loss over t, see `lpl_jax.diffusion.loss_weight`.
       lpl: the perceptual loss; None trains with the diffusion loss alone.
       capacity: how many images of the batch are decoded at the most; None decodes all and masks.
+      lpl_start: the perceptual loss counts from this step on.
+      comparison: one of the paper's comparison losses; "reweighting" takes what it needs of `lpl`, others exclude it.
     """
 
     model: nn.Module
@@ -47,6 +61,8 @@ class Objective:
     gamma: float = 5.0
     lpl: LPLConfig | None = None
     capacity: int | None = None
+    lpl_start: int = 0
+    comparison: ComparisonConfig | None = None
 
 
 def losses(
@@ -57,21 +73,27 @@ def losses(
     lpl_weight: jax.Array,
     objective: Objective,
     *,
+    network: Any = None,
+    variances: LossVariances | None = None,
     t: jax.Array | None = None,
     noise: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, dict[str, Any]]:
     """Total loss of one batch and its metrics.
 
     Args:
       params: of `objective.model`.
-      batch: mean and logvar (B, h, w, C), raw moments of the encoder's posterior; label (B,) int32.
+      batch: mean and logvar (B, h, w, C), raw moments of the encoder's posterior; label (B,) int32; control (B, 4),
+        original sizes and crops, where the model is conditioned on them.
       key: every draw comes from it: posterior sample, t, noise, dropped labels, which images are decoded.
       autoencoder: frozen; decodes for the perceptual loss and knows the latents' scale.
-      lpl_weight: scalar weight of the perceptual loss.
+      lpl_weight: scalar weight of the perceptual loss, or of the comparison loss.
+      network: frozen, of the comparison loss: `LatentLPIPS`, or parameters of the model.
+      variances: of the losses so far, for the re-weighting of Eq. 15.
       t: (B,) in the paradigm's unit, and noise: (B, h, w, C); given by tests that need fixed inputs.
     Returns:
       scalar float32, and scalars: loss, diffusion_loss and, with a perceptual loss, its value (`lpl`), its share of the
-      total and everything that `gated_perceptual_loss` reports, under `lpl/`.
+      total and everything that `gated_perceptual_loss` reports, under `lpl/`; with a comparison loss `comparison`, its
+      share, and under "samples" the losses of the single samples; with re-weighting the updated "variances".
     """
     paradigm = objective.paradigm
     latent_key, t_key, noise_key, drop_key, gate_key = jax.random.split(key, 5)
@@ -80,32 +102,50 @@ def losses(
     noise = jax.random.normal(noise_key, z0.shape) if noise is None else noise
     dropped = jax.random.bernoulli(drop_key, objective.label_dropout, z0.shape[:1])
     labels = jnp.where(dropped, objective.null_label, batch["label"])
+    conditions = (labels, None, batch["control"]) if "control" in batch else (labels,)
 
     z_t = paradigm.add_noise(z0, noise, t)
-    prediction = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), labels)
+    prediction = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), *conditions)
     squared = jnp.square(prediction.astype(jnp.float32) - paradigm.target(z0, noise, t)).mean((1, 2, 3))
     weight = loss_weight(paradigm, t, objective.weighting, gamma=objective.gamma)
     diffusion = jnp.mean(weight * squared)
-    if objective.lpl is None:
+    if objective.lpl is None and objective.comparison is None:
         return diffusion, {"loss": diffusion, "diffusion_loss": diffusion}
+    step = _Prediction(z0, noise, t, *paradigm.estimate(z_t, prediction, t), weight * squared, conditions)
+    if objective.comparison is None:
+        return _with_lpl(diffusion, step, gate_key, autoencoder, lpl_weight, objective)
+    if objective.comparison.kind == "reweighting":
+        return _reweighted(diffusion, step, autoencoder, lpl_weight, objective, variances)
+    return _with_comparison(diffusion, step, gate_key, network, lpl_weight, objective)
 
-    z0_hat, _ = paradigm.estimate(z_t, prediction, t)
-    alpha, sigma = paradigm.alpha_sigma(t)
+
+class _Prediction(NamedTuple):
+    """What the terms beside the diffusion loss are computed from; losses: weighted diffusion loss by sample, (B,)."""
+
+    z0: jax.Array
+    noise: jax.Array
+    t: jax.Array
+    z0_hat: jax.Array
+    eps_hat: jax.Array
+    losses: jax.Array
+    conditions: tuple
+
+
+def _with_lpl(diffusion, step: _Prediction, key, autoencoder, lpl_weight, objective: Objective):
+    paradigm = objective.paradigm
+    alpha, sigma = paradigm.alpha_sigma(step.t)
+    min_snr = objective.lpl.extra_weight == "min_snr"
     perceptual, details = gated_perceptual_loss(
         autoencoder,
-        z0_hat,
-        z0,
+        step.z0_hat,
+        step.z0,
         alpha,
         sigma,
-        gate_key,
+        key,
         objective.lpl,
         resolution=objective.resolution,
         capacity=objective.capacity,
-        sample_weight=(
-            loss_weight(paradigm, t, "min_snr", gamma=objective.gamma)
-            if objective.lpl.extra_weight == "min_snr"
-            else None
-        ),
+        sample_weight=loss_weight(paradigm, step.t, "min_snr", gamma=objective.gamma) if min_snr else None,
     )
     total = diffusion + lpl_weight * perceptual
     share = perceptual_share(diffusion, perceptual, lpl_weight)
@@ -113,11 +153,45 @@ def losses(
     return total, metrics | {f"lpl/{name}": value for name, value in details.items()}
 
 
+def _with_comparison(diffusion, step: _Prediction, key, network, weight, objective: Objective):
+    config, paradigm = objective.comparison, objective.paradigm
+    values, active = comparison_losses(
+        config,
+        network,
+        (step.z0_hat, step.eps_hat),
+        (step.z0, step.noise),
+        *paradigm.alpha_sigma(step.t),
+        key,
+        resolution=objective.resolution,
+        paradigm=paradigm,
+        features=block_features(objective.model, config.block) if config.block else None,
+        conditions=step.conditions,
+    )
+    comparison = jnp.mean(values)
+    total = diffusion + weight * comparison
+    share = perceptual_share(diffusion, comparison, weight)
+    metrics = {"loss": total, "diffusion_loss": diffusion, "comparison": comparison, "comparison_share": share}
+    return total, metrics | {"samples": (step.losses, values, active)}
+
+
+def _reweighted(diffusion, step: _Prediction, autoencoder, weight, objective: Objective, variances: LossVariances):
+    """Eq. 15: LPL is only measured, of every sample under its threshold."""
+    alpha, sigma = objective.paradigm.alpha_sigma(step.t)
+    active = active_samples(alpha, sigma, objective.lpl, resolution=objective.resolution)
+    estimate = jax.lax.stop_gradient(jnp.where(active[:, None, None, None], step.z0_hat, step.z0))
+    perceptual, _ = latent_perceptual_loss(autoencoder, estimate, step.z0, objective.lpl)
+    variances = update_variances(variances, step.losses, perceptual, active)
+    total = jnp.mean(reweighted(step.losses, active, weight, variances.perceptual, variances.diffusion))
+    metrics = {"loss": total, "diffusion_loss": diffusion, "lpl": jnp.mean(jnp.where(active, perceptual, 0.0))}
+    return total, metrics | {"variances": variances}
+
+
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
     seed_key: jax.Array,
     autoencoder: Autoencoder,
+    network: Any = None,
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -132,6 +206,10 @@ def train_step(
     """
     key = jax.random.fold_in(seed_key, state.step)
     gradient = jax.grad(losses, has_aux=True)
-    grads, metrics = gradient(state.params, batch, key, autoencoder, state.lpl_weight, objective, t=t, noise=noise)
+    weight = jnp.where(state.step >= objective.lpl_start, state.lpl_weight, 0.0)
+    given = dict(network=network, variances=state.variances, t=t, noise=noise)
+    grads, metrics = gradient(state.params, batch, key, autoencoder, weight, objective, **given)
+    metrics.pop("samples", None)
+    state = state.replace(variances=metrics.pop("variances", state.variances))
     state, norms = apply_gradients(state, grads, optimizer, ema_start=ema_start)
     return state, metrics | norms

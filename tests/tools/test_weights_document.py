@@ -78,7 +78,7 @@ def test_the_documented_commands(place, monkeypatch, capsys):
         main = {"lpl_jax.tools.export": export.main, "train.py": train_program.main}[program]
         with monkeypatch.context() as patch:
             if "runs/tuned" in command:  # up to the first step, whose loss another test compiles
-                patch.setattr(loop, "_lpl_weight", lambda *_: jnp.float32(2))
+                patch.setattr(loop, "perceptual_weight", lambda *_: jnp.float32(2))
                 patch.setattr(loop, "_loop", lambda *given: tuned.update(state=given[3]) or loop.Result(None, 0, 0, 0))
             assert main(argv) == 0, command
     _, want = load_run("runs/base")
@@ -164,7 +164,7 @@ def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
 
     one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(loop.parallel, "make_mesh", one_device)
-    monkeypatch.setattr(loop, "_lpl_weight", weigh)
+    monkeypatch.setattr(loop, "perceptual_weight", weigh)
     monkeypatch.setattr(loop, "_loop", stop_at_once)
     train(experiment, tmp_path / "run")
     (tmp_path / "again/config.json").write_text((tmp_path / "run/config.json").read_text())

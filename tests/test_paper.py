@@ -1,0 +1,147 @@
+"""configs/paper.py: every named row resolves, says where it is from, and takes a step at tiny size."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import paper
+from lpl_jax import autoencoders, denoisers
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.cards import METRICS
+from lpl_jax.losses import latent_lpips_weights
+from lpl_jax.losses.latent_lpips import shapes
+from lpl_jax.parallel import MeshConfig, make_mesh
+from lpl_jax.training import build, create_state, resolve, train_step
+from lpl_jax.training.loop import make_objective
+from lpl_jax.training.optimizer import make_optimizer
+
+BATCH, SIDE = 4, 4
+
+
+def tiny(name, autoencoder):
+    """The experiment of a row with a network of the same kind and few channels, and a batch of latents."""
+    config = paper.get_config(name)
+    if config.train.init_from == "":
+        config.train.init_from = "given"
+    if config.comparison.kind == "latent_lpips":
+        config.comparison.network = "given"
+    config.model.hidden, config.model.heads, config.model.num_classes = 8, 2, 4
+    if config.comparison.block is None:  # the others name one of 28 blocks
+        config.model.depth = 2
+    config.train.batch_size = BATCH
+    experiment = dataclasses.replace(build(config), resolution=SIDE * 8)
+    return resolve(experiment, autoencoder.config)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tiny_folder):
+    return autoencoders.load(tiny_folder)
+
+
+@functools.cache
+def params_of(model):
+    shapes = jax.eval_shape(functools.partial(denoisers.init, model), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: (0.05 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+
+
+@functools.cache
+def lpips():
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: np.abs(0.05 * rng.standard_normal(s.shape)).astype(np.float32), shapes(4))
+    return latent_lpips_weights.LatentLPIPS(params)
+
+
+def network_of(experiment):
+    kind = experiment.comparison.kind if experiment.comparison else None
+    return {"latent_lpips": lpips, "self_perceptual": lambda: params_of(experiment.model)}.get(kind, lambda: None)()
+
+
+def step_of(name, autoencoder):
+    """(jitted step, its arguments) of a row at tiny size."""
+    experiment = tiny(name, autoencoder)
+    objective = make_objective(experiment)
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    reweighting = objective.comparison is not None and objective.comparison.kind == "reweighting"
+    state = create_state(
+        lambda given: given,
+        optimizer,
+        experiment.ema.decays,
+        make_mesh(MeshConfig(), jax.devices()[:1]),
+        params_of(experiment.model),
+        lpl_weight=0.5,
+        with_variances=reweighting,
+    )
+    rng = np.random.default_rng(1)
+    batch = {
+        "mean": rng.standard_normal((BATCH, SIDE, SIDE, 4)).astype(np.float32),
+        "logvar": np.full((BATCH, SIDE, SIDE, 4), -6, np.float32),
+        "label": np.arange(BATCH, dtype=np.int32),
+    }
+    options = dict(objective=objective, optimizer=optimizer, ema_start=experiment.ema.start)
+    step = jax.jit(functools.partial(train_step, **options))
+    return step, (state, batch, jax.random.key(0), autoencoder, network_of(experiment))
+
+
+def check_metrics(metrics, name):
+    row = paper.ROWS[name]
+    assert ("lpl" in metrics) == ("lpl" in row.arguments.split(","))
+    assert ("comparison" in metrics) == (row.changes.get("comparison.kind") in ("latent_lpips", "self_perceptual"))
+
+
+@pytest.mark.parametrize("name", paper.ROWS)
+def test_row_resolves(name, autoencoder):
+    row = paper.ROWS[name]
+    assert row.name == name and row.where
+    assert set(row.paper) <= set(METRICS)
+    assert row.init is None or row.init in paper.ROWS
+    experiment = tiny(name, autoencoder)
+    assert (experiment.train.init_from is None) == (row.init is None)
+    assert (make_objective(experiment).lpl is not None) == ("lpl" in row.arguments.split(","))
+
+
+def take_a_step(name, autoencoder):
+    step, arguments = step_of(name, autoencoder)
+    state, metrics = step(*arguments)
+    assert int(state.step) == 1
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    check_metrics(metrics, name)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), arguments[0].params, state.params)
+    assert any(jax.tree.leaves(moved))
+    return state
+
+
+# One of each kind of step.
+KINDS = ("table3_flow_lpl", "table5_latent_lpips_gated", "table5_self_perceptual8", "table6_eq15", "figure7_rgb")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_rows_take_a_step(name, autoencoder):
+    state = take_a_step(name, autoencoder)
+    assert (state.variances is not None) == (name == "table6_eq15")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", paper.ROWS)
+def test_every_row_takes_a_step(name, autoencoder):
+    take_a_step(name, autoencoder)
+    jax.clear_caches()
+
+
+def test_names_that_are_not_there_are_refused():
+    with pytest.raises(InputError, match="configs/paper.py does not take 'table99'"):
+        paper.get_config("table99")
+
+
+def test_tables_and_figures_are_complete():
+    """What the paper trains for Tables 2 to 9 and Figures 6 to 21, but for captions (another dataset) and FLOPs."""
+    places = " ".join(row.where for row in paper.ROWS.values())
+    for number in (2, 3, 4, 5, 6, 7, 9):
+        assert f"Table {number}," in places
+    for number in (6, 7, 8, 9, 10, 18, 19, 20, 21):
+        assert f"Fig. {number}," in places
+    for both in ("Fig. 14 and 16", "Fig. 15 and 17"):
+        assert both in places

@@ -103,6 +103,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if values.peak_tflops is not None and not values.run:
         raise InputError("--peak_tflops is for measured steps: give --run too")
+    for name, value in (("repeats", values.repeats), ("peak_tflops", values.peak_tflops)):
+        if value is not None and value <= 0:
+            raise InputError(f"--{name}={value} is not above 0")
     with config.unlocked():
         config.train.init_from = None  # what a run starts from costs nothing
     experiment = build(config)
@@ -133,8 +136,8 @@ def _flags(values: flags.FlagValues) -> None:
     boolean("compile", help="compile the step: XLA's count of operations and its memory plan")
     boolean("run", help="run the step on random latents")
     boolean("table8", help="the paper's Tables 7 and 8 from our formulas")
-    flags.DEFINE_integer("repeats", 10, "timed steps", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("peak_tflops", None, "peak of one device, TFLOP/s", lower_bound=1e-6, flag_values=values)
+    flags.DEFINE_integer("repeats", 10, "timed steps", flag_values=values)
+    flags.DEFINE_float("peak_tflops", None, "peak of one device, TFLOP/s", flag_values=values)
     flags.DEFINE_string("out", None, "folder for profile.json and profile.md", flag_values=values)
 
 
@@ -219,28 +222,32 @@ def _totals(report):
     if report["decoding"]["images"]:
         lines += [
             f"| perceptual loss, GFLOP per image | {_cells(report, 'perceptual', 1e9)} | |",
-            f"| ratio with / without | {_cells(report, 'ratio', 1, 4)} | |",
-            f"| ratio if only active images were decoded | {_cells(report, 'ratio_at_active_fraction', 1, 4)} | |",
+            f"| ratio with / without | {_cells(report, 'ratio', 1)} | |",
+            f"| ratio if only active images were decoded | {_cells(report, 'ratio_at_active_fraction', 1)} | |",
         ]
     lines += [
-        f"| step, GFLOP per image | {_cells(report, 'total', 1e9)} | {traced / batch / 1e9:,.3f} |",
-        f"| step, TFLOP | {_cells(report, 'total', 1e12 / batch, 4)} | {traced / 1e12:,.4f} |",
+        f"| step, GFLOP per image | {_cells(report, 'total', 1e9)} | {_number(traced / batch / 1e9)} |",
+        f"| step, TFLOP | {_cells(report, 'total', 1e12 / batch)} | {_number(traced / 1e12)} |",
     ]
     return lines
 
 
-def _cells(report, name, unit, digits=3):
-    return " | ".join(f"{report['analytic'][c.name][name] / unit:,.{digits}f}" for c in flops.CONVENTIONS)
+def _cells(report, name, unit):
+    return " | ".join(_number(report["analytic"][c.name][name] / unit) for c in flops.CONVENTIONS)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.3f}" if value >= 1 or not value else f"{value:.4g}"
 
 
 def _compiled(compiled, traced):
-    memory = ", ".join(f"{kind} {_gigabytes(size)}" for kind, size in compiled["memory"].items())
+    memory = ", ".join(f"{kind} {_size(size)}" for kind, size in compiled["memory"].items())
     return [
         f"Compiled for {compiled['backend']} in {compiled['compile_seconds']:.1f} s; for each of {compiled['devices']} "
         "device(s):",
         "",
-        f"- XLA's own count: {compiled['flops'] / 1e12:,.4f} TFLOP a step, with the bodies of loops counted once; "
-        f"{compiled['flops_with_loops'] / 1e12:,.4f} with the products of scanned layers as often as they run",
+        f"- XLA's own count: {_number(compiled['flops'] / 1e9)} GFLOP a step, with the bodies of loops counted once; "
+        f"{_number(compiled['flops_with_loops'] / 1e9)} with the products of scanned layers as often as they run",
         f"- memory plan: {memory or 'the backend has none'}",
     ]
 
@@ -250,7 +257,7 @@ def _measured(measured):
     use = "unknown peak: give --peak_tflops"
     if measured["mfu"] is not None:
         use = f"{measured['mfu']:.1%} of {measured['peak_tflops']:g}"
-    memory = ", ".join(f"{name} {_gigabytes(size)}" for name, size in measured["memory"].items())
+    memory = ", ".join(f"{name} {_size(size)}" for name, size in measured["memory"].items())
     return [
         f"Measured on {measured['devices']} x {measured['device_kind']}, {measured['repeats']} steps:",
         "",
@@ -261,8 +268,8 @@ def _measured(measured):
     ]
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.3f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"
 
 
 # --- the paper's tables ---

@@ -1,0 +1,185 @@
+"""The Self-Perceptual loss against PyTorch: its formula on diffusers' Stable Diffusion 3 with the same weights."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from lpl_jax.denoisers import load
+from lpl_jax.diffusion import paradigm
+from lpl_jax.errors import InputError
+from lpl_jax.losses.self_perceptual import block_features, sample_second_t, self_perceptual_loss
+
+TEXT, POOLED, DEPTH = 24, 40, 2
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module")
+def twin():
+    torch.set_num_threads(1)
+    module = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=DEPTH,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT,
+        caption_projection_dim=64,
+        pooled_projection_dim=POOLED,
+        pos_embed_max_size=12,
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    return module.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def frozen(twin, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twin")
+    twin.save_pretrained(folder)
+    return load(folder)
+
+
+def torch_tokens(twin, latents, time, text, pooled, block):
+    """The image stream behind block 1..DEPTH."""
+    found = []
+    hook = twin.transformer_blocks[block - 1].register_forward_hook(lambda *args: found.append(args[2][1]))
+    twin(latents, encoder_hidden_states=text, pooled_projections=pooled, timestep=time)
+    hook.remove()
+    return found[0]
+
+
+def draw(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(2, 4, 6, 4)] * 3 + [(2, 5, TEXT), (2, POOLED)]
+    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+
+@partial(jit, static_argnums=(0, 1, 2))
+def value_and_gradients(model, block, process, params, t, second_t, inputs):
+    """Loss, and the gradient of its sum with respect to weights, prediction, z0 and noise, of which only one is not 0.
+
+    z_t stands apart from z0 and noise, so that the real branch is the only way to them.
+    """
+    z0, noise, prediction, text, pooled = inputs
+    z_t = process.add_noise(z0, noise, t)
+
+    def loss(params, prediction, z0, noise):
+        predicted = process.estimate(z_t, prediction, t)
+        conditions = (text, pooled)
+        features = block_features(model, block)
+        values = self_perceptual_loss(features, params, process, second_t, predicted, (z0, noise), conditions)
+        return values.sum(), values
+
+    gradients, values = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(params, prediction, z0, noise)
+    return values, gradients
+
+
+def torch_value_and_gradient(twin, block, coefficients, second_coefficients, time, inputs):
+    """In float32; `coefficients` are alpha, sigma at t and (p, q) of the target p * noise - q * z0."""
+    z0, noise, prediction, text, pooled = (torch.tensor(value) for value in inputs)
+    z0, noise, prediction = (value.permute(0, 3, 1, 2) for value in (z0, noise, prediction))
+    prediction.requires_grad_()
+
+    def column(values):
+        return torch.tensor(values)[:, None, None, None]
+
+    alpha, sigma, p, q = map(column, coefficients)
+    z_t = alpha * z0 + sigma * noise
+    det = alpha * p + sigma * q
+    z0_hat = (p * z_t - sigma * prediction) / det
+    noise_hat = (q * z_t + alpha * prediction) / det
+    alpha, sigma = map(column, second_coefficients)
+
+    def tokens(a, b):
+        return torch_tokens(twin, alpha * a + sigma * b, torch.tensor(time), text, pooled, block)
+
+    losses = ((tokens(z0_hat, noise_hat) - tokens(z0, noise)) ** 2).mean((1, 2))
+    losses.sum().backward()
+    return losses.detach().numpy(), prediction.grad.permute(0, 2, 3, 1).numpy()
+
+
+# Paradigm, block, t, t'. At index 999 of v and at t = 1 of flow alpha is 0: all is noise.
+CASES = {
+    "v": (paradigm("v"), 1, [999, 300], [500, 999]),
+    "flow": (paradigm("flow"), DEPTH, [1.0, 0.25], [0.6, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_pytorch(name, frozen, twin):
+    process, block, t, second_t = CASES[name]
+    (model, params), inputs = frozen, draw()
+    t, second_t = jnp.asarray(t), jnp.asarray(second_t)
+    values, (of_params, gradient, *of_actual) = value_and_gradients(model, block, process, params, t, second_t, inputs)
+    first, second = (tuple(map(np.asarray, process.alpha_sigma(each))) for each in (t, second_t))
+    coefficients = first + {"v": first, "flow": ([1.0] * 2, [1.0] * 2)}[name]
+    time = np.asarray(second_t, np.float32) * (1000 if name == "flow" else 1)
+    expected, wanted = torch_value_and_gradient(twin, block, coefficients, second, time, inputs)
+    assert values.shape == (2,)
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-3 * np.abs(wanted).max())
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((of_params, of_actual)))
+
+
+def linear(params, latents, time, shift):
+    return latents.reshape(*latents.shape[:1], -1) * params + shift + 0 * time[:, None]
+
+
+@pytest.mark.parametrize("process", [paradigm("eps"), paradigm("flow")], ids=["eps", "flow"])
+def test_perfect_estimates_have_no_loss_and_the_rest_is_the_noised_error(process):
+    z0, noise, error, *_ = draw()
+    t = jnp.array([0.0, 0.7]) if process.name == "flow" else jnp.array([0, 700])
+    alpha, sigma = (value[:, None, None, None] for value in process.alpha_sigma(t))
+
+    @jit
+    def loss(z0_hat, eps_hat):
+        return self_perceptual_loss(linear, 3.0, process, t, (z0_hat, eps_hat), (z0, noise), (jnp.ones(96),))
+
+    np.testing.assert_array_equal(loss(z0, noise), 0)
+    expected = 9 * np.square(alpha * error - 2 * sigma * error).mean((1, 2, 3))
+    np.testing.assert_allclose(loss(z0 + error, noise - 2 * error), expected, rtol=1e-4)
+
+
+def test_without_signal_the_estimate_of_the_latents_gets_no_gradient():
+    z0, noise, error, *_ = draw()
+    t = jnp.array([999, 999])
+
+    def loss(z0_hat, eps_hat):
+        predicted = z0_hat, eps_hat
+        return self_perceptual_loss(linear, 1.0, paradigm("v"), t, predicted, (z0, noise), (0.0,)).sum()
+
+    of_z0_hat, of_eps_hat = jit(jax.grad(loss, (0, 1)))(z0 + error, noise + error)
+    np.testing.assert_array_equal(of_z0_hat, 0)
+    assert np.abs(of_eps_hat).max() > 0
+
+
+def test_second_times_are_uniform_and_independent_of_time_sampling():
+    draw_t = jit(sample_second_t, static_argnums=(0, 2))
+    indices, flow, shifted = (
+        draw_t(each, jax.random.key(0), (20000,))
+        for each in (paradigm("eps"), paradigm("flow"), paradigm("flow", schedule_rescale=2.0))
+    )
+    assert indices.dtype == jnp.int32
+    draws = {"eps": np.asarray(indices) / 1000, "flow": np.asarray(flow)}
+    for name, t in draws.items():
+        # Deciles of a uniform distribution have standard deviations of at most sqrt(0.25 / 20000) = 0.0035.
+        deciles = np.quantile(t, np.arange(0.1, 1, 0.1))
+        np.testing.assert_allclose(deciles, np.arange(0.1, 1, 0.1), atol=0.015, err_msg=name)
+    np.testing.assert_allclose(shifted, 2 * draws["flow"] / (1 + draws["flow"]), rtol=1e-6)
+
+
+def test_estimates_of_other_latents_are_refused():
+    z0, noise, *_ = draw()
+    with pytest.raises(InputError, match=r"estimates of shape \(2, 4, 3, 4\) given, the latents have \(2, 4, 6, 4\)"):
+        halves = z0[:, :, :3], noise[:, :, :3]
+        self_perceptual_loss(linear, 1.0, paradigm("v"), jnp.array([1, 2]), halves, (z0, noise), (0.0,))

@@ -15,7 +15,7 @@ from lpl_jax.diffusion import Paradigm, guided, sample
 from lpl_jax.errors import InputError
 
 ROUNDING = "clip to [-1, 1], (x + 1) * 127.5, nearest, halves to even"
-STATIC = ("model", "paradigm", "side", "sampler", "steps", "spacing", "guidance")
+STATIC = ("model", "paradigm", "side", "resolution", "sampler", "steps", "spacing", "guidance")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -28,18 +28,23 @@ def sample_latents(
     model: MMDiTConfig,
     paradigm: Paradigm,
     side: int,
+    resolution: int,
     sampler: str,
     steps: int,
     spacing: str = "trailing",
     guidance: float = 1.0,
 ) -> jax.Array:
-    """Scaled latents (B, side, side, C) for labels (B,); noise is drawn with `key` and the number of the row alone."""
+    """Scaled latents (B, side, side, C) for labels (B,); noise is drawn with `key` and the number of the row alone.
+
+    A model that is conditioned on size and crop is told of an image that was `resolution` pixels large and not cropped.
+    """
     shape = (side, side, model.latent_channels)
     noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
     noise = parallel.constrain_batch(noise)
 
     def denoise(z, t, context):
-        return MMDiT(model).apply({"params": params}, z, paradigm.time_input(t), context)
+        control = jnp.tile(jnp.array([resolution, resolution, 0.0, 0.0]), (len(z), 1)) if model.control else None
+        return MMDiT(model).apply({"params": params}, z, paradigm.time_input(t), context, control=control)
 
     null = jnp.full_like(labels, model.num_classes)
     step = guided(denoise, guidance, context=labels, null_context=null)
@@ -85,6 +90,7 @@ def image_maker(
         model=model,
         paradigm=paradigm,
         side=resolution // autoencoder.config.downsample,
+        resolution=resolution,
         sampler=sampler or paradigm.samplers[0],
         **options,
     )

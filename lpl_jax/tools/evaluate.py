@@ -219,7 +219,8 @@ def evaluate_run(
         if loaded != setting[:2]:
             loaded = setting[:2]
             params = load_params(workdir, run, mesh, setting.weights, setting.checkpoint)
-        sampling = dataclasses.replace(experiment.sampling, guidance=setting.guidance, steps=setting.steps)
+        chosen = dict(guidance=setting.guidance, guidance_resolution=None, steps=setting.steps)
+        sampling = dataclasses.replace(experiment.sampling, **chosen)
         make = image_maker(
             params,
             autoencoder,
@@ -293,7 +294,7 @@ def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dic
     chosen = (
         there if lists.get("checkpoints") == ["all"] else _numbers(lists, "checkpoints", int) or there[-1:],
         lists.get("weights") or [sampling.weights or default_weights(run)],
-        _numbers(lists, "guidance", float) or [sampling.guidance],
+        _numbers(lists, "guidance", float) or [sampling.guidance_at(run.resolution)],
         _numbers(lists, "steps", int) or [sampling.steps],
     )
     settings = [Setting(*values) for values in itertools.product(*chosen)]
@@ -323,6 +324,7 @@ def _about(run: Experiment, workdir: Path, autoencoder) -> dict[str, Any]:
         "rounding": ROUNDING,
         "labels": f"number of the image modulo {run.model.num_classes}",
         "model.dtype": run.model.dtype,
+        **({"control": f"original size {run.resolution}, crop at 0"} if run.model.control else {}),
     }
 
 

@@ -110,7 +110,7 @@ def _pictures(workdir: Path, experiment: Experiment, autoencoder) -> dict[str, n
             resolution=run.resolution,
             sampler=run.sampling.sampler,
             steps=run.sampling.steps,
-            guidance=run.sampling.guidance,
+            guidance=run.sampling.guidance_at(run.resolution),
             spacing=run.sampling.spacing,
         )
     return pictures

@@ -13,7 +13,7 @@ import jax
 
 from lpl_jax.autoencoders import AutoencoderConfig
 from lpl_jax.denoisers import MMDiTConfig, preset
-from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm
+from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm, rescaled_guidance
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.losses import ComparisonConfig, LPLConfig
@@ -104,14 +104,28 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How images are generated. `sampler` None is the paradigm's first one (ddim, or euler)."""
+    """How images are generated. `sampler` None is the paradigm's first one (ddim, or euler).
+
+    guidance is taken as it is, or, with `guidance_resolution`, as stated for images of that side.
+    """
 
     sampler: str | None = None
     steps: int = 50
     guidance: float = 1.5
+    guidance_resolution: int | None = None
     spacing: str = "trailing"
     per_class: int = 2
     weights: str | None = None
+
+    def __post_init__(self):
+        side = self.guidance_resolution
+        _require(side is None or side > 0, "sampling.guidance_resolution", side, "a number of pixels")
+
+    def guidance_at(self, resolution: int) -> float:
+        """The guidance scale for images of this side."""
+        if self.guidance_resolution is None:
+            return self.guidance
+        return rescaled_guidance(self.guidance, resolution / self.guidance_resolution)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,9 +261,8 @@ def _check_together(experiment: Experiment) -> None:
         raise InputError("the perceptual loss has no weight: give lpl.weight or lpl.target_share")
     comparison = experiment.comparison
     if comparison is not None and (comparison.kind == "reweighting") != (lpl is not None):
-        needed = (
-            "needs the LPL whose variance it takes" if lpl is None else "is compared with LPL: use lpl.preset 'none'"
-        )
+        needed = "needs the LPL whose variance it takes: give lpl.preset"
+        needed = needed if lpl is None else "stands in place of LPL: use lpl.preset 'none'"
         raise InputError(f"comparison.kind={comparison.kind!r} {needed}")
     if comparison is not None and comparison.block and comparison.block > experiment.model.depth:
         raise InputError(f"comparison.block={comparison.block} of a model with {experiment.model.depth} blocks")

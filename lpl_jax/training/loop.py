@@ -307,7 +307,7 @@ def _periodic_evaluation(experiment: Experiment, autoencoder: Autoencoder, mesh:
         folder=workdir / "evaluation" / "training",
         sampler=sampling.sampler,
         steps=sampling.steps,
-        guidance=sampling.guidance,
+        guidance=sampling.guidance_at(experiment.resolution),
         spacing=sampling.spacing,
     )
 
@@ -320,6 +320,7 @@ def _stream(experiment: Experiment, store: LatentStore, start_step: int = 0):
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        control=experiment.model.control,
     )
 
 

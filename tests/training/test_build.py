@@ -46,7 +46,7 @@ def test_the_base_config_names_every_field_of_its_parts():
 
     # Not offered: what the data decide, text and sizes, which training does not take yet, and what only ported
     # checkpoints have.
-    absent = {"latent_channels", "context_dim", "pooled_dim", "control", "qk_norm", "position_table", "dual_attention"}
+    absent = {"latent_channels", "context_dim", "pooled_dim", "qk_norm", "position_table", "dual_attention"}
     assert names(MMDiTConfig) - set(config["model"]) <= absent
     assert set(config["model"]) - {"preset"} <= names(MMDiTConfig)
     assert names(LPLConfig) - set(config["lpl"]) == set()

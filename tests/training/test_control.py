@@ -1,0 +1,36 @@
+"""Conditioning on original size and crop, and the guidance law of the companion paper (arXiv 2411.03177)."""
+
+import numpy as np
+import pytest
+
+from lpl_jax import autoencoders
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.generate import generate
+from lpl_jax.training import build, load_run, train
+from lpl_jax.training.build import SamplingConfig
+
+
+def test_a_run_that_is_told_size_and_crop(tiny_config, tiny_folder, tmp_path):
+    config = tiny_config(train__steps=4)
+    config.model.control = True
+    result = train(build(config), tmp_path)
+    run, params = load_run(tmp_path, "params")
+    assert run.model.control and {"size_mlp", "crop_mlp"} <= set(params)
+    assert np.abs(params["size_mlp"]["fc2"]["bias"]).max() > 0  # zero at first; the head, then modulation, then this moves
+    assert result.step == 4
+    options = dict(seed=0, model=run.model, paradigm=run.paradigm, resolution=32, steps=2, guidance=1.5)
+    images = generate(params, autoencoders.load(tiny_folder), [0, 1], **options)
+    assert images.shape == (2, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "guidance, side, resolution, expected",
+    [(1.5, None, 512, 1.5), (1.5, 256, 512, 2.0), (1.5, 256, 256, 1.5), (1.0, 256, 512, 1.0)],
+)
+def test_guidance_law(guidance, side, resolution, expected):
+    assert SamplingConfig(guidance=guidance, guidance_resolution=side).guidance_at(resolution) == expected
+
+
+def test_guidance_law_needs_a_size():
+    with pytest.raises(InputError, match="sampling.guidance_resolution=0"):
+        SamplingConfig(guidance_resolution=0)

@@ -181,9 +181,8 @@ def disagreements(first: Sequence[float], second: Sequence[float]) -> tuple[int,
     first, second = np.asarray(first), np.asarray(second)
     above = np.triu_indices(len(first), 1)
     pairs = [(values[above[0]], values[above[1]]) for values in (first, second)]
-    signs = [
-        np.greater(a, b).astype(int) - np.less(a, b) for a, b in pairs
-    ]  # compared, as infinities have no difference
+    # Compared, not subtracted: infinities have no difference.
+    signs = [np.greater(a, b).astype(int) - np.less(a, b) for a, b in pairs]
     product = signs[0] * signs[1]
     return int(np.sum(product < 0)), int(np.sum(product != 0))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 DPI = 110
+MARKERS = "osD^vP*X"
 CURVES = {
     "perceptual_distance": "perceptual distance of the decodes (0 = equal)",
     "psnr_db": "PSNR of the decodes (dB)",
@@ -24,12 +25,14 @@ def plot_interpolation(path: Path, rows: Sequence[Mapping]) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(CURVES), figsize=(5.2 * len(CURVES), 4.4), layout="constrained")
     for axis, (column, label) in zip(axes, CURVES.items(), strict=True):
-        for marker, method in zip("osD^vP*X" * len(rows), dict.fromkeys(row["method"] for row in rows), strict=False):
+        for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             mine = [row for row in rows if row["method"] == method and row["latent_mse"] > 0]
-            axis.plot(*_columns(mine, "latent_mse", column), marker=marker, markersize=5, linewidth=0.6, label=method)
+            style = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "linewidth": 0.6, "color": f"C{index}"}
+            axis.plot(*_columns(mine, "latent_mse", column), label=method, **style)
+            side = (4, 4) if index % 2 else (-4, -10)  # neighbouring curves have their numbers on different sides
             for row in mine:
-                place = row["latent_mse"], row[column]
-                axis.annotate(f"{row['factor']:g}", place, (4, 4), textcoords="offset points", fontsize=7)
+                place, text = (row["latent_mse"], row[column]), f"{row['factor']:g}"
+                axis.annotate(text, place, side, textcoords="offset points", fontsize=7, color=f"C{index}")
         axis.set(xscale="log", xlabel="MSE of the latents", ylabel=label)
         axis.grid(alpha=0.25)
     axes[0].set_yscale("log")

@@ -1,7 +1,8 @@
 """What a training step of an experiment costs: analytic operations, the traced and the compiled program, and time.
 
-Every function takes a resolved experiment and its autoencoder, whose leaves may be ShapeDtypeStructs except to measure.
-Functions that take a mesh want it set (`jax.set_mesh(mesh)`), as in training. Results are plain values, for JSON.
+Functions take a resolved experiment and its autoencoder; where the leaves of this are ShapeDtypeStructs, steps are
+measured with random weights. Functions that take a mesh want it set (`jax.set_mesh(mesh)`), as in training. Results
+are plain values, for JSON.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +20,9 @@ from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.analysis import flops
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.losses.latent_lpips import LatentLPIPS
+from lpl_jax.losses.latent_lpips import init as init_latent_lpips
+from lpl_jax.losses.latent_lpips import shapes as latent_lpips_shapes
 from lpl_jax.training import Experiment, abstract_state, create_state, train_step
 from lpl_jax.training.loop import make_objective
 from lpl_jax.training.optimizer import make_optimizer
@@ -43,29 +48,35 @@ def peak_tflops(device_kind: str) -> float | None:
 
 
 def analyse(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, Any]:
-    """Parameters, share of decoded images, and operations per image by part in both conventions."""
+    """Parameters, share of decoded images, and operations per image by part in both conventions.
+
+    Of the comparison losses only Eq. 15 is counted, which decodes every image and has no gradient through the decoder;
+    LatentLPIPS and Self-Perceptual are in the traced count alone.
+    """
     batch, lpl = experiment.train.batch_size, experiment.lpl
-    active, images = 0.0, 0
+    active, images, reweighting = 0.0, 0, _kind(experiment) == "reweighting"
     if lpl is not None:
         active = experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        images = make_objective(experiment).capacity or batch
+        images = batch if reweighting else make_objective(experiment).capacity or batch
     analytic = {}
     for convention in flops.CONVENTIONS:
-        count = functools.partial(
-            flops.step_flops, convention, experiment.model, autoencoder.config, experiment.resolution, lpl
+        parts = flops.step_flops(
+            convention, experiment.model, autoencoder.config, experiment.resolution, lpl, decoded=images / batch
         )
-        parts = count(decoded=images / batch)
+        if reweighting:
+            parts = dataclasses.replace(parts, predicted_backward=0.0)
         analytic[convention.name] = dataclasses.asdict(parts) | {
             "base": parts.base,
             "perceptual": parts.perceptual,
             "total": parts.total,
             "ratio": parts.total / parts.base,
-            "ratio_at_active_fraction": count(decoded=active).total / parts.base,
+            "ratio_at_active_fraction": dataclasses.replace(parts, decoded=active).total / parts.base,
         }
     init = functools.partial(denoisers.init, experiment.model)
     return {
         "resolution": experiment.resolution,
         "batch_size": batch,
+        "comparison": _kind(experiment),
         "parameters": {
             "denoiser": _count(jax.eval_shape(init, jax.random.key(0))),
             "encoder": _count(autoencoder.params["encoder"]),
@@ -115,17 +126,14 @@ def measure(
     experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, compiled: Any, *, repeats: int = 10
 ) -> dict[str, Any]:
     """Steps of the compiled program on random latents, each one waited for: seconds, and memory where devices tell."""
-    optimizer, _ = make_optimizer(experiment.optimizer)
-    init = functools.partial(denoisers.init, experiment.model)
-    # Steps take as long with any weight of the perceptual loss.
-    state = create_state(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0), lpl_weight=1.0)
+    state = _state(create_state, experiment, mesh, lpl_weight=1.0)  # with any weight, steps take as long
     batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
-    autoencoder = _with_weights(autoencoder, mesh)
+    frozen = _with_weights(autoencoder, mesh), _network(experiment, state, autoencoder, mesh)
     seconds = []
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
-        state, metrics = compiled(state, batch, seed_key, autoencoder)
+        state, metrics = compiled(state, batch, seed_key, *frozen)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
     seconds = seconds[WARM_UP:]
@@ -170,7 +178,7 @@ def _step(experiment: Experiment):
 
 
 def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.ndarray]:
-    """Random moments and labels of one batch."""
+    """Random moments and labels of one batch, and sizes and crops where the model takes them."""
     rng = np.random.default_rng(experiment.seed)
     size, side = experiment.train.batch_size, experiment.resolution // autoencoder.config.downsample
     shape = (size, side, side, autoencoder.config.latent_channels)
@@ -178,23 +186,49 @@ def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.nda
         "mean": rng.standard_normal(shape, np.float32),
         "logvar": np.full(shape, -10.0, np.float32),
         "label": rng.integers(0, experiment.model.num_classes, size, dtype=np.int32),
+        **({"control": np.zeros((size, 4), np.float32)} if experiment.model.control else {}),
     }
 
 
 def _abstract_arguments(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh):
-    """State, batch, key and autoencoder as ShapeDtypeStructs with the shardings that they have in training."""
+    """State, batch, key, autoencoder and the comparison's network as ShapeDtypeStructs, sharded as in training."""
     shards = parallel.batch_shards(mesh)
     if experiment.train.batch_size % shards:
         raise InputError(f"train.batch_size={experiment.train.batch_size} is not divisible by the {shards} shards")
-    optimizer, _ = make_optimizer(experiment.optimizer)
-    init = functools.partial(denoisers.init, experiment.model)
-    state = abstract_state(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0))
+    state = _state(abstract_state, experiment, mesh)
 
     def placed(tree, sharding):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
     batch = placed(_batch(experiment, autoencoder), parallel.batch_sharding(mesh))
-    return state, batch, *placed((jax.random.key(0), autoencoder), parallel.replicated(mesh))
+    rest = placed((jax.random.key(0), autoencoder), parallel.replicated(mesh))
+    network = None
+    if _kind(experiment) == "latent_lpips":
+        channels = autoencoder.config.latent_channels
+        network = placed(LatentLPIPS(latent_lpips_shapes(channels), channels), parallel.replicated(mesh))
+    elif _kind(experiment) == "self_perceptual":
+        network = state.params
+    return state, batch, *rest, network
+
+
+def _kind(experiment: Experiment) -> str | None:
+    return None if experiment.comparison is None else experiment.comparison.kind
+
+
+def _state(make, experiment: Experiment, mesh: Mesh, **options):
+    """`make` is create_state or abstract_state."""
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    init = functools.partial(denoisers.init, experiment.model)
+    options |= dict(with_variances=_kind(experiment) == "reweighting")
+    return make(init, optimizer, experiment.ema.decays, mesh, jax.random.key(0), **options)
+
+
+def _network(experiment: Experiment, state, autoencoder: Autoencoder, mesh: Mesh) -> Any:
+    """The frozen network of a comparison loss, with random weights; None where there is none."""
+    if _kind(experiment) == "latent_lpips":
+        network = init_latent_lpips(jax.random.key(0), autoencoder.config.latent_channels)
+        return parallel.put_replicated(network, mesh)
+    return jax.tree.map(jnp.copy, state.params) if _kind(experiment) == "self_perceptual" else None
 
 
 def _with_weights(autoencoder: Autoencoder, mesh: Mesh) -> Autoencoder:

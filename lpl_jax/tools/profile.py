@@ -201,6 +201,10 @@ def _head(report):
             f"- perceptual loss: {decoding['active_fraction']:.4f} of the timesteps expected under the threshold; "
             f"{decoding['images']} of {report['batch_size']} images decoded, q = {decoding['share']:.4f}"
         )
+    if report["comparison"] == "reweighting":
+        lines.append("- Eq. 15: the perceptual loss of every image is measured, without gradient")
+    elif report["comparison"]:
+        lines.append(f"- comparison loss {report['comparison']}: in the traced count alone")
     return lines
 
 

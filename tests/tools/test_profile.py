@@ -1,6 +1,7 @@
 """The profile tool as a user calls it: the paper's tables, full-size counts, and a tiny step compiled and run."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -119,6 +120,32 @@ def test_tiny_step_is_counted_compiled_and_run(tmp_path, tiny_folder):
     assert measured["mfu"] == pytest.approx(usual["total"] * 16 / measured["step_seconds"] / 8 / 0.5e12)
     assert math.isfinite(measured["loss"]) and measured["loss"] > 0
     assert "(MFU: " in text and "% of 0.5)" in text
+
+
+def test_comparison_losses_are_traced(tmp_path, tiny_folder):
+    tiny = [*TINY[:-4], f"--config.autoencoder.source={tiny_folder}"]
+    assert not any("lpl" in flag for flag in tiny)
+    network = "--config.comparison.network=anything"  # shapes are all it takes
+    comparisons = {
+        "none": [],
+        "latent_lpips": ["--config.comparison.kind=latent_lpips", network],
+        "self_perceptual": ["--config.comparison.kind=self_perceptual", "--config.comparison.block=2"],
+        "reweighting": [*TINY[-4:], "--config.comparison.kind=reweighting"],
+    }
+    reports = {name: call([*tiny, *extra], tmp_path / name)[0] for name, extra in comparisons.items()}
+    added = {
+        name: (report["traced"]["step"] - reports["none"]["traced"]["step"]) / 16 for name, report in reports.items()
+    }
+    # Eq. 15: two decodes of every image, no gradient.
+    parts = reports["reweighting"]["analytic"]["usual"]
+    assert added["reweighting"] == parts["perceptual"] == parts["clean_decode"] + parts["predicted_decode"] > 0
+    # Self-Perceptual behind block 2 of 3: two passes and a gradient of the input, of at most the whole network.
+    assert 0 < added["self_perceptual"] < 3 * reports["none"]["analytic"]["usual"]["denoiser_forward"]
+    # VGG16 on 4 x 4 latents: two passes, and one back, each of its convolutions' multiply-adds.
+    widths = [4, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    pixels = [16] * 10 + [4] * 3
+    once = sum(2 * 9 * a * b * n for (a, b), n in zip(itertools.pairwise(widths), pixels, strict=True))
+    assert added["latent_lpips"] == 3 * once
 
 
 @pytest.mark.parametrize(

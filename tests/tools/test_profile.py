@@ -63,6 +63,8 @@ def test_table8_prints_them(capsys):
     assert profile.main(["--table8"]) == 0
     text = capsys.readouterr().out
     assert all(f"| {row.printed:.3f} |" in text for row in profile.ROWS.values())
+    document = (ROOT / "docs/flops.md").read_text()
+    assert all(line in document for line in text.splitlines() if line.startswith("| Table"))
     # Whole trainings: what the paper adds up to 50,711.20k and 58,030.80k TFLOP.
     assert "| 50,711,200 |" in text and "| 58,030,800 |" in text
 

@@ -106,8 +106,9 @@ def main(argv: Sequence[str]) -> int:
     for name, value in (("repeats", values.repeats), ("peak_tflops", values.peak_tflops)):
         if value is not None and value <= 0:
             raise InputError(f"--{name}={value} is not above 0")
-    with config.unlocked():
-        config.train.init_from = None  # what a run starts from costs nothing
+    if "train" in config:
+        with config.unlocked():
+            config.train.init_from = None  # what a run starts from costs nothing
     experiment = build(config)
     autoencoder, note = open_autoencoder(experiment)
     experiment = resolve(experiment, autoencoder.config)

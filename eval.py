@@ -14,6 +14,7 @@ the config count; what the images depend on besides is the run's own.
     --out FOLDER                   where cards, pictures and features go (runs: WORKDIR/evaluation)
     --features NAME                inception (FID; weights file needed) | classifier (ours; comparisons only)
     --reference SET                real images or .npz statistics (runs: the images that the run learns from)
+    --resolution SIDE              bring --images to this size first (shorter side resized, centre crop)
     --statistics FILE.npz          only write means and covariances of --images, as pytorch-fid and ADM have them
     --checkpoints 10000,20000      steps of checkpoints, comma separated, or all; in the same way
     --weights params,0.9999        weights,

@@ -1,6 +1,7 @@
 """Result cards: the numbers of one evaluation with all that produced them, as JSON and Markdown; and cards compared."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -33,7 +34,8 @@ METRICS = {
 }
 # What has to be the same for the numbers of two cards to mean the same. The rest is what one compares.
 COMPARABLE = ("num_images", "resolution", "features.", "clip.", "reference.", "metrics.", "prompts.")
-NAMES_ONLY = ("reference.source", "clip.source", "prompts.file")  # the same thing may lie elsewhere; hashes tell
+# The same thing may lie elsewhere (hashes tell); intervals do not touch the values.
+HARMLESS = ("reference.source", "clip.source", "prompts.file", "metrics.intervals")
 
 
 class Metric(NamedTuple):
@@ -98,7 +100,7 @@ def read_card(path: str | Path) -> Card:
         metrics = {str(name): Metric(**metric) for name, metric in raw["metrics"].items()}
         return Card(metrics, *(dict(raw[field]) for field in ("absent", "made", "context")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a result card: {error}") from None
+        raise InputError(f"{path} is not a result card ({type(error).__name__}: {error})") from None
 
 
 def markdown(card: Card) -> str:
@@ -119,10 +121,11 @@ def markdown(card: Card) -> str:
     return "\n".join(lines) + "\n"
 
 
-def compare(cards: Mapping[str, Card]) -> str:
+def compare(cards: Mapping[str, Card], *, same: bool = True) -> str:
     """Cards side by side as Markdown: their metrics, what differs in how they were made, and what is the same.
 
-    cards: name -> card. A difference that keeps the numbers from being compared is marked with (!).
+    cards: name -> card. A difference that keeps the numbers from being compared is marked with (!). same: also list
+    what is the same in all.
     """
     names = list(cards)
     lines = [_row(["metric", *names]), _row(["---"] * (len(names) + 1))]
@@ -140,14 +143,20 @@ def compare(cards: Mapping[str, Card]) -> str:
         lines.append("")
     if wrong := [field for field in differing if matters(field)]:
         lines += [f"(!) Not comparable: {', '.join(wrong)} must be the same for the numbers to mean the same.", ""]
-    same = [f"{field} = {values[field][0]}" for field in fields if field not in differing]
-    lines += ["Same in all: " + "; ".join(same) + "."] if same else []
+    alike = [field for field in fields if field not in differing]
+    if same and alike:
+        lines += ["Same in all:", "", *(f"- {field}: {values[field][0]}" for field in alike)]
     return "\n".join(lines) + "\n"
+
+
+def key_of(made: Mapping[str, Any]) -> str:
+    """A short hash of what made a card: other settings, another hash."""
+    return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:6]
 
 
 def matters(field: str) -> bool:
     """Whether cards that differ in this field of `made` measure different things."""
-    return field.startswith(COMPARABLE) and field not in NAMES_ONLY
+    return field.startswith(COMPARABLE) and field not in HARMLESS
 
 
 def command_line(argv: Sequence[str]) -> list[str]:

@@ -36,8 +36,9 @@ class EvaluationConfig:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
-        if self.resamples != 0:
-            _at_least("resamples", self.resamples, 2)
+        _at_least("resamples", self.resamples, 0)
+        if self.resamples == 1:
+            raise InputError("evaluation.resamples=1 is not possible: 2 or more give intervals, 0 gives none")
         if (self.clip is None) != (self.prompts is None):
             given, missing = ("clip", "prompts") if self.prompts is None else ("prompts", "clip")
             raise InputError(f"evaluation.{given} is given without evaluation.{missing}: CLIPScore needs both")

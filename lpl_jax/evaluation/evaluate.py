@@ -90,6 +90,8 @@ def evaluate(
       prompt_of: function(rows) -> their rows in `evaluator.prompts`; None where there are no prompts for them.
     """
     config, out = evaluator.config, Path(out)
+    if count < 2:
+        raise InputError(f"{label}: {count} image given; an evaluation needs at least 2")
     features = extract(
         images,
         count,
@@ -104,7 +106,7 @@ def evaluate(
     if evaluator.prompts is not None and prompt_of is not None:
         clip = clip_scores(features.arrays["clip"], evaluator.prompts[prompt_of(np.arange(count))])
     metrics, absent = score(features, evaluator.reference, config, clip)
-    card = Card(metrics, absent, _made(evaluator, made, resolution, count), dict(context))
+    card = Card(metrics, absent, describe(evaluator, made, resolution, count), dict(context))
     picture = grid(images, count, evaluator.mesh)
     if jax.process_index() == 0:
         cards.write_card(card, out)
@@ -113,8 +115,8 @@ def evaluate(
     return card
 
 
-def _made(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, count: int) -> dict[str, Any]:
-    """Everything that the numbers depend on."""
+def describe(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, count: int) -> dict[str, Any]:
+    """Everything that the numbers of an evaluation depend on: `made` of its card."""
     config = evaluator.config
     settings = {
         "metrics.k": config.k,

@@ -1,10 +1,10 @@
 """Features of a set of images: computed over all devices, part by part, and kept on disk so that nothing is redone.
 
     FOLDER/<key>/made.json         what the features are of, and by which networks; <key> is its hash
-    FOLDER/<key>/part-000000.npz   features of images 0 to 1023, and so on
+    FOLDER/<key>/part-000000-001024.npz   features of images 0 to 1023, and so on
 
-A part is a fixed range of images whatever the batch size and the devices. It appears under its name only when it is
-complete, so an evaluation that was killed goes on where it was.
+A part is a fixed range of images whatever the batch size and the devices. It is written when all of its images are
+seen, or those before an interruption, and appears under its name whole: an evaluation that was stopped goes on there.
 """
 
 import functools
@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lpl_jax import parallel
-from lpl_jax.evaluation.generate import in_batches
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
 
@@ -75,15 +74,18 @@ def extract(
     with tqdm(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
         for start in range(0, count, PART):
             stop = min(start + PART, count)
-            path = place / f"part-{start:06d}.npz" if place else None
-            part = read_part(path, stop - start) if path else None
-            if part is None:
-                part = _compute(images, measure, start, stop, batch_size, bar)
-                if path and jax.process_index() == 0:
-                    write_part(path, part)
-            else:
-                bar.update(stop - start)
-            parts.append(part)
+            path = place / f"part-{start:06d}-{stop:06d}.npz" if place else None
+            part = _Part(read_part(path, stop - start) if path else None)
+            bar.update(len(part))
+            try:
+                for first in range(start + len(part), stop, batch_size):
+                    rows = np.arange(first, first + batch_size, dtype=np.int32).clip(max=stop - 1)
+                    part.add(*measure(images(rows), np.arange(batch_size) < stop - first), stop - first)
+                    bar.update(min(batch_size, stop - first))
+            finally:  # what was computed before an interruption is not computed again
+                if path and part.grown and jax.process_index() == 0:
+                    write_part(path, part.arrays())
+            parts.append(part.arrays())
     names = parts[0].keys() - {"power", "profiles"}
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in sorted(names)}
     spectra = [SpectrumSum(part["power"], part["profiles"]) for part in parts if "power" in part]
@@ -99,26 +101,29 @@ def _place(folder: Path, made: Mapping[str, Any]) -> Path:
     return place
 
 
-def _compute(images, measure, start: int, stop: int, batch_size: int, bar) -> dict[str, np.ndarray]:
-    """One part: arrays by name; of square images also their radial "profiles" and the sum of their "power"."""
-    found: dict[str, list[np.ndarray]] = {}
-    total = None
+class _Part:
+    """A part in the making: arrays by name; of square images also "profiles" and the sum of their "power"."""
 
-    def batch(rows):
-        nonlocal total
-        shown = images(rows)
-        kept = min(len(rows), stop - rows[0])
-        arrays, spectrum = measure(shown, np.arange(len(rows)) < kept)
-        if spectrum is not None:
-            total = np.float64(spectrum) if total is None else total + spectrum
+    def __init__(self, known: dict[str, np.ndarray] | None):
+        known = dict(known or {})
+        self._power = known.pop("power", None)
+        self._found = {name: [array] for name, array in known.items()}
+        self.grown = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self._found.get("pool", ())))
+
+    def add(self, arrays: Mapping[str, np.ndarray], power: np.ndarray | None, kept: int) -> None:
+        """The first `kept` rows of a batch."""
         for name, array in arrays.items():
-            found.setdefault(name, []).append(array[:kept])
-        bar.update(int(kept))
-        return rows
+            self._found.setdefault(name, []).append(array[:kept])
+        if power is not None:
+            self._power = np.float64(power) if self._power is None else self._power + power
+        self.grown = True
 
-    in_batches(batch, start, stop, batch_size)
-    part = {name: np.concatenate(arrays) for name, arrays in found.items()}
-    return part if total is None else part | {"power": total}
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = {name: np.concatenate(arrays) for name, arrays in self._found.items()}
+        return found if self._power is None else found | {"power": self._power}
 
 
 def _measurer(networks: Networks, mesh: Mesh):
@@ -151,10 +156,10 @@ def write_part(path: Path, part: Mapping[str, np.ndarray]) -> None:
 
 
 def read_part(path: Path, count: int) -> dict[str, np.ndarray] | None:
-    """A part as it was written; None where there is none of `count` images, or it cannot be read (it is made again)."""
+    """A part as it was written, of its first images up to `count`; None where it cannot be read (it is made again)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             part = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
-    return part if len(part.get("pool", ())) == count else None
+    return part if 0 < len(part.get("pool", ())) <= count else None

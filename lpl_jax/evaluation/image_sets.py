@@ -29,6 +29,7 @@ from lpl_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IGNORED_SUFFIXES = (".txt", ".json", ".csv")
+IGNORED_FILES = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of pictures
 FORMATS = ("PNG", "JPEG", "WEBP")
 RULES = (
     "RGB as stored; grey-scale and palette images converted to RGB; an alpha channel dropped where it is fully opaque; "
@@ -273,13 +274,13 @@ def _image_names(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in (Path(parent, name) for name in files if not name.startswith(".")):
             suffix = file.suffix.lower()
-            if suffix not in IGNORED_SUFFIXES:
+            if suffix not in IGNORED_SUFFIXES and file.name.lower() not in IGNORED_FILES:
                 (names if suffix in IMAGE_SUFFIXES else others).append(file.relative_to(folder).as_posix())
     if others:
         first, more = min(others, key=_natural), f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
             f"{_shown(folder / first)}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
-            f"ignored: hidden files, {', '.join(IGNORED_SUFFIXES)}"
+            f"ignored: hidden files, {', '.join(IGNORED_SUFFIXES + IGNORED_FILES)}"
         )
     return names
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 
 from lpl_jax import parallel
-from lpl_jax.errors import InputError
 from lpl_jax.evaluation.bootstrap import bootstrap_interval, bootstrap_std, frechet_interval
 from lpl_jax.evaluation.cards import Metric
 from lpl_jax.evaluation.config import EvaluationConfig
@@ -17,6 +16,7 @@ from lpl_jax.evaluation.reference import Reference
 from lpl_jax.evaluation.spectrum import band_errors, band_means, profile_error
 
 DISTANCES = {"inception": {"fid": "pool", "sfid": "spatial"}, "classifier": {"cfd": "pool"}}
+PRDC_NAMES = ("precision", "recall", "density", "coverage")
 FROM_STATISTICS = "the reference is a file of statistics, without images"
 
 
@@ -27,8 +27,6 @@ def score(
 
     Args:
       clip_scores: (N,) of the generated images and their prompts.
-    Raises:
-      InputError: too few images for what is asked for.
     """
     metrics, absent = {}, {}
     for name, kind in DISTANCES[config.features].items():
@@ -36,10 +34,16 @@ def score(
             metrics[name] = _distance(generated.arrays[kind], reference.statistics[kind], config)
         else:
             absent[name] = "the reference file has no statistics of spatial features"
-    if config.features == "inception":
+    if config.features == "inception" and len(generated) < config.splits:
+        absent["inception_score"] = f"evaluation.splits={config.splits} parts of {len(generated)} images"
+    elif config.features == "inception":
         metrics["inception_score"] = _inception_score(generated.arrays["logits"], config)
+    neighbours, smaller = max(config.k, config.k_density or 0), len(generated)
     if reference.features is None:
-        absent |= dict.fromkeys(("precision", "recall", "density", "coverage"), FROM_STATISTICS)
+        absent |= dict.fromkeys(PRDC_NAMES, FROM_STATISTICS)
+    elif neighbours >= (smaller := min(smaller, len(reference.features))):
+        reason = f"evaluation.k={neighbours} neighbours in a set of {smaller} images"
+        absent |= dict.fromkeys(PRDC_NAMES, reason)
     else:
         metrics |= _prdc(generated, reference.features, config)
     spectra, missing = _spectra(generated, reference, config)
@@ -62,11 +66,11 @@ def _mean(values: np.ndarray, config: EvaluationConfig) -> Metric:
 
 
 def _around(value: float, statistic: Callable[[np.ndarray], float], count: int, config: EvaluationConfig) -> Metric:
-    """A statistic that resampling biases: the interval is centred on the estimate and takes the spread alone."""
+    """A statistic, never negative, that resampling biases: the interval is centred on the estimate, of the spread."""
     if not config.resamples:
         return Metric(value)
     spread = bootstrap_std(statistic, count, seed=config.seed, resamples=config.resamples)
-    return Metric(value, float(value - 1.96 * spread), float(value + 1.96 * spread))
+    return Metric(value, float(max(0.0, value - 1.96 * spread)), float(value + 1.96 * spread))
 
 
 def _distance(features, reference, config) -> Metric:
@@ -76,8 +80,6 @@ def _distance(features, reference, config) -> Metric:
 
 
 def _inception_score(logits, config) -> Metric:
-    if len(logits) < config.splits:
-        raise InputError(f"evaluation.splits={config.splits} is more than the {len(logits)} images")
     mean, _ = inception_score(logits, config.splits)
     return _around(mean, lambda rows: inception_score(logits[rows], config.splits)[0], len(logits), config)
 
@@ -85,8 +87,7 @@ def _inception_score(logits, config) -> Metric:
 def _prdc(generated: Features, reference: Features, config) -> dict[str, Metric]:
     with parallel.no_mesh():
         found = prdc(reference.arrays["pool"], generated.arrays["pool"], k=config.k, k_density=config.k_density)
-    names = ("precision", "recall", "density", "coverage")
-    return {name: _mean(np.asarray(getattr(found, name), np.float64), config) for name in names}
+    return {name: _mean(np.asarray(getattr(found, name), np.float64), config) for name in PRDC_NAMES}
 
 
 def _spectra(generated: Features, reference: Reference, config) -> tuple[dict[str, Metric], dict[str, str]]:

@@ -5,23 +5,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lpl_jax.evaluation.cards import METRICS, Card
+from lpl_jax.evaluation.cards import METRICS, Card, key_of
 
 
-def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: str | Path) -> None:
-    """sweep.csv, a row for each evaluation, and sweep.png, its metrics over what was varied.
+def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: str | Path) -> Path:
+    """sweep_KEY.csv, a row for each evaluation, and sweep_KEY.png, its metrics over what was varied; returns the first.
+
+    KEY is a hash of all that made the cards: another sweep writes other files.
 
     Args:
       results: (the settings, the card) of each evaluation; the same settings by name in all.
     """
-    folder = Path(folder)
+    path = Path(folder) / f"sweep_{key_of({'cards': [card.made for _, card in results]})}.csv"
     rows = table(results)
-    with (folder / "sweep.csv").open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
     axis, *_ = varied(results) or [next(iter(results[0][0]))]
-    draw(results, folder / "sweep.png", axis)
+    draw(results, path.with_suffix(".png"), axis)
+    return path
 
 
 def table(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,11 @@ from ml_collections import ConfigDict
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.autoencoders import weights_hash
+from lpl_jax.diffusion import ddim_grid, flow_grid
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
 from lpl_jax.evaluation.cards import Card
-from lpl_jax.evaluation.evaluate import evaluate, make_evaluator, read_spectra, summary, write_spectra
+from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator, read_spectra, summary, write_spectra
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.evaluation.generate import ROUNDING, image_maker
@@ -65,6 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("out", help="folder for cards, pictures and features")
     text("features", help="inception or classifier, short for --config.evaluation.features")
     text("reference", help="short for --config.evaluation.reference")
+    flags.DEFINE_integer("resolution", None, "bring --images to this size first", flag_values=values)
     text("statistics", help="write means and covariances of --images to this .npz, to be a reference later")
     for name, help_text in LISTS.items():
         flags.DEFINE_list(name, None, f"comma-separated {help_text}", flag_values=values)
@@ -90,7 +94,9 @@ def main(argv: Sequence[str], base: ConfigDict) -> int:
             raise InputError(f"--{used[0]} is for runs; --images takes images as they are")
         if values.statistics:
             return save_statistics(values.images, experiment, Path(values.statistics))
-        results = evaluate_images(values.images, experiment, values.out, command)
+        results = evaluate_images(values.images, experiment, values.out, command, values.resolution)
+    elif values.resolution or values.statistics:
+        raise InputError("--resolution and --statistics are for --images")
     else:
         lists = {name: getattr(values, name) for name in LISTS}
         results = evaluate_run(Path(values.workdir), experiment, values.out, command, lists)
@@ -106,11 +112,17 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="write comparison.md and the spectra of all into this folder")
     args = parser.parse_args(argv)
     folders = [path.parent if path.name == "card.json" else path for path in args.cards]
+    # A pattern like RUN/evaluation/* also matches what lies beside the cards.
+    others = [folder for folder in folders if folder.exists() and not (folder / "card.json").is_file()]
+    folders = [folder for folder in folders if folder not in others]
+    if others:
+        print(f"left out, no result cards: {', '.join(folder.name for folder in others)}", file=sys.stderr)
     if len(folders) < 2:
         raise InputError("compare needs two or more result cards: eval.py compare A B ...")
     names = short_names(folders)
-    text = cards.compare({name: cards.read_card(folder) for name, folder in zip(names, folders, strict=True)})
-    print(text, end="")
+    found = {name: cards.read_card(folder) for name, folder in zip(names, folders, strict=True)}
+    print(cards.compare(found, same=False), end="")
+    text = cards.compare(found)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "comparison.md").write_text(text)
@@ -134,16 +146,17 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def evaluate_images(
-    path: str, experiment: Experiment, out: str | None, command: Sequence[str]
+    path: str, experiment: Experiment, out: str | None, command: Sequence[str], side: int | None = None
 ) -> list[tuple[str, Card]]:
-    """Scores a folder of images or an .npz."""
+    """Scores a folder of images or an .npz; side: resized and cropped to it first."""
     config = experiment.evaluation
     if config.reference is None:
         raise InputError("nothing to compare with: give --reference, a folder of images or an .npz file")
     if out is None:
         raise InputError("no place for the result: give --out FOLDER")
-    images = image_sets.open_images(path)
+    images = image_sets.open_images(path, resolution=side, minimum=2)
     count = min(config.num_images, len(images))
+    print(f"scoring {count} of the {len(images)} images of {path}", flush=True)
     height, width = images.shape[:2]
     mesh = parallel.make_mesh(experiment.mesh)
     evaluator = make_evaluator(
@@ -157,6 +170,9 @@ def evaluate_images(
             )
         prompt_of = np.asarray
     made = {"images.source": str(path), "images.fingerprint": images.fingerprint, "images.rules": image_sets.RULES}
+    if side is not None:
+        made["images.resized"] = f"shorter side to {side}, centre crop"
+    _check_free(Path(out), describe(evaluator, made, min(height, width), count))
     card = evaluate(
         evaluator,
         set_rows(images),
@@ -166,8 +182,15 @@ def evaluate_images(
         out=out,
         context=cards.context(command),
         prompt_of=prompt_of,
+        label=Path(path).name,
     )
-    return [(str(path), card)]
+    return [(str(out), card)]
+
+
+def _check_free(out: Path, made: dict[str, Any]) -> None:
+    """A card is replaced by one that was made in the same way only."""
+    if (out / "card.json").is_file() and cards.read_card(out).made != made:
+        raise InputError(f"{out} holds the card of another evaluation: give another --out")
 
 
 def save_statistics(path: str, experiment: Experiment, out: Path) -> int:
@@ -234,20 +257,24 @@ def evaluate_run(
             guidance=sampling.guidance,
             spacing=sampling.spacing,
         )
+        made = about | _about_setting(workdir, run, sampling, setting, config.seed)
+        # With a hash of all settings: other numbers of images, references or features are other folders.
+        name = f"{setting.name}_{cards.key_of(describe(evaluator, made, run.resolution, config.num_images))}"
         card = evaluate(
             evaluator,
             lambda rows, make=make: make(rows, rows % classes),
             config.num_images,
-            made=about | _about_setting(workdir, run, sampling, setting, config.seed),
+            made=made,
             resolution=run.resolution,
-            out=out / setting.name,
+            out=out / name,
             context=cards.context(command),
             prompt_of=lambda rows: rows % classes,
             label=setting.name,
         )
-        results.append((setting.name, card))
+        results.append((str(out / name), card))
     if len(results) > 1:
-        write_sweep([(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)], out)
+        table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
+        print(f"written to {write_sweep(table, out)}")
     return results
 
 
@@ -300,17 +327,31 @@ def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dic
     settings = [Setting(*values) for values in itertools.product(*chosen)]
     if absent := sorted({setting.checkpoint for setting in settings} - set(there)):
         raise InputError(f"{workdir} has no checkpoint of step {absent[0]}; there are {', '.join(map(str, there))}")
+    for guidance in chosen[2]:
+        if not (math.isfinite(guidance) and guidance >= 0):
+            raise InputError(f"guidance {guidance:g} is not possible: it must be finite and at least 0")
+    for steps in chosen[3]:
+        check_sampling(run.paradigm, sampling.sampler, steps, sampling.spacing)
     known = ["params", *map(repr, run.ema.decays)]
     if unknown := [setting.weights for setting in settings if setting.weights not in known]:
         raise InputError(f"weights {unknown[0]!r} are not in {workdir}; possible: {', '.join(known)}")
     return settings
 
 
+def check_sampling(paradigm, sampler: str | None, steps: int, spacing: str) -> None:
+    """Raises InputError for a number of steps, or a spacing, that the paradigm does not have."""
+    if (sampler or paradigm.samplers[0]) == "ddim":
+        ddim_grid(paradigm, steps, spacing)
+    else:
+        flow_grid(paradigm, steps)
+
+
 def _numbers(lists: dict, name: str, kind: type) -> list:
     try:
         return [kind(text) for text in lists.get(name) or []]
     except ValueError:
-        raise InputError(f"--{name}={','.join(lists[name])}: comma-separated numbers are needed") from None
+        needed = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"--{name}={','.join(lists[name])}: comma-separated {needed} are needed") from None
 
 
 def _about(run: Experiment, workdir: Path, autoencoder) -> dict[str, Any]:

@@ -62,28 +62,47 @@ def _divide(sums, count):
 
 
 class RateMeter:
-    """Images per second since the last reading.
+    """Images per second.
 
-    `start` it once the first step has been compiled, and again after anything that is not training (a checkpoint,
-    samples), so that neither is counted.
+    `start` it when the device has done a number of steps (after the first one, which compiles, a checkpoint, samples),
+    and `close` it when it has been waited for again: nothing between two spans is counted. A `rate` read in between is
+    that of the interval since the last reading; the device may be ahead of the steps that are known to be done, so it
+    is only about right.
     """
 
     def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter):
         self._batch_size, self._clock = batch_size, clock
-        self._step: int | None = None
-        self._time = 0.0
+        self._start: tuple[int, float] | None = None
+        self._read = (0, 0.0)
+        self._images, self._seconds = 0, 0.0
 
     def start(self, step: int) -> None:
         """Count from `step`, the number of steps made by now."""
-        self._step, self._time = step, self._clock()
+        self._start = self._read = (step, self._clock())
 
     def rate(self, step: int) -> float | None:
         """Images per second from the start, or the last reading, up to `step`. None where no step was made."""
-        if self._step is None or step <= self._step:
+        if self._start is None or step <= self._read[0]:
             return None
-        images, seconds = (step - self._step) * self._batch_size, self._clock() - self._time
-        self.start(step)
+        images, seconds = self._since(self._read, step)
+        self._read = (step, self._clock())
         return images / seconds if seconds > 0 else None
+
+    def close(self, step: int) -> float | None:
+        """Images per second from the start up to `step`, which is done. None where no step was made."""
+        if self._start is None or step <= self._start[0]:
+            return None
+        images, seconds = self._since(self._start, step)
+        self._images, self._seconds, self._start = self._images + images, self._seconds + seconds, None
+        return images / seconds if seconds > 0 else None
+
+    @property
+    def mean(self) -> float | None:
+        """Images per second over all closed spans."""
+        return self._images / self._seconds if self._seconds > 0 else None
+
+    def _since(self, mark: tuple[int, float], step: int) -> tuple[int, float]:
+        return (step - mark[0]) * self._batch_size, self._clock() - mark[1]
 
 
 class MetricLogger:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, parallel
@@ -230,7 +229,6 @@ def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir,
     stream = _stream(experiment, store, start_step=begun)
     evaluate = _periodic_evaluation(experiment, frozen[0], mesh, workdir)
     buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
-    rates: list[float] = []
     with (
         MetricLogger(workdir, start_step=start_step) as logger,
         Checkpointer(
@@ -244,10 +242,7 @@ def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir,
         Progress(settings.steps, begun, batch_size=settings.batch_size, label=label) as progress,
     ):
 
-        def log(rows):
-            # The rows were waited for, so the device is at the last one's step now, whatever has been dispatched since.
-            rate = meter.rate(rows[-1][0]) if rows else None
-            rates.extend([rate] if rate else [])
+        def log(rows, rate):
             for row_step, metrics in rows:
                 metrics = metrics | {"learning_rate": float(learning_rate(row_step - 1))}
                 logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
@@ -268,20 +263,21 @@ def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir,
             buffer.push(metrics)
             progress.update(step)
             if step % settings.log_every == 0:
-                log(buffer.take(step))
+                rows = buffer.take(step)
+                log(rows, meter.rate(rows[-1][0]) if rows else None)
             if evaluate is not None and step % experiment.evaluation.every == 0:
-                log(buffer.flush(step))
+                log(buffer.flush(step), meter.close(step))
                 results, picture = evaluate(step, _averaged(experiment, state))
                 logger.write(step, results)
                 logger.image(step, "samples", picture)
                 meter.start(step)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
-                log(buffer.flush(step))
+                log(buffer.flush(step), meter.close(step))
                 checkpointer.save(state)
                 meter.start(step)
-        log(buffer.flush(step))
+        log(buffer.flush(step), meter.close(step))
         checkpointer.save(state)
-    return Result(state, step, float(np.median(rates)) if rates else None, stop.requested is not None)
+    return Result(state, step, meter.mean, stop.requested is not None)
 
 
 def _averaged(experiment: Experiment, state: TrainState):

@@ -36,7 +36,8 @@ def test_compare_marks_what_differs_and_what_forbids_a_comparison():
     assert "| num_images (!) | 100 | 50 |" in text
     assert "| sampling.guidance | 1.5 | 2.0 |" in text
     assert "Not comparable: num_images must be the same" in text
-    assert "Same in all: features.weights = abc; checkpoint.step = 10." in text
+    assert text.endswith("Same in all:\n\n- features.weights: abc\n- checkpoint.step: 10\n")
+    assert "Same in all" not in cards.compare({"a": card(), "b": card(fid=2.0)}, same=False)
 
 
 def test_compare_of_cards_made_alike_and_of_different_metrics():
@@ -55,6 +56,7 @@ def test_compare_of_cards_made_alike_and_of_different_metrics():
         ("reference.images", True),
         ("resolution", True),
         ("metrics.k", True),
+        ("metrics.intervals", False),
         ("checkpoint.step", False),
         ("sampling.steps", False),
         ("images.source", False),
@@ -93,15 +95,17 @@ def test_sweep_has_a_row_for_each_evaluation(tmp_path):
         for guidance in (1.0, 1.5, 2.0)
     ]
     assert varied(results) == ["guidance", "weights"]
-    write_sweep(results, tmp_path)
-    with (tmp_path / "sweep.csv").open() as file:
+    path = write_sweep(results, tmp_path)
+    with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["guidance"] for row in rows] == ["1.0", "1.5", "2.0"] * 2
     assert [float(row["fid_low"]) for row in rows[:3]] == [0.0, 0.5, 1.0]
     assert rows[0]["precision"] == "0.75" and rows[0]["precision_low"] == ""
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    other = [(settings, card(num_images=7)) for settings, _ in results]
+    assert write_sweep(other, tmp_path) != path
 
 
 def test_a_sweep_over_names_is_drawn_too(tmp_path):
-    write_sweep([(dict(weights=name), card()) for name in ("params", "0.9", "0.99")], tmp_path)
-    assert (tmp_path / "sweep.png").stat().st_size > 1000
+    path = write_sweep([(dict(weights=name), card()) for name in ("params", "0.9", "0.99")], tmp_path)
+    assert path.with_suffix(".png").stat().st_size > 1000

@@ -90,10 +90,12 @@ def test_spectra_need_square_images_of_one_size():
     assert absent["spectrum_high"] == "images have 32 pixels, those of the reference 16"
 
 
-def test_more_splits_than_images_are_refused():
+def test_what_too_few_images_do_not_allow_is_left_out_with_the_reason():
     found = features()
-    with pytest.raises(InputError, match="splits=500 is more than the 200 images"):
-        score(found, reference_of(found), EvaluationConfig(splits=500))
+    metrics, absent = score(found, reference_of(found), EvaluationConfig(splits=500, k=3, k_density=200, resamples=0))
+    assert absent["inception_score"] == "evaluation.splits=500 parts of 200 images"
+    assert absent["coverage"] == absent["precision"] == "evaluation.k=200 neighbours in a set of 200 images"
+    assert {"fid", "sfid", "spectrum_low"} <= set(metrics)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_more_splits_than_images_are_refused():
         (dict(features="vgg"), "features='vgg'.*inception, classifier"),
         (dict(num_images=0), "num_images=0.*1 or more"),
         (dict(k=1.5), "k=1.5"),
-        (dict(resamples=1), "resamples=1.*2 or more"),
+        (dict(resamples=1), "resamples=1.*2 or more give intervals, 0 gives none"),
         (dict(clip="folder"), "clip is given without evaluation.prompts"),
         (dict(prompts="a.txt"), "prompts is given without evaluation.clip"),
         (dict(every=0), "every=0"),

@@ -46,7 +46,8 @@ def run(tmp_path_factory, tiny_config, image_folder):
 @pytest.fixture(scope="module")
 def evaluated(run, image_folder):
     assert program.main(["--workdir", str(run), "--reference", str(image_folder), *FAST]) == 0
-    return run / "evaluation" / "step3_ema0.5_steps2_guidance1.5"
+    (folder,) = (run / "evaluation").glob("step3_ema0.5_steps2_guidance1.5_*")
+    return folder
 
 
 def test_an_evaluation_of_a_run_says_all_that_made_it(run, evaluated):
@@ -73,7 +74,7 @@ def test_an_evaluation_of_a_run_says_all_that_made_it(run, evaluated):
 
 def test_the_same_call_again_computes_no_features(run, evaluated, image_folder, monkeypatch):
     before = (evaluated / "card.json").read_text()
-    monkeypatch.setattr("lpl_jax.evaluation.extract._compute", None)
+    monkeypatch.setattr("lpl_jax.evaluation.extract._Part.add", None)
     program.main(["--workdir", str(run), "--reference", str(image_folder), *FAST])
     again = cards.read_card(evaluated)
     assert again.metrics == {name: cards.Metric(**m) for name, m in json.loads(before)["metrics"].items()}
@@ -82,13 +83,14 @@ def test_the_same_call_again_computes_no_features(run, evaluated, image_folder, 
 def test_a_sweep_evaluates_all_combinations(run, image_folder, tmp_path, capsys):
     arguments = ["--workdir", str(run), "--reference", str(image_folder), *FAST, "--out", str(tmp_path)]
     program.main([*arguments, "--checkpoints", "2,3", "--weights", "params,0.9"])
-    with (tmp_path / "sweep.csv").open() as file:
+    (path,) = tmp_path.glob("sweep_*.csv")
+    with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["checkpoint"], row["weights"]) for row in rows] == [
         ("2", "params"), ("2", "0.9"), ("3", "params"), ("3", "0.9")
     ]  # fmt: skip
     assert len({row["cfd"] for row in rows}) == 4
-    assert (tmp_path / "sweep.png").is_file()
+    assert path.with_suffix(".png").is_file()
     assert capsys.readouterr().out.count("cfd") == 4
 
 
@@ -114,6 +116,27 @@ def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):
     assert (tmp_path / "both" / "spectrum_map.png").is_file()
 
 
+def test_other_settings_have_a_card_of_their_own(run, evaluated, image_folder, tmp_path, capsys):
+    program.main(["--workdir", str(run), "--reference", str(image_folder), *FAST, "--config.evaluation.k=2"])
+    assert len(list((run / "evaluation").glob("step3_*"))) == 2
+    folders = list(map(str, (run / "evaluation").iterdir()))  # features/ and training/ are among them
+    capsys.readouterr()
+    assert program.main(["compare", *folders]) == 0
+    shown = capsys.readouterr()
+    assert "metrics.k (!)" in shown.out and "left out, no result cards: " in shown.err
+    images = ["--images", str(image_folder), "--reference", str(image_folder), "--out", str(tmp_path)]
+    program.main([*images, *FAST])
+    with pytest.raises(InputError, match="holds the card of another evaluation"):
+        program.main([*images, *FAST, "--config.evaluation.num_images=10"])
+
+
+def test_images_are_brought_to_a_size(image_folder, tmp_path):
+    images = ["--images", str(image_folder), "--reference", str(image_folder), "--out", str(tmp_path)]
+    program.main([*images, *FAST, "--resolution", "32"])
+    card = cards.read_card(tmp_path)
+    assert card.made["resolution"] == 32 and card.made["images.resized"] == "shorter side to 32, centre crop"
+
+
 def test_a_set_against_itself(image_folder, tmp_path):
     program.main(["--images", str(image_folder), "--reference", str(image_folder), "--out", str(tmp_path), *FAST,
                   "--config.evaluation.num_images=16"])  # fmt: skip
@@ -137,6 +160,10 @@ def test_small_evaluations_during_training(run):
         (["--workdir", "{run}", "--checkpoints", "7"], "no checkpoint of step 7.*2, 3"),
         (["--workdir", "{run}", "--weights", "0.7"], "weights '0.7'.*params, 0.5, 0.9"),
         (["--workdir", "{run}", "--guidance", "much"], "--guidance=much: comma-separated numbers"),
+        (["--workdir", "{run}", "--steps", "2,5000"], "steps must be an integer between 1 and 1000, got 5000"),
+        (["--workdir", "{run}", "--steps", "1.5"], "--steps=1.5: comma-separated whole numbers"),
+        (["--workdir", "{run}", "--guidance", "1,-1"], "guidance -1 is not possible"),
+        (["--workdir", "{run}", "--resolution", "64"], "--resolution and --statistics are for --images"),
         (["--workdir", "{run}", "--config.evaluation.k=0"], "evaluation.k=0"),
         (["--workdir", "{run}", "--config.evaluation.kk=0"], "config.evaluation has no field 'kk'"),
         (["--workdir", "{run}", "--config.paradigm.name=flow"], "paradigm.name is 'eps', given 'flow'|paradigm"),
@@ -148,7 +175,8 @@ def test_small_evaluations_during_training(run):
         (["--images", "{images}", "--reference", "{stats}", "--out", "{tmp}/o"], "statistics of Inception features"),
         (["--images", "{images}", "--reference", "{images}", "--out", "o", "--steps", "3"], "--steps is for runs"),
         (["compare", "{tmp}"], "two or more"),
-        (["compare", "{tmp}", "{run}"], "no such result card"),
+        (["compare", "{tmp}", "{run}"], "two or more"),
+        (["compare", "{tmp}/a", "{tmp}/b"], "no such result card"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(run, image_folder, tmp_path, arguments, message):

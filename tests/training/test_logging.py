@@ -156,10 +156,15 @@ def test_rate_excludes_compilation_and_pauses():
     assert meter.rate(6) == pytest.approx(4 * 5 / 2)
     clock.now += 1
     assert meter.rate(8) == pytest.approx(4 * 2 / 1)  # since the last reading
-    clock.now += 30  # a checkpoint
-    meter.start(8)
     clock.now += 1
-    assert meter.rate(9) == pytest.approx(4)
+    assert meter.close(10) == pytest.approx(4 * 9 / 4)  # since the start
+    clock.now += 30  # a checkpoint
+    meter.start(10)
+    clock.now += 1
+    assert meter.rate(11) == pytest.approx(4)
+    assert meter.close(11) == pytest.approx(4)
+    assert meter.mean == pytest.approx(4 * 10 / 5)
+    assert meter.close(11) is None
 
 
 def test_progress_outside_a_terminal_is_a_line_now_and_then():

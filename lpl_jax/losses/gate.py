@@ -16,6 +16,7 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.losses.config import LPLConfig
 from lpl_jax.losses.lpl import check_latents, latent_distance, tap_metrics
+from lpl_jax.parallel import constrain_batch
 
 
 def active_samples(alpha: jax.Array, sigma: jax.Array, config: LPLConfig, *, resolution: float) -> jax.Array:
@@ -84,7 +85,8 @@ def gated_perceptual_loss(
     if capacity is not None:
         rows = _draw_rows(active, capacity, key)
         weights = weights[rows] * jnp.maximum(count / capacity, 1.0)
-        z0_hat, z0 = z0_hat[rows], z0[rows]
+        # The gather leaves the partitioner free to decode all rows on every device, which it would.
+        z0_hat, z0 = constrain_batch((z0_hat[rows], z0[rows]))
         sample_weight = None if sample_weight is None else sample_weight[rows]
     factors = weights if sample_weight is None else jnp.where(weights > 0, weights * sample_weight, 0.0)
     loss, taps = latent_distance(autoencoder, z0_hat, z0, config)

@@ -2,12 +2,14 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lpl_jax import parallel
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LPLConfig, active_samples, gated_perceptual_loss, latent_perceptual_loss
 
@@ -230,3 +232,22 @@ def test_bad_arguments(changes, message):
     )
     with pytest.raises(InputError, match=message):
         gated_perceptual_loss(**{**arguments, **changes})
+
+
+def test_each_device_decodes_its_part_of_the_drawn_rows(tiny_autoencoder):
+    """The compiled program of 8 devices convolves 8 drawn rows one on each, not all of them everywhere."""
+    mesh = parallel.make_mesh(parallel.MeshConfig())
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((16, 4, 4, 4)).astype(np.float32), np.ones(16, np.float32), np.full(16, 0.1, np.float32)
+
+    def loss(z0_hat, z0, alpha, sigma, autoencoder):
+        config, key = LPLConfig.paper(taps=1), jax.random.key(0)
+        options = dict(resolution=32, capacity=8)
+        return gated_perceptual_loss(autoencoder, z0_hat, z0, alpha, sigma, key, config, **options)[0]
+
+    with jax.set_mesh(mesh):
+        z0, alpha, sigma = parallel.put_batch(rows, mesh)
+        autoencoder = parallel.put_replicated(tiny_autoencoder, mesh)
+        text = jax.jit(jax.grad(loss)).lower(0.9 * z0, z0, alpha, sigma, autoencoder).compile().as_text()
+    batches = {int(size) for size in re.findall(r"= f32\[(\d+),\d+,\d+,\d+\]\S* convolution\(", text)}
+    assert batches == {1}

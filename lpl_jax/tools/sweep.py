@@ -61,6 +61,17 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
     return list(chosen.values())
 
 
+def listing(rows: Mapping[str, Any]) -> str:
+    """All rows as a Markdown table."""
+    lines = ["| paper | experiment | starts from | printed |", "|---|---|---|---|"]
+    for row in rows.values():
+        printed = ", ".join(f"{name} {value:g}" for name, value in row.paper.items())
+        lists = "; ".join(f"`--{flag}={values}`" for flag, values in row.evaluate.items())
+        start = f"`{row.init}`" if row.init else "scratch"
+        lines.append(f"| {row.where} | `{row.name}`{': ' + lists if lists else ''} | {start} | {printed or '-'} |")
+    return "\n".join(lines)
+
+
 def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str]) -> list[str]:
     """The command that trains a row."""
     command = [sys.executable, "train.py", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
@@ -118,14 +129,21 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__.splitlines()[0])
     parser.prog = "python -m lpl_jax.tools.sweep"
     parser.epilog = "Arguments behind -- go to train.py and eval.py."
-    parser.add_argument("--rows", nargs="+", required=True, help="names of experiments; * stands for anything")
+    parser.add_argument("--rows", nargs="+", help="names of experiments; * stands for anything")
+    parser.add_argument("--list", action="store_true", help="print all experiments and do nothing")
     parser.add_argument("--file", type=Path, default=Path("configs/paper.py"), help="config file that has them")
     parser.add_argument("--workdir", type=Path, default=Path("runs/paper"), help="folder of the runs and tables")
     parser.add_argument("--stores", type=Path, help="folder of latent stores, one for each size and autoencoder")
     parser.add_argument("--print", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--collect", action="store_true", help="only make the tables of what is there")
     args = parser.parse_args(argv)
-    rows = choose(load_rows(args.file), args.rows)
+    known = load_rows(args.file)
+    if args.list:
+        print(listing(known))
+        return 0
+    if not args.rows:
+        raise InputError("no experiments given: --rows NAME ..., or --list to see all")
+    rows = choose(known, args.rows)
     for row in rows:
         commands = (
             train_command(row, args.file, args.workdir, args.stores, extra),

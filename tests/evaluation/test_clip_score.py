@@ -12,12 +12,15 @@ import torch
 import transformers
 from PIL import Image
 
+import eval as program
 from lpl_jax import text
 from lpl_jax.errors import InputError
+from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_features
 from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
 
 PROMPTS = ["a photo of a cat", "Noise, in three COLOURS", "", "word " * 30, "naïve café 😀"]
+CLASSIFIER = classifier.ClassifierConfig("small", ("a", "b"), side=16, stem=4, widths=(4, 8), blocks=1)
 MERGES = [("a", "t" + WORD_END), ("c", "at" + WORD_END), ("p", "h"), ("ph", "o"), ("o", "f" + WORD_END)]
 
 
@@ -155,3 +158,25 @@ def test_a_tokeniser_of_another_model_is_refused(ours):
     vocabulary = tokenizer.vocabulary | {"more": 519}
     with pytest.raises(InputError, match="numbers up to 519"):
         text_features(clip, text.Tokenizer(vocabulary, MERGES), PROMPTS)
+
+
+def test_eval_py_gives_the_mean_over_images_and_their_prompts(published, tmp_path, monkeypatch):
+    """A set of images with a prompt for each, through the command; a wrong number of prompts is refused."""
+    monkeypatch.setattr(classifier, "load", lambda: classifier.init(CLASSIFIER, jax.random.key(0)))
+    folder, file = tmp_path / "images", tmp_path / "prompts.txt"
+    folder.mkdir()
+    images = [photo(48, 48, seed) for seed in range(8)]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    prompts = [prompt or "nothing" for prompt in (PROMPTS * 2)[:8]]
+    file.write_text("\n".join(prompts), encoding="utf-8")
+    arguments = ["--images", str(folder), "--reference", str(folder), "--features", "classifier"]
+    arguments += [f"--config.evaluation.clip={published[1]}", f"--config.evaluation.prompts={file}"]
+    program.main([*arguments, "--out", str(tmp_path / "out"), "--config.evaluation.resamples=2"])
+    card = cards.read_card(tmp_path / "out")
+    expected, _ = reference_scores(published, images, prompts)
+    assert card.metrics["clip_score"].value == pytest.approx(np.mean(expected), abs=1e-3)
+    assert len(card.made["clip.weights"]) == len(card.made["prompts.hash"]) == 64
+    file.write_text("one prompt")
+    with pytest.raises(InputError, match="has 1 lines for 8 images"):
+        program.main([*arguments, "--out", str(tmp_path / "other")])

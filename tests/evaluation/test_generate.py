@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpl_jax import autoencoders, denoisers
+from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.diffusion import paradigm
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import MARGIN, TITLE, panels, plot_losses
-from lpl_jax.evaluation.generate import generate, to_uint8
+from lpl_jax.evaluation.generate import generate, image_maker, to_uint8
 
 MODEL = denoisers.preset("tiny", hidden=16, depth=1, heads=2, num_classes=3, context_pre_only=False)
 
@@ -43,6 +43,22 @@ def test_images_do_not_depend_on_the_batch_size(networks):
     # another batch size is another program: float32 rounding may move a value across a step of the 8 bits
     assert np.abs(whole.astype(int) - parts).max() <= 1
     np.testing.assert_array_equal(images(networks, labels), whole)
+
+
+def test_images_do_not_depend_on_the_devices(networks):
+    """One device, eight that split a batch, and parameters that are split as well."""
+    params, autoencoder = networks
+    labels = np.arange(16, dtype=np.int32) % 3
+    options = dict(seed=1, model=MODEL, paradigm=paradigm("v"), resolution=32, steps=2, guidance=1.5)
+    alone = image_maker(params, autoencoder, **options)(np.arange(16), labels)
+    for config in (parallel.MeshConfig(), parallel.MeshConfig(data=2, fsdp=4)):
+        mesh = parallel.make_mesh(config)
+        split = jax.device_put(params, parallel.param_sharding(params, mesh, min_size=1))
+        shared = image_maker(split, autoencoder, mesh=mesh, **options)(np.arange(16), labels)
+        assert np.abs(alone.astype(int) - shared).max() <= 1
+        assert (alone == shared).mean() > 0.99
+    part = image_maker(params, autoencoder, **options)(np.arange(4, 8), labels[4:8])  # rows, not places in a batch
+    assert np.abs(alone[4:8].astype(int) - part).max() <= 1
 
 
 def test_seed_and_label_matter(networks):

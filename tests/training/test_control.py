@@ -16,9 +16,7 @@ def test_a_run_that_is_told_size_and_crop(tiny_config, tiny_folder, tmp_path):
     result = train(build(config), tmp_path)
     run, params = load_run(tmp_path, "params")
     assert run.model.control and {"size_mlp", "crop_mlp"} <= set(params)
-    assert (
-        np.abs(params["size_mlp"]["fc2"]["bias"]).max() > 0
-    )  # zero at first: the head moves, modulation, this
+    assert np.abs(params["size_mlp"]["fc2"]["bias"]).max() > 0  # zero at first: the head moves, modulation, this
     assert result.step == 4
     options = dict(seed=0, model=run.model, paradigm=run.paradigm, resolution=32, steps=2, guidance=1.5)
     images = generate(params, autoencoders.load(tiny_folder), [0, 1], **options)

@@ -83,6 +83,8 @@ def read_file(path: Path, *, torch_files: bool = False, ignore: str | tuple[str,
       InputError: missing, damaged, holding something else than floating-point tensors, or with values that are not
         finite (all are named).
     """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     by_torch = torch_files and path.suffix != ".safetensors"
     tensors = (_read_torch if by_torch else _read_safetensors)(path, ignore)
     if broken := sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all()):

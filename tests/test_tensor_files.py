@@ -67,3 +67,8 @@ def test_an_index_may_name_what_is_ignored(tmp_path):
     part = "one.safetensors"
     write_parts(tmp_path, {part: {"a": ONES, "x.ids": np.arange(2)}}, {"a": part, "x.ids": part})
     np.testing.assert_equal(read_folder(tmp_path, NAMES, ignore=".ids"), {"a": ONES})
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(InputError, match="none.safetensors: no such file"):
+        read_file(tmp_path / "none.safetensors")

@@ -129,6 +129,8 @@ def save(
     """
     place = Path(place).expanduser()
     one_file = place.suffix == ".safetensors"
+    if place.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise InputError(f"{place}: pickles are not written; give a folder, or a name that ends in .safetensors")
     layout = layout or ("lpl_jax" if one_file else "diffusers")
     if layout not in WEIGHTS:
         raise InputError(f"layout {layout!r} given, possible is one of {', '.join(WEIGHTS)}")

@@ -200,6 +200,11 @@ def _announce(experiment: Experiment, objective: Objective, state: TrainState, w
     if jax.process_index() != 0:
         return
     settings, lpl = experiment.train, objective.lpl
+    if int(state.step) >= settings.steps:
+        print(
+            f"{label}: {workdir} is at step {int(state.step)}, train.steps={settings.steps}: nothing to do", flush=True
+        )
+        return
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     text = f"{label}: {parameters:.1f}M parameters, batch {settings.batch_size}, "
     text += f"steps {int(state.step)} to {settings.steps} in {workdir}"

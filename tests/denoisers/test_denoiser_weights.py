@@ -432,3 +432,9 @@ def test_weights_of_another_network_are_listed(folder, text_params):
     assert "shape" not in text
     text = message(load_params, TEXT, folder.parent / "plain")
     assert "missing blocks/attn/q_norm/scale" in text and "missing last_block/context_attn/k_norm/scale" in text
+
+
+def test_pickles_are_not_written(tmp_path):
+    with pytest.raises(InputError, match="pickles are not written; give a folder, or a name that ends in .safetensors"):
+        save(preset("tiny"), {}, tmp_path / "model.bin")
+    assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ the config count; what the images depend on besides is the run's own.
     --weights params,0.9999        weights,
     --guidance 1,1.5,2             guidance scales
     --steps 10,50,250              and sampling steps: every combination is evaluated, with a table and curves
+    --distributed                  one of several processes (or --coordinator ..., as in train.py)
     --debug                        show the traceback of an error
 
 Call it again after it was stopped: features that were computed are not computed again.

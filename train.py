@@ -7,6 +7,10 @@ Call it again with the same --workdir to resume. Every field of a config and its
     --config FILE[:ARGUMENTS]         config file, such as configs/imagenet.py:256,lpl
     --config.SECTION.FIELD=VALUE      change a field of it
     --workdir FOLDER                  folder of the run: config, metrics, checkpoints
+    --distributed                     one of several processes; TPU pod, SLURM or Open MPI say which (docs/scaling.md)
+    --coordinator HOST:PORT           or by hand: where process 0 listens,
+    --num_processes N --process_id I  how many there are and which this is
+    --connect_timeout SECONDS         in which all must have started (300)
     --debug                           show the traceback of an error
 
 Exit status: 0 when all steps are done, 2 for a mistake in what was given, 130 when a signal stopped the run.
@@ -16,12 +20,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, config_file
 
 
 def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run: config, metrics, checkpoints", flag_values=values)
+    distributed.define_flags(values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,14 +37,18 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not values.workdir:
         raise InputError("no folder for the run given: --workdir FOLDER")
+    distributed.initialize_from(values)
+    import jax
+
     from lpl_jax.training import build, train  # imports jax: only once the flags are known to be good
 
     result = train(build(config), values.workdir)
-    if result.stopped:
-        print(f"{values.workdir}: stopped by a signal at step {result.step}; call again to resume")
-        return 130
-    print(f"{values.workdir}: step {result.step}")
-    return 0
+    end = (
+        f"stopped by a signal at step {result.step}; call again to resume" if result.stopped else f"step {result.step}"
+    )
+    if jax.process_index() == 0:
+        print(f"{values.workdir}: {end}")
+    return 130 if result.stopped else 0
 
 
 if __name__ == "__main__":

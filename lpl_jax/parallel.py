@@ -13,6 +13,7 @@ has the path of its parameter as the end of its own.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -141,42 +142,85 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def host_parts(processes: np.ndarray, process: int) -> tuple[int, int, list[int]]:
+    """(index, count, pieces): a batch comes in `count` equal parts, of which a process provides number `index`.
+
+    processes: (pieces of a batch, devices that hold each), the process of every device. The part goes to the listed
+    pieces. Processes that share pieces (a `tensor` axis over several hosts) provide the same part. Where the
+    topology makes a process's pieces lie apart, its part is spread over them: the same batch in another order.
+    Raises InputError where a piece is shared by processes that hold different ones.
+    """
+    held = {int(p): tuple(np.flatnonzero((processes == p).any(1)).tolist()) for p in np.unique(processes)}
+    distinct = sorted(set(held.values()))
+    if sum(map(len, distinct)) != len(processes) or len(set(map(len, distinct))) > 1:
+        raise InputError(
+            f"mesh: the {len(held)} processes do not share the {len(processes)} pieces of a batch (data x fsdp) "
+            "evenly: make mesh.tensor divide the devices of a host, or be a multiple of them"
+        )
+    mine = held[process]
+    return distinct.index(mine), len(distinct), list(mine)
+
+
+@functools.lru_cache
+def _host_parts(mesh: Mesh) -> tuple[int, int, list[int]]:
+    processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return host_parts(processes.reshape(batch_shards(mesh), -1), jax.process_index())
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of how many equal parts of each batch this process reads and gives to `put_batch`."""
+    return _host_parts(mesh)[:2]
+
+
 def put_batch(batch, mesh: Mesh):
     """Host arrays, this process's part of each batch, to global arrays split over the batch axes.
 
-    batch: tree of arrays (b, ...), b = global batch / number of processes. Raises InputError where the global batch
-    does not divide by the `data` and `fsdp` axes.
+    batch: tree of arrays (b, ...), b = global batch / number of parts (`batch_part`). Raises InputError where the
+    global batch does not divide by the `data` and `fsdp` axes.
     """
-    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+    _, count, pieces = _host_parts(mesh)
 
     def put(local):
         local = np.asarray(local)
-        size = local.shape[0] * jax.process_count()
-        if size % shards:
-            raise InputError(
-                f"batch size {size} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
-                f"it must be a multiple of {shards}"
-            )
-        return jax.make_array_from_process_local_data(sharding, local, (size, *local.shape[1:]))
+        size = len(local) * count
+        rows = _rows_of_piece(size, mesh)
+
+        def piece(index):
+            place = pieces.index((index[0].start or 0) // rows)
+            return local[place * rows : (place + 1) * rows]
+
+        return jax.make_array_from_callback((size, *local.shape[1:]), batch_sharding(mesh), piece)
 
     return jax.tree.map(put, batch)
 
 
 def put_global(batch, mesh: Mesh):
     """Host arrays that every process holds whole, to global arrays split over the batch axes. Raises as `put_batch`."""
-    count, index = jax.process_count(), jax.process_index()
 
-    def own(array):
+    def put(array):
         array = np.asarray(array)
-        part = -(-len(array) // count)
-        return array[index * part : (index + 1) * part]
+        _rows_of_piece(len(array), mesh)
+        return jax.make_array_from_callback(array.shape, batch_sharding(mesh), array.__getitem__)
 
-    return put_batch(jax.tree.map(own, batch), mesh)
+    return jax.tree.map(put, batch)
+
+
+def _rows_of_piece(size: int, mesh: Mesh) -> int:
+    rows, rest = divmod(size, batch_shards(mesh))
+    if rest:
+        raise InputError(
+            f"batch size {size} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
+            f"it must be a multiple of {batch_shards(mesh)}"
+        )
+    return rows
 
 
 def put_replicated(tree, mesh: Mesh):
     """Every leaf whole on every device of the mesh (all processes must give equal values)."""
-    return jax.device_put(tree, replicated(mesh))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, replicated(mesh))
+    # device_put would compare the processes' values, a broadcast for each leaf.
+    return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))(tree)
 
 
 def no_mesh():

@@ -15,7 +15,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax import autoencoders, denoisers, distributed, parallel
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.diffusion import ddim_grid, flow_grid
 from lpl_jax.errors import InputError
@@ -72,6 +72,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("statistics", help="write means and covariances of --images to this .npz, to be a reference later")
     for name, help_text in LISTS.items():
         flags.DEFINE_list(name, None, f"comma-separated {help_text}", flag_values=values)
+    distributed.define_flags(values)
 
 
 def main(argv: Sequence[str], base: ConfigDict) -> int:
@@ -82,6 +83,7 @@ def main(argv: Sequence[str], base: ConfigDict) -> int:
     if argv[:1] == ["compare"]:
         return compare(argv[1:])
     config, values = config_file.parse(argv, define_flags, _default_config(argv, base))
+    distributed.initialize_from(values)
     if bool(values.workdir) == bool(values.images):
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
     for name in ("features", "reference"):
@@ -100,7 +102,8 @@ def main(argv: Sequence[str], base: ConfigDict) -> int:
     else:
         lists = {name: getattr(values, name) for name in LISTS}
         results = evaluate_run(Path(values.workdir), experiment, values.out, command, lists)
-    print(summary(results))
+    if jax.process_index() == 0:
+        print(summary(results))
     return 0
 
 

@@ -10,6 +10,7 @@ earlier ones as they were. The position in the data needs no place here: batches
 
 import hashlib
 import json
+import os
 import signal
 import threading
 import zlib
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 import lpl_jax
@@ -184,18 +186,25 @@ class StopSignal:
 
     with StopSignal() as stop:
         for step in ...:
-            ...
-            if stop.requested:
+            if stop.before(step):
                 save, wait and leave the loop
 
-    The flag belongs to this process: several hosts must agree on a step before they save together. Outside the main
+    Several processes must stop at the same step, whichever of them got the signal: there SIGTERM is left to jax, whose
+    coordination service makes them agree on a step that none has begun, without touching the devices. Outside the main
     thread, where Python allows no handlers, nothing is caught.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)):
         self.requested: signal.Signals | None = None
-        self._signals = signals
+        self._several = jax.process_count() > 1
+        self._signals = [name for name in signals if not (self._several and name == signal.SIGTERM)]
         self._previous: dict[signal.Signals, Any] = {}
+
+    def before(self, step: int) -> bool:
+        """Whether to stop before this step, the same in all processes. All of them ask for every step, in order."""
+        if self._several and self.requested is None and multihost_utils.reached_preemption_sync_point(step):
+            self.requested = signal.SIGTERM
+        return self.requested is not None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -210,8 +219,11 @@ class StopSignal:
         self._previous = {}
 
     def _handle(self, number, _frame):
-        self.requested = signal.Signals(number)
         self.__exit__()
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)  # the one that jax listens to
+        else:
+            self.requested = signal.Signals(number)
 
 
 def _step_folder(folder, step: int | None) -> epath.Path:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lpl_jax import autoencoders, parallel
+from lpl_jax import autoencoders, distributed, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, open_source, prepare
 from lpl_jax.denoisers import MMDiT
@@ -91,7 +91,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
         # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
         # run that was stopped behind the calibration.
         if not int(state.step) and not float(state.lpl_weight):
-            stream = _stream(experiment, store)
+            stream = _stream(experiment, store, mesh)
             weight = perceptual_weight(experiment, objective, state, autoencoder, network, stream, mesh)
             state = state.replace(lpl_weight=weight)
         _write_config(experiment, workdir)
@@ -104,15 +104,19 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
 @contextlib.contextmanager
 def _only_run_in(workdir: Path):
     """Holds the folder's lock, which the system releases when the process ends, however it does."""
-    if jax.process_index() != 0:
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{workdir} is in use by another process that trains: give another --workdir") from None
+    with contextlib.ExitStack() as stack:
+
+        def lock():
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((workdir / LOCK).open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{workdir} is in use by another process that trains: give another --workdir"
+                raise InputError(message) from None
+
+        # Also the point up to which nobody writes: all processes have seen the folder as it was.
+        distributed.on_first(lock)
         yield
 
 
@@ -231,7 +235,7 @@ def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir,
     )
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)
-    stream = _stream(experiment, store, start_step=begun)
+    stream = _stream(experiment, store, mesh, start_step=begun)
     evaluate = _periodic_evaluation(experiment, frozen[0], mesh, workdir)
     buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
     with (
@@ -259,7 +263,7 @@ def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir,
                 progress.update(step, shown, rate)
 
         step = begun
-        while step < settings.steps and not stop.requested:
+        while step < settings.steps and not stop.before(step + 1):
             state, metrics = step_fn(state, parallel.put_batch(next(stream), mesh), seed_key, *frozen)
             step += 1
             if step == begun + 1:  # the first step compiled the program: time from its end
@@ -313,14 +317,15 @@ def _periodic_evaluation(experiment: Experiment, autoencoder: Autoencoder, mesh:
     )
 
 
-def _stream(experiment: Experiment, store: LatentStore, start_step: int = 0):
+def _stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: int = 0):
+    index, count = parallel.batch_part(mesh)
     return batches(
         store,
         batch_size=experiment.train.batch_size,
         seed=experiment.seed,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
         control=experiment.model.control,
     )
 

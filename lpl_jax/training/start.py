@@ -109,7 +109,9 @@ def perceptual_weight(
     # Draws of the calibration are no step's draws: steps fold in numbers from 0 up.
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31)
     diffusion, perceptual = [], []
-    for index in tqdm(range(experiment.loss.calibration_batches), desc="calibrate the weight", leave=False):
+    silent = jax.process_index() != 0
+    rounds = range(experiment.loss.calibration_batches)
+    for index in tqdm(rounds, desc="calibrate the weight", leave=False, disable=silent):
         batch = parallel.put_batch(next(stream), mesh)
         key_of_batch = jax.random.fold_in(key, index)
         _, metrics = measure(state.params, batch, key_of_batch, autoencoder, state.lpl_weight, network=network)

@@ -31,7 +31,7 @@ def here(monkeypatch):
     [
         ([WORKDIR], "no config given: --config FILE"),
         ([QUICK], "no folder for the run given: --workdir"),
-        ([QUICK, WORKDIR, "--confg=1"], "unknown flag --confg; possible: --debug"),
+        ([QUICK, WORKDIR, "--confg=1"], "unknown flag --confg; possible: --connect_timeout, --coordinator, --debug"),
         ([QUICK, WORKDIR, "extra"], "unexpected argument 'extra'"),
         (["--config=nowhere.py", WORKDIR], "config file nowhere.py:"),
         ([QUICK + ":fast", WORKDIR], "does not take 'fast'; possible: post, lpl"),

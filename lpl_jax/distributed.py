@@ -1,0 +1,146 @@
+"""Several processes as one program: flags, and the call that must come before any other use of jax.
+
+    --distributed                                            the cluster says the rest (TPU pod, SLURM, Open MPI)
+    --coordinator HOST:PORT --num_processes N --process_id I    started by hand; process 0 listens on HOST:PORT
+
+Every process runs the same command (but for its process_id) and sees the same files.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from lpl_jax.errors import InputError
+
+# A process that fails waits so long for the others, which may wait for it: then the whole job ends.
+SHUTDOWN_SECONDS = 60
+MESSAGE_BYTES = 1024
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `initialize`."""
+    given = dict(flag_values=values)
+    flags.DEFINE_boolean("distributed", False, "one of several processes; the cluster says which", **given)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, with --num_processes and --process_id", **given)
+    flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", **given)
+    flags.DEFINE_integer("process_id", None, "number of this process from 0, with --coordinator", **given)
+    flags.DEFINE_integer("connect_timeout", 300, "seconds in which all processes must have started", **given)
+
+
+def initialize_from(values: flags.FlagValues) -> None:
+    """`initialize` with the flags of `define_flags`."""
+    initialize(
+        auto=values.distributed,
+        coordinator=values.coordinator,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+        timeout=values.connect_timeout,
+    )
+
+
+def initialize(
+    *,
+    auto: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Join the other processes, if there are any: without arguments nothing happens. Before any other use of jax.
+
+    Args:
+      auto: take everything from the cluster's environment.
+      coordinator, num_processes, process_id: or all three by hand.
+      timeout: seconds in which all processes must have started.
+    Raises:
+      InputError: arguments that contradict each other, no cluster, or processes that cannot be reached.
+    """
+    by_hand = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    given = [name for name, value in by_hand.items() if value is not None]
+    if not auto and not given:
+        return
+    if auto and given:
+        raise InputError(f"--distributed takes everything from the cluster, and --{given[0]} is given: use one of them")
+    if timeout < 1:
+        raise InputError(f"--connect_timeout={timeout}: must be 1 or more seconds")
+    if given:
+        _check(by_hand)
+        if process_id:
+            _reach(coordinator, timeout)
+    import jax  # here, so that flags are checked without it
+
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=timeout,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(
+            f"--distributed: no TPU pod, SLURM or Open MPI job found ({error}); "
+            "give --coordinator HOST:PORT --num_processes N --process_id I"
+        ) from error
+    except RuntimeError as error:
+        place = coordinator or "the coordinator of the cluster"
+        reason = str(error).strip().splitlines()[0][:300]
+        raise InputError(f"the processes did not come together at {place} within {timeout} s: {reason}") from error
+
+
+def _check(given: dict[str, Any]) -> None:
+    """All of them, and possible together."""
+    if missing := [name for name, value in given.items() if value is None]:
+        present = next(name for name, value in given.items() if value is not None)
+        raise InputError(f"--{present} also needs --{' and --'.join(missing)}")
+    host, _, port = given["coordinator"].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(f"--coordinator={given['coordinator']}: give HOST:PORT, such as 10.0.0.1:8476")
+    count, index = given["num_processes"], given["process_id"]
+    if count < 1 or not 0 <= index < count:
+        raise InputError(f"--process_id={index} with --num_processes={count}: possible are 0 to N - 1")
+
+
+def _reach(coordinator: str, timeout: float) -> None:
+    """Waits until process 0 listens."""
+    host, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=min(5, timeout)).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                reason = error.strerror or error
+                raise InputError(
+                    f"--coordinator={coordinator} cannot be reached within {timeout} s ({reason}): "
+                    "is process 0 running there, and its port open?"
+                ) from None
+            time.sleep(0.2)
+
+
+def on_first(function: Callable[[], None]) -> None:
+    """function() in process 0 alone; all processes wait for it, and all raise its InputError.
+
+    For what only one process can check, such as a lock: the others would wait for ever for one that has given up.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        function()
+        return
+    message, failure = b"", None
+    if jax.process_index() == 0:
+        try:
+            function()
+        except InputError as error:
+            failure = error
+            message = str(error).encode()[:MESSAGE_BYTES]
+    padded = np.frombuffer(message.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+    text = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0").decode(errors="replace")
+    if text:
+        raise failure or InputError(text)

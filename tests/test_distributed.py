@@ -1,0 +1,208 @@
+"""Several processes: flags, parts of a batch, and runs of two CPU processes against one."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lpl_jax import distributed
+from lpl_jax.errors import InputError
+from lpl_jax.parallel import host_parts, make_mesh
+from lpl_jax.training import build, checkpoints, loop, train
+from lpl_jax.training.logging import read_metrics
+
+ROOT = Path(loop.__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(auto=True, coordinator="a:1"), "--distributed takes everything.*--coordinator is given"),
+        (dict(coordinator="a:1"), "--coordinator also needs --num_processes and --process_id"),
+        (dict(process_id=0, num_processes=2), "--num_processes also needs --coordinator"),
+        (dict(coordinator="localhost", num_processes=2, process_id=0), "localhost: give HOST:PORT"),
+        (dict(coordinator="a:99999", num_processes=2, process_id=0), "a:99999: give HOST:PORT"),
+        (dict(coordinator="a:1", num_processes=2, process_id=2), "--process_id=2 with --num_processes=2"),
+        (dict(auto=True, timeout=0), "--connect_timeout=0"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=message):
+        distributed.initialize(**arguments)
+
+
+def test_a_coordinator_that_is_not_there():
+    port = free_port()
+    with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be reached within 1 s"):
+        distributed.initialize(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=1, timeout=1)
+
+
+def test_without_arguments_nothing_happens():
+    distributed.initialize()
+    assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "parts"),
+    [
+        ([[0], [0], [1], [1]], {0: (0, 2, [0, 1]), 1: (1, 2, [2, 3])}),
+        ([[0, 0], [1, 1]], {0: (0, 2, [0]), 1: (1, 2, [1])}),
+        # A tensor axis over two processes: they hold the same pieces.
+        ([[0, 1], [0, 1]], {0: (0, 1, [0, 1]), 1: (0, 1, [0, 1])}),
+        ([[0, 1], [2, 3]], {0: (0, 2, [0]), 1: (0, 2, [0]), 2: (1, 2, [1]), 3: (1, 2, [1])}),
+        # 4 x 4 chips in rows, with hosts of 2 x 2.
+        ([[0], [0], [1], [1], [0], [0], [1], [1]], {0: (0, 2, [0, 1, 4, 5]), 1: (1, 2, [2, 3, 6, 7])}),
+    ],
+)
+def test_parts_of_a_batch(processes, parts):
+    for process, expected in parts.items():
+        assert host_parts(np.array(processes), process) == expected
+
+
+def test_pieces_shared_unevenly_are_refused():
+    with pytest.raises(InputError, match="2 processes do not share the 2 pieces"):
+        host_parts(np.array([[0, 0, 0], [0, 1, 1]]), 0)
+
+
+class Pair:
+    """Two processes with two devices each that run train.py together."""
+
+    def __init__(self, folder: Path, config, *overrides: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(config.to_json_best_effort())
+        text = "import json\nfrom ml_collections import ConfigDict\n"
+        text += f"def get_config():\n    with open({str(folder / 'config.json')!r}) as file:\n"
+        text += "        return ConfigDict(json.load(file))\n"
+        (folder / "config.py").write_text(text)
+        self.workdir = folder / "run"
+        flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        command = [sys.executable, "train.py", f"--config={folder / 'config.py'}", f"--workdir={self.workdir}"]
+        command += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=60", *overrides]
+        self._files = [(folder / f"output{index}.txt").open("w+") for index in (0, 1)]
+        self.processes = [
+            subprocess.Popen(
+                [*command, f"--process_id={index}"],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            for index, file in enumerate(self._files)
+        ]
+
+    def wait(self, timeout: float = 240) -> list[int]:
+        """Exit statuses."""
+        try:
+            return [process.wait(timeout) for process in self.processes]
+        finally:
+            self.end()
+
+    def end(self):
+        for process in self.processes:
+            process.kill()
+
+    def output(self, index: int) -> str:
+        self._files[index].seek(0)
+        return self._files[index].read()
+
+
+def assert_same_run(a: Path, b: Path, rtol: float):
+    """Equal metrics of all lines, but for the speed."""
+    lines, others = read_metrics(a), read_metrics(b)
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    for line, other in zip(lines, others, strict=True):
+        for name in line.keys() - {"images_per_second"}:
+            assert line[name] == pytest.approx(other[name], rel=rtol, abs=1e-6), (line["step"], name)
+
+
+@pytest.fixture(scope="module")
+def four_devices():
+    """One process uses four of its devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.parallel, "make_mesh", lambda config: make_mesh(config, jax.devices()[:4]))
+        yield
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(dict(lpl__taps=2, loss__lpl_capacity="4"), id="lpl"),
+        pytest.param(dict(mesh__data=1, mesh__fsdp=2, mesh__tensor=2), id="tensor", marks=pytest.mark.slow),
+        pytest.param(dict(mesh__data=1, mesh__fsdp=1, mesh__tensor=4), id="tensor_over_hosts", marks=pytest.mark.slow),
+        pytest.param(
+            dict(evaluation__every=3, evaluation__every_images=8, sampling__steps=2),
+            id="evaluation",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_two_processes_do_what_one_does(changes, tmp_path, tiny_config, with_lpl, four_devices):
+    """Float32 sums in another order: gloo's reductions against those inside one process."""
+    changes = changes | with_lpl if "lpl__taps" in changes else changes
+    config = tiny_config(train__steps=4, **changes)
+    pair = Pair(tmp_path / "two", config)
+    try:
+        result = train(build(config), tmp_path / "one")
+        assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
+    finally:
+        pair.end()
+    assert_same_run(pair.workdir, tmp_path / "one", rtol=2e-4)
+    assert checkpoints.steps(pair.workdir / "checkpoints") == [3, 4]
+    assert len(list(pair.workdir.glob("events.out.tfevents*"))) == 1
+    assert f"{pair.workdir}: step 4" in pair.output(0)
+    assert str(pair.workdir) not in pair.output(1)
+    # One process goes on from what two have saved.
+    state = train(build(config), pair.workdir).state
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(result.state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def wait_for(condition, pair: Pair, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while not condition():
+        alive = all(process.poll() is None for process in pair.processes)
+        assert alive and time.monotonic() < end, pair.output(0) + pair.output(1)
+        time.sleep(0.05)
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, tiny_config):
+    config = tiny_config(train__steps=10**6, train__checkpoint_every=10**6)
+    pair = Pair(tmp_path, config)
+    try:
+        wait_for(lambda: (pair.workdir / "metrics.jsonl").exists() and read_metrics(pair.workdir), pair)
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert pair.wait(60) == [130, 130], pair.output(0) + pair.output(1)
+    finally:
+        pair.end()
+    (step,) = checkpoints.steps(pair.workdir / "checkpoints")
+    assert 2 <= step == read_metrics(pair.workdir)[-1]["step"]
+    assert f"stopped by a signal at step {step}" in pair.output(0)
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_all_report(tmp_path, tiny_config):
+    """The lock is process 0's: the other one does not wait for it in vain."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pair = Pair(tmp_path, tiny_config())
+        assert pair.wait(60) == [2, 2]
+    for index in (0, 1):
+        assert "error: " in pair.output(index) and "in use by another process" in pair.output(index)
+        assert "Traceback" not in pair.output(index)
+    assert not (pair.workdir / "config.json").exists()

@@ -106,6 +106,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.lpl.mask_zero_input = placeholder(bool)  # zero the masked map before it is measured (channel_vector only)
     c.lpl.kernel_scaling = placeholder(str)  # mask kernels follow the size of the map (auto) or are fixed by tap
     c.lpl.quantile = placeholder(float)  # quantiles of the outlier test (0.02)
+    c.lpl.quantile_method = placeholder(str)  # how quantiles are found, to the same values: auto | top_k | counting
     c.lpl.opening = placeholder(int)  # kernel that grows outliers (5)
     c.lpl.closing = placeholder(int)  # kernel that removes specks (3)
     c.lpl.spatial = placeholder(str)  # mean | sum over pixels

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lpl_jax.errors import InputError
 from lpl_jax.losses.outliers import check_kernel, kernel_sizes
+from lpl_jax.losses.quantiles import METHODS
 
 TAP_NAMES = ("mid", "up_0", "up_1", "up_2", "up_3")
 DEEP_TAPS = (2, 3, 4)
@@ -19,6 +20,7 @@ _CHOICES = {
     "norm": ("channel_std", "channel_vector"),
     "mask_on": ("predicted", "clean"),
     "kernel_scaling": ("auto", "fixed"),
+    "quantile_method": METHODS,
     "spatial": ("mean", "sum"),
     "layers": ("sum", "mean"),
     "omega": ("inverse", "uniform", "literal"),
@@ -75,6 +77,8 @@ class LPLConfig:
     # "auto": filter widths follow the size of each map, as stated for 512 x 512. "fixed": by tap, as at 512 px images.
     kernel_scaling: Literal["auto", "fixed"] = "auto"
     quantile: float = 0.02
+    # How the quantiles are found. The mask is the same with each: "auto" is the fastest one.
+    quantile_method: Literal["auto", "top_k", "counting"] = "auto"
     opening: int = 5
     closing: int = 3
 

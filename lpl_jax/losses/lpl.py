@@ -136,7 +136,13 @@ def _keep(pred, target, tap, config):
         return None
     source = pred if config.mask_on == "predicted" else target
     closing, opening = config.kernels(tap, min(source.shape[1:3]))
-    return outlier_mask(source, closing=closing, opening=opening, quantile=config.quantile)
+    return outlier_mask(
+        source,
+        closing=closing,
+        opening=opening,
+        quantile=config.quantile,
+        quantile_method=config.quantile_method,
+    )
 
 
 def _tap_term(pred, target, keep, config):

@@ -14,9 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from lpl_jax.errors import InputError
+from lpl_jax.losses.quantiles import kth_smallest
 
 
-def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: float = 0.02) -> jax.Array:
+def outlier_mask(
+    features: jax.Array, *, closing: int, opening: int, quantile: float = 0.02, quantile_method: str = "auto"
+) -> jax.Array:
     """Marks the pixels to keep, separately for every sample and channel.
 
     Pixels outside the map never count: a filter at the border sees only the pixels that exist. A constant map has no
@@ -28,12 +31,14 @@ def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: f
       closing: width of the filter that grows the inliers, odd; 1 leaves them as they are.
       opening: width of the filter that grows the outliers, odd; 1 leaves them as they are.
       quantile: fraction of the values on either side that is left out of the inner range, in [0, 0.5).
+      quantile_method: how the range is found (`quantiles.METHODS`); the mask is the same.
 
     Returns:
       Boolean (B, H, W, C), True = keep.
 
     Raises:
-      InputError: features without four axes, an even or non-positive width, or a quantile outside [0, 0.5).
+      InputError: features without four axes, an even or non-positive width, a quantile outside [0, 0.5), or
+        another method.
     """
     if features.ndim != 4:
         raise InputError(f"outlier_mask: features must have shape (B, H, W, C), given {features.shape}")
@@ -43,7 +48,7 @@ def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: f
     check_kernel("opening", opening)
 
     features = lax.stop_gradient(features)
-    low, high = inner_range(features, quantile)
+    low, high = inner_range(features, quantile, quantile_method)
     values = features.astype(jnp.float32)
     # Measuring from `low` leaves the deviation as it is, but makes that of a constant map exactly zero.
     margin = 2.0 * _sample_std(values - low)
@@ -51,7 +56,7 @@ def outlier_mask(features: jax.Array, *, closing: int, opening: int, quantile: f
     return erode(dilate(inlier, closing), opening)
 
 
-def inner_range(features: jax.Array, quantile: float) -> tuple[jax.Array, jax.Array]:
+def inner_range(features: jax.Array, quantile: float, method: str = "auto") -> tuple[jax.Array, jax.Array]:
     """The k1-th and k2-th smallest value of every map, counted from 1, with k1 = int(N q) and k2 = int(N (1 - q)).
 
     These are order statistics, hence exact in every float type; maps with fewer than 1/q values use their smallest.
@@ -59,18 +64,16 @@ def inner_range(features: jax.Array, quantile: float) -> tuple[jax.Array, jax.Ar
     Args:
       features: maps (B, H, W, C), N = H W.
       quantile: q.
+      method: one of `quantiles.METHODS`.
 
     Returns:
       Two float32 arrays of shape (B, 1, 1, C).
     """
     batch, height, width, channels = features.shape
     count = height * width
-    low_rank = max(int(count * quantile), 1)
-    high_rank = max(int(count * (1 - quantile)), 1)
-    values = features.reshape(batch, count, channels).swapaxes(1, 2)  # top_k works on the last axis
-    high = lax.top_k(values, count - high_rank + 1)[0][..., -1]
-    low = -lax.top_k(-values, low_rank)[0][..., -1]
-    return tuple(value.astype(jnp.float32)[:, None, None, :] for value in (low, high))
+    ranks = max(int(count * quantile), 1), max(int(count * (1 - quantile)), 1)
+    found = kth_smallest(features.reshape(batch, count, channels), ranks, method)
+    return tuple(value.astype(jnp.float32)[:, None, None, :] for value in found)
 
 
 def dilate(mask: jax.Array, width: int) -> jax.Array:

@@ -18,6 +18,7 @@ def test_presets_differ_where_the_two_readings_do():
         norm_eps=1e-6,
         mask_layers="deep",
         quantile=0.02,
+        quantile_method="auto",
         opening=5,
         closing=3,
         metric="mse",

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from lpl_jax.errors import InputError
-from lpl_jax.text import Clip, Tokenizer, preprocess
+from lpl_jax.text import Clip, WordTokenizer, preprocess
 from lpl_jax.text.model import HIGHEST_TOKEN
 
 RULE = "100 * max(cos(image, text), 0), mean over pairs"
@@ -49,7 +49,7 @@ def _embed(features: ClipFeatures, pixels):
     return features.embed(pixels)
 
 
-def text_features(clip: Clip, tokenizer: Tokenizer, prompts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+def text_features(clip: Clip, tokenizer: WordTokenizer, prompts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
     """Embeddings of prompts, (N, D) float32, not normalised.
 
     A prompt that is longer than the tower (77 tokens) loses its end, as everywhere with CLIP.
@@ -62,7 +62,7 @@ def text_features(clip: Clip, tokenizer: Tokenizer, prompts: Sequence[str], *, b
         raise InputError(f"{clip.config.name}: CLIPScore needs a text tower with projection; load the whole model")
     if isinstance(prompts, str) or not len(prompts):
         raise InputError(f"prompts={prompts!r}: needed: a list of at least one text")
-    highest = max(tokenizer.vocabulary.values())
+    highest = tokenizer.vocab_size - 1
     end = highest if config.eos_token_id == HIGHEST_TOKEN else config.eos_token_id
     if highest >= config.vocab_size or tokenizer.eos != end:
         raise InputError(

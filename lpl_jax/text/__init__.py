@@ -3,8 +3,8 @@
 from lpl_jax.text.config import ClipConfig, TextConfig, VisionConfig
 from lpl_jax.text.images import preprocess
 from lpl_jax.text.model import Clip, Features, init
-from lpl_jax.text.tokenizer import Tokenizer
-from lpl_jax.text.weights import load, save
+from lpl_jax.text.tokenizer import Tokenizer, WordTokenizer
+from lpl_jax.text.weights import load, load_tokenizer, save
 
 __all__ = [
     "Clip",
@@ -13,8 +13,10 @@ __all__ = [
     "TextConfig",
     "Tokenizer",
     "VisionConfig",
+    "WordTokenizer",
     "init",
     "load",
+    "load_tokenizer",
     "preprocess",
     "save",
 ]

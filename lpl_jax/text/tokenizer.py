@@ -6,8 +6,10 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 
 import functools
 import gzip
+import hashlib
 import html
 import itertools
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +40,44 @@ FIXED = {
 OPEN_CLIP_SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
 
 
-class Tokenizer:
+class WordTokenizer:
+    """What all tokenisers share: `encode` gives the numbers of a text, and here they become rows.
+
+    Attributes:
+      bos, eos, padding: numbers of the start token, of the end token and of what fills rows behind it.
+      vocab_size: numbers are below it.
+      fingerprint: hexadecimal digest of all that decides about a text's numbers: equal tokenisers have the same.
+    """
+
+    bos: int
+    eos: int
+    padding: int
+    vocab_size: int
+    fingerprint: str
+
+    def __call__(self, texts: str | Sequence[str], length: int = 77) -> np.ndarray:
+        """Texts -> int32 (B, length): start token, text, end token, padding. A text that is too long loses its end.
+
+        Raises:
+          InputError: a length below 2, or something that is not text (a lone surrogate included).
+        """
+        if length < 2:
+            raise InputError(f"length={length}: at least 2, for the start and the end token")
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = np.full((len(texts), length), self.padding, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            if not isinstance(text, str):
+                raise InputError(f"text to tokenise is {text!r}: needed: a string")
+            numbers = [self.bos, *self.encode(text)[: length - 2], self.eos]
+            row[: len(numbers)] = numbers
+        return rows
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of one text of any length, without start and end token."""
+        raise NotImplementedError
+
+
+class Tokenizer(WordTokenizer):
     """Texts -> token numbers, equal to transformers' `CLIPTokenizer` or to open_clip's `SimpleTokenizer`.
 
     Cleaning rules:
@@ -74,11 +113,17 @@ class Tokenizer:
             raise InputError(f"CLIP vocabulary of {len(vocabulary)} units lacks {', '.join(absent)}")
         self.vocabulary, self.cleaning = dict(vocabulary), cleaning
         self.bos, self.eos, self.padding = vocabulary[BOS], vocabulary[EOS], vocabulary[padding]
+        self.vocab_size = max(vocabulary.values()) + 1
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._special = re.compile("(" + "|".join(map(re.escape, sorted({BOS, EOS, padding}))) + ")")
         self._cache: dict[str, list[int]] = {}
         if cleaning == "open_clip":
             _ftfy()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        parts = [sorted(self.vocabulary.items()), list(self._ranks), self.padding, self.cleaning]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @classmethod
     def load(cls, source: str | Path, *, subfolder: str | None = None, cleaning: str | None = None) -> "Tokenizer":
@@ -107,23 +152,6 @@ class Tokenizer:
                 "or open_clip's bpe_simple_vocab_16e6.txt.gz"
             )
         return cls(vocabulary, merges, padding=_padding_word(path), cleaning=cleaning or "transformers")
-
-    def __call__(self, texts: str | Sequence[str], length: int = 77) -> np.ndarray:
-        """Texts -> int32 (B, length): start token, text, end token, padding. A text that is too long loses its end.
-
-        Raises:
-          InputError: a length below 2, or something that is not text (a lone surrogate included).
-        """
-        if length < 2:
-            raise InputError(f"length={length}: at least 2, for the start and the end token")
-        texts = [texts] if isinstance(texts, str) else texts
-        rows = np.full((len(texts), length), self.padding, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            if not isinstance(text, str):
-                raise InputError(f"text to tokenise is {text!r}: needed: a string")
-            numbers = [self.bos, *self.encode(text)[: length - 2], self.eos]
-            row[: len(numbers)] = numbers
-        return rows
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of one text of any length, without start and end token."""
@@ -187,6 +215,11 @@ BYTE_UNITS, VOCABULARY_ORDER = _byte_units()
 def _clean_transformers(text: str) -> str:
     text = SPACES.sub(" ", unicodedata.normalize("NFC", text))
     return "".join(character.lower() for character in text)  # letter by letter: no final sigma
+
+
+def cleaned_words(text: str) -> Iterator[str]:
+    """The words of a text, cleaned by the rule "transformers"."""
+    return _words(_clean_transformers(text), "transformers")
 
 
 def _clean_open_clip(text: str) -> str:

@@ -15,8 +15,10 @@ from lpl_jax.errors import InputError
 from lpl_jax.hub import find
 from lpl_jax.porting import Rule, export_params, import_params
 from lpl_jax.tensor_files import read_file, read_folder, read_json
+from lpl_jax.text import bundled
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
 from lpl_jax.text.model import Clip, init
+from lpl_jax.text.tokenizer import Tokenizer, WordTokenizer
 
 WEIGHTS = "model.safetensors"
 NAMES = (WEIGHTS, "model.fp16.safetensors", f"{WEIGHTS}.index.json")
@@ -50,7 +52,8 @@ def load(
 
     Args:
       source: a folder in transformers layout (CLIPModel, CLIPTextModel or CLIPVisionModel, with or without projection),
-        one safetensors file with such tensors, or a hub id such as "openai/clip-vit-large-patch14".
+        one safetensors file with such tensors, a hub id such as "openai/clip-vit-large-patch14", or "bundled": a small
+        text tower that needs no files and knows no language (`lpl_jax.text.bundled`).
       subfolder: the model's folder inside a pipeline's, such as "text_encoder".
       tower: "text" or "vision" reads one tower of a CLIPModel, with its projection; None reads all that is there.
       config: what the tensors are of, instead of the config.json in the folder or beside the file (`tower` and `dtype`
@@ -59,6 +62,8 @@ def load(
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
+    if source == bundled.NAME:
+        return bundled.load(tower=tower, dtype=dtype)
     path = find(source, (*NAMES, "model-*.safetensors", "config.json"), subfolder)
     if config is None:
         config = _read_config(path, tower, jnp.dtype(dtype).name)
@@ -75,6 +80,13 @@ def load(
         return jnp.asarray(array, compute)
 
     return Clip({side: jax.tree.map(lambda a, s=side: cast(s, a), tree) for side, tree in params.items()}, config)
+
+
+def load_tokenizer(source: str | Path, *, subfolder: str | None = None, cleaning: str | None = None) -> WordTokenizer:
+    """The tokeniser that belongs to what `load` takes under the same name; arguments as of `Tokenizer.load`."""
+    if source == bundled.NAME:
+        return bundled.HashTokenizer()
+    return Tokenizer.load(source, subfolder=subfolder, cleaning=cleaning)
 
 
 def save(clip: Clip, folder: str | Path) -> None:

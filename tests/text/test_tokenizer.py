@@ -246,3 +246,17 @@ def test_published_vocabulary_equal_to_transformers(open_clip):
     texts = HARD + random_texts(2000)
     for text, mine, reference in zip(texts, ours(texts), theirs_of(theirs, texts), strict=True):
         np.testing.assert_array_equal(mine, reference, err_msg=repr(text))
+
+
+def test_fingerprint_is_of_all_that_decides_about_numbers(vocabulary):
+    units, merges = vocabulary
+    prints = {
+        "as it is": Tokenizer(units, merges).fingerprint,
+        "less merges": Tokenizer(units, merges[:-1]).fingerprint,
+        "another order": Tokenizer(units, [*merges[1:], merges[0]]).fingerprint,
+        "another padding": Tokenizer(units, merges, padding="!").fingerprint,
+        "another number": Tokenizer(units | {"!": len(units)}, merges).fingerprint,
+    }
+    assert len(set(prints.values())) == len(prints)
+    assert Tokenizer(dict(reversed(units.items())), merges).fingerprint == prints["as it is"]
+    assert Tokenizer(units, merges).vocab_size == len(units)

@@ -84,7 +84,9 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.loss.weighting = "none"  # weight of the diffusion loss over t: none | min_snr
     c.loss.gamma = 5.0  # min_snr: upper bound of the signal-to-noise ratio
     c.loss.label_dropout = 0.1  # probability of training without the class, for guidance
-    c.loss.lpl_capacity = "auto"  # decoded images of a batch: auto (expected number + 10 %) | all | a number
+    c.loss.lpl_capacity = "auto"  # decoded images of a batch: auto (expected + 10 %) | economical | all | a number
+    c.loss.lpl_groups = "auto"  # they are drawn from as many equal groups of it: auto (parts on devices) | a number
+    c.loss.lpl_chunk = "auto"  # images that a device decodes at a time: auto (as many as fill 512 x 512 px) | a number
     c.loss.calibration_batches = 50  # batches that weights are calibrated on, before the first step
     c.loss.lpl_start = 0  # LPL, or a comparison loss, counts from this step on
 

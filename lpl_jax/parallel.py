@@ -247,3 +247,44 @@ def constrain_batch(tree):
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(axes, *free))
 
     return jax.tree.map(constrain, tree)
+
+
+def context_shards() -> int:
+    """Number of pieces that a batch is split into on the mesh that is set (`jax.set_mesh`); 1 where none is."""
+    return math.prod(size for axis, size in _free_axes().items() if axis in BATCH_AXES)
+
+
+def on_batch_shards(function):
+    """`function(whole, *split) -> (split, whole)`, run by each device of the mesh that is set on its part of a batch.
+
+    Leaves of `split` are cut along their first axis, over `data` and `fsdp`; those of `whole` lie on every device.
+    There is no collective inside. The function itself is returned where no mesh is set or the mesh has one device.
+    Not to be differentiated through: take gradients inside.
+
+    Raises InputError where a first axis does not divide into the parts.
+    """
+    axes = _free_axes()
+    if math.prod(axes.values()) == 1:
+        return function
+    split, whole = PartitionSpec(tuple(axis for axis in axes if axis in BATCH_AXES)), PartitionSpec()
+
+    def call(replicated, *rows):
+        for size in {leaf.shape[0] for leaf in jax.tree.leaves(rows)}:
+            if size % context_shards():
+                raise InputError(f"a batch of {size} cannot be split into {context_shards()} equal parts (data x fsdp)")
+        return jax.shard_map(
+            function,
+            in_specs=(whole, *(split for _ in rows)),
+            out_specs=(split, whole),
+            axis_names=frozenset(axes),
+            check_vma=False,  # types of axes would have to be kept by every loop inside; nothing here needs them
+        )(replicated, *rows)
+
+    return call
+
+
+def _free_axes() -> dict[str, int]:
+    """Axes of the mesh that is set, and their sizes, but for those that an enclosing `shard_map` has split already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis: mesh.shape[axis] for axis, kind in types if kind != AxisType.Manual}

@@ -310,5 +310,9 @@ def _jaxpr_flops(jaxpr, loops: bool) -> int:
             inner = [_jaxpr_flops(each, loops) for each in jax.extend.core.jaxprs_in_params(params)]
             if name == "cond":
                 inner = [max(inner)]
-            total += sum(inner) * (params["length"] if name == "scan" and loops else 1)
+            repeats = params["length"] if name == "scan" and loops else 1
+            if name == "shard_map":  # inside are the shapes of one device
+                axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # by JAX version
+                repeats = math.prod(params["mesh"].shape[axis] for axis in axes)
+            total += sum(inner) * repeats
     return total

@@ -1,11 +1,12 @@
 """Perceptual losses on latents, and the losses that the paper compares them with."""
 
 from lpl_jax.losses.calibration import calibrate_weight, calibrate_weight_by_variance, perceptual_share
+from lpl_jax.losses.chunked import latent_perceptual_loss
 from lpl_jax.losses.comparison import ComparisonConfig, comparison_losses
 from lpl_jax.losses.config import TAP_NAMES, LPLConfig
 from lpl_jax.losses.gate import active_samples, gated_perceptual_loss
 from lpl_jax.losses.latent_lpips import LatentLPIPS, latent_lpips
-from lpl_jax.losses.lpl import latent_perceptual_loss, perceptual_distance
+from lpl_jax.losses.lpl import perceptual_distance
 from lpl_jax.losses.outliers import outlier_mask
 from lpl_jax.losses.reweighting import LossVariances, init_variances, reweighted, update_variances
 from lpl_jax.losses.self_perceptual import block_features, self_perceptual_loss

@@ -2,8 +2,10 @@
 
 At high noise the estimate of the clean latent is too blurred for its features to mean anything, so only samples with
 noise level sigma / alpha up to tau take part. The shapes stay static under jit: either all rows are decoded and the
-others weigh nothing (`capacity=None`, the definition), or exactly `capacity` rows are, drawn uniformly from the
-active ones where there are more.
+others weigh nothing (`capacity=None`, the definition), or exactly `capacity` rows are. These are drawn group by group:
+the batch is cut into equal groups of consecutive rows, and each decodes as many as the others, drawn uniformly from its
+own active rows where there are more. With at least one group for each part of a batch that a device holds, no row moves
+to another device.
 """
 
 import math
@@ -12,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.losses.chunked import decoded_distance
 from lpl_jax.losses.config import LPLConfig
-from lpl_jax.losses.lpl import check_latents, latent_distance, tap_metrics
-from lpl_jax.parallel import constrain_batch
+from lpl_jax.losses.lpl import check_latents, tap_metrics
 
 
 def active_samples(alpha: jax.Array, sigma: jax.Array, config: LPLConfig, *, resolution: float) -> jax.Array:
@@ -47,12 +50,15 @@ def gated_perceptual_loss(
     *,
     resolution: float,
     capacity: int | None = None,
+    groups: int | None = None,
+    chunk: int | None = None,
     sample_weight: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Perceptual loss of a batch, on the samples that pass the gate (Eq. 3), without the training weight.
 
-    With a capacity K, value and gradient equal those of `capacity=None` as long as at most K samples are active.
-    Where n > K are, K of them are drawn uniformly and weighted by n / K: the expectation over keys is then the same.
+    With a capacity of K for each of the groups, value and gradient equal those of `capacity=None` as long as at most K
+    samples of each group are active. Where n > K are, K of them are drawn uniformly and weighted by n / K: the
+    expectation over keys is then the same.
     Estimates that are not active are never decoded, so infinities in them (alpha = 0) touch neither value nor gradient.
 
     Args:
@@ -62,7 +68,10 @@ def gated_perceptual_loss(
       key: draws the decoded samples; not used without a capacity.
       config: static under `jax.jit`, with `tau` set.
       resolution: image side in pixels, which tau is scaled to; the geometric mean of the sides where they differ.
-      capacity: rows to decode, 1 to B; None decodes all B.
+      capacity: rows to decode in all groups together, 1 to B; None decodes all B.
+      groups: into how many the batch is cut for the draw; a divisor of B and of the capacity, and a multiple of the
+        number of parts that the mesh splits a batch into. None is that number.
+      chunk: rows that a device decodes at a time; None is `auto_chunk`. It changes no value.
       sample_weight: (B,), factor on each sample's loss; wanted if and only if `config.extra_weight` is not "none".
 
     Returns:
@@ -76,41 +85,56 @@ def gated_perceptual_loss(
     """
     check_latents(z0_hat, z0)
     batch = z0.shape[0]
-    _check_arguments(batch, alpha, sigma, config, capacity, sample_weight)
+    groups = parallel.context_shards() if groups is None else groups
+    _check_arguments(batch, alpha, sigma, config, sample_weight)
+    check_groups(batch, capacity, groups, parallel.context_shards())
     active = lax.stop_gradient(active_samples(alpha, sigma, config, resolution=resolution))
     # Inactive rows are replaced before anything is computed from them: multiplying by zero afterwards would keep a NaN.
     z0_hat = jnp.where(active[:, None, None, None], z0_hat, lax.stop_gradient(z0).astype(z0_hat.dtype))
-    count = jnp.sum(active, dtype=jnp.float32)
-    weights = active.astype(jnp.float32)
+    weights, scores, rows = active.astype(jnp.float32), None, None
     if capacity is not None:
-        rows = _draw_rows(active, capacity, key)
-        weights = weights[rows] * jnp.maximum(count / capacity, 1.0)
-        # The gather leaves the partitioner free to decode all rows on every device, which it would.
-        z0_hat, z0 = constrain_batch((z0_hat[rows], z0[rows]))
-        sample_weight = None if sample_weight is None else sample_weight[rows]
+        rows = capacity // groups
+        # Active rows first, uniformly chosen among them, then any others.
+        scores = (weights + 0.5 * jax.random.uniform(key, (batch,))).reshape(groups, -1)
+        counts = jnp.sum(active.reshape(groups, -1), axis=1, dtype=jnp.float32)
+        weights *= jnp.repeat(jnp.maximum(counts / rows, 1.0), batch // groups)
+    loss, taps, decoded = decoded_distance(autoencoder, z0_hat, z0, scores, config, rows, chunk)
+    weights = jnp.where(decoded, weights, 0.0)
     factors = weights if sample_weight is None else jnp.where(weights > 0, weights * sample_weight, 0.0)
-    loss, taps = latent_distance(autoencoder, z0_hat, z0, config)
+    count = jnp.sum(active, dtype=jnp.float32)
     total = jnp.sum(lax.stop_gradient(factors) * loss) / (batch if config.batch == "all" else jnp.maximum(count, 1.0))
     metrics = {
         "active_fraction": count / batch,
-        "decoded": jnp.asarray(weights.shape[0], jnp.float32),
+        "decoded": jnp.asarray(batch if capacity is None else capacity, jnp.float32),
         **tap_metrics(taps, weights, config),
     }
     return total, metrics
 
 
-def _draw_rows(active, capacity, key):
-    """Indices of `capacity` rows: active ones first, uniformly chosen among them, then any others."""
-    tie_break = 0.5 * jax.random.uniform(key, active.shape)
-    return lax.top_k(active.astype(jnp.float32) + tie_break, capacity)[1]
+def check_groups(batch: int, capacity: int | None, groups: int, shards: int) -> None:
+    """Raises InputError unless a batch on so many shards can be cut into these groups, and the capacity (None: all
+    rows are decoded) be shared by them."""
+    if capacity is None:
+        return
+    if not (type(capacity) is int and 1 <= capacity <= batch):
+        raise InputError(f"capacity={capacity!r} is not 1 to {batch} (the batch size), or None to decode every sample")
+    if not (type(groups) is int and groups >= 1) or batch % groups or groups % shards:
+        possible = [number for number in range(shards, batch + 1, shards) if batch % number == 0]
+        text = ", ".join(map(str, possible)) if possible else "no number"
+        raise InputError(
+            f"groups={groups!r} do not cut a batch of {batch} on {shards} device parts (data x fsdp) into equal ones: "
+            f"{text} would"
+        )
+    if capacity % groups:
+        below, above = capacity // groups * groups, (capacity // groups + 1) * groups
+        text = f"{below} or {above}" if below else f"{above}"
+        raise InputError(f"capacity={capacity} is not shared equally by {groups} groups of the batch: {text} would be")
 
 
-def _check_arguments(batch, alpha, sigma, config, capacity, sample_weight):
+def _check_arguments(batch, alpha, sigma, config, sample_weight):
     for name, values in (("alpha", alpha), ("sigma", sigma), ("sample_weight", sample_weight)):
         if values is not None and values.shape != (batch,):
             raise InputError(f"{name} must have shape ({batch},), one value for each sample, given {values.shape}")
-    if capacity is not None and not (type(capacity) is int and 1 <= capacity <= batch):
-        raise InputError(f"capacity={capacity!r} is not 1 to {batch} (the batch size), or None to decode every sample")
     if (sample_weight is None) != (config.extra_weight == "none"):
         given = "no" if sample_weight is None else "a"
         raise InputError(f"lpl.extra_weight={config.extra_weight!r} with {given} sample_weight: they belong together")

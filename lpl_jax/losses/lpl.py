@@ -1,7 +1,6 @@
 """The Latent Perceptual Loss: a normalised, masked distance between decoder features of two latents (arXiv 2411.04873).
 
-`perceptual_distance` is the pure part, on feature maps; `latent_distance` decodes two latents to get them. It does so
-in two calls: in one batched call the backward pass would run over both halves, though the target needs none.
+The pure part, on feature maps; `chunked` decodes two latents to get them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.losses.config import LPLConfig
 from lpl_jax.losses.outliers import outlier_mask
@@ -27,42 +25,6 @@ class TapTerms(NamedTuple):
     masked: jax.Array  # (B, L) share of pixels left out as outliers
     log_variance_ratio: jax.Array  # (B, L) log of predicted over clean variance of kept pixels, mean over channels
     omega: jax.Array  # (L,) depth weight
-
-
-def latent_perceptual_loss(
-    autoencoder: Autoencoder, pred_latents: jax.Array, target_latents: jax.Array, config: LPLConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of every sample (Sec. 3.2, Eq. 2), without gate and without training weight.
-
-    Gradients flow to `pred_latents` only, neither to the target nor to the autoencoder.
-
-    Args:
-      autoencoder: frozen first stage whose decoder gives the features.
-      pred_latents: estimate of the clean latents, scaled, (B, h, w, C).
-      target_latents: clean latents, scaled, (B, h, w, C).
-      config: static under `jax.jit`.
-
-    Returns:
-      loss (B,) float32, and scalar metrics averaged over the batch for each of `config.tap_names`: `{tap}/term`
-      (before the depth weight), `{tap}/omega` (depth weight), `{tap}/masked` (share of pixels) and
-      `{tap}/log_variance_ratio` (log of predicted over clean variance).
-
-    Raises:
-      InputError: latents of different shapes, or not those of this autoencoder.
-    """
-    loss, taps = latent_distance(autoencoder, pred_latents, target_latents, config)
-    return loss, tap_metrics(taps, jnp.ones_like(loss), config)
-
-
-def latent_distance(
-    autoencoder: Autoencoder, pred_latents: jax.Array, target_latents: jax.Array, config: LPLConfig
-) -> tuple[jax.Array, TapTerms]:
-    """As `latent_perceptual_loss`, with the parts of every sample and tap in place of averaged metrics."""
-    check_latents(pred_latents, target_latents)
-    autoencoder, target_latents = lax.stop_gradient((autoencoder, target_latents))
-    target_features = _features(autoencoder, target_latents, config)
-    pred_features = _features(autoencoder, pred_latents, config)
-    return perceptual_distance(pred_features, target_features, config)
 
 
 def perceptual_distance(
@@ -122,12 +84,6 @@ def check_latents(pred_latents: jax.Array, target_latents: jax.Array) -> None:
         raise InputError(
             f"latents must both have shape (B, h, w, C), given {pred_latents.shape} and {target_latents.shape}"
         )
-
-
-def _features(autoencoder, latents, config):
-    if config.taps == "rgb":
-        return (autoencoder.decode(latents),)
-    return autoencoder.features(latents, num_taps=config.taps, post_quant_conv=config.post_quant_conv)
 
 
 def _keep(pred, target, tap, config):

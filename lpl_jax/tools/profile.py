@@ -162,9 +162,9 @@ def profile(
     peak: float | None = None,
 ) -> dict[str, Any]:
     """All that is known about the step of a resolved experiment, as plain values. `run` needs `compile`."""
-    report = step_cost.analyse(experiment, autoencoder)
     mesh = parallel.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
+        report = step_cost.analyse(experiment, autoencoder)
         traced = report["traced"] = step_cost.trace(experiment, autoencoder, mesh)
         if compile:
             compiled, report["compiled"] = step_cost.compile_step(experiment, autoencoder, mesh)

@@ -20,6 +20,10 @@ from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.training.optimizer import OptimizerConfig
 
+# Share of a batch that the economical setting decodes. With five taps of Stable Diffusion's decoder a step of paper796
+# then takes about 1.2 times the operations of one without LPL, at 256 and at 512 px (docs/flops.md).
+ECONOMICAL_SHARE = 1 / 12
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -51,6 +55,8 @@ class LossConfig:
     gamma: float = 5.0
     label_dropout: float = 0.1
     lpl_capacity: str | int = "auto"
+    lpl_groups: str | int = "auto"
+    lpl_chunk: str | int = "auto"
     calibration_batches: int = 50
     lpl_start: int = 0
 
@@ -59,19 +65,44 @@ class LossConfig:
         _require(0 <= self.label_dropout <= 1, "loss.label_dropout", self.label_dropout, "a probability, 0 to 1")
         _require(self.lpl_start >= 0, "loss.lpl_start", self.lpl_start, "a step, 0 or more")
         _require(self.calibration_batches > 0, "loss.calibration_batches", self.calibration_batches, "1 or more")
-        if str(self.lpl_capacity).isdecimal():  # a number on the command line arrives as text
-            object.__setattr__(self, "lpl_capacity", int(self.lpl_capacity))
-        possible = "auto, all, or a number of images of each batch"
-        known = self.lpl_capacity in ("auto", "all") or isinstance(self.lpl_capacity, int) and self.lpl_capacity > 0
-        _require(known, "loss.lpl_capacity", self.lpl_capacity, possible)
+        for name, words, possible in (
+            (
+                "lpl_capacity",
+                ("auto", "economical", "all"),
+                "auto, economical, all, or a number of images of each batch",
+            ),
+            ("lpl_groups", ("auto",), "auto, or a number of groups of each batch"),
+            ("lpl_chunk", ("auto",), "auto, or a number of images"),
+        ):
+            if str(getattr(self, name)).isdecimal():  # a number on the command line arrives as text
+                object.__setattr__(self, name, int(getattr(self, name)))
+            value = getattr(self, name)
+            _require(value in words or type(value) is int and value > 0, f"loss.{name}", value, possible)
 
-    def capacity(self, batch_size: int, active_fraction: float) -> int | None:
-        """Images that a step decodes: 1.1 times the expected number under the threshold, a given one, or all (None)."""
+    def groups(self, shards: int) -> int:
+        """Groups that decoded images are drawn from: as given, or the parts that devices split a batch into."""
+        return shards if self.lpl_groups == "auto" else self.lpl_groups
+
+    @property
+    def chunk(self) -> int | None:
+        """Images that a device decodes at a time; None: by their size."""
+        return None if self.lpl_chunk == "auto" else self.lpl_chunk
+
+    def capacity(self, batch_size: int, active_fraction: float, groups: int) -> int | None:
+        """Images that a step decodes, or None for all of a batch.
+
+        "auto": 1.1 times the expected number under the threshold, rounded up to equal parts of the groups.
+        "economical": `ECONOMICAL_SHARE` of the batch, rounded down to equal parts, but at least one of each group.
+        """
         if self.lpl_capacity == "all":
             return None
         if self.lpl_capacity == "auto":
-            return min(batch_size, max(1, math.ceil(1.1 * active_fraction * batch_size)))
-        return self.lpl_capacity
+            wanted = math.ceil(max(1, math.ceil(1.1 * active_fraction * batch_size)) / groups)
+        elif self.lpl_capacity == "economical":
+            wanted = max(1, int(ECONOMICAL_SHARE * batch_size / groups))
+        else:
+            return self.lpl_capacity
+        return min(batch_size, wanted * groups)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, open_source, prepare
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.errors import InputError
+from lpl_jax.losses.gate import check_groups
 from lpl_jax.training import checkpoints
 from lpl_jax.training.build import Experiment, build, resolve, to_dict
 from lpl_jax.training.checkpoints import Checkpointer, StopSignal
@@ -41,6 +42,7 @@ LOCK = "lock"
 RESUMABLE = (
     "data.store",
     "mesh",
+    "loss.lpl_chunk",
     "sampling",
     "evaluation",
     "train.steps",
@@ -78,6 +80,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
             f"train.batch_size={experiment.train.batch_size} is not divisible by the {parallel.batch_shards(mesh)} "
             "parts (data x fsdp) that the mesh splits a batch into"
         )
+    objective = make_objective(experiment, parallel.batch_shards(mesh))
     begun_before = (workdir / CONFIG).exists()
     if begun_before:
         _check_same_run(experiment, workdir)
@@ -85,7 +88,6 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
     optimizer, _ = make_optimizer(experiment.optimizer)
     autoencoder = parallel.put_replicated(autoencoder, mesh)
     with jax.set_mesh(mesh), _only_run_in(workdir):
-        objective = make_objective(experiment)
         state = first_state(experiment, optimizer, mesh, workdir)
         network = comparison_network(experiment, state, mesh)
         # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
@@ -149,13 +151,19 @@ def data_source(experiment: Experiment) -> ImageSource:
     return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
 
 
-def make_objective(experiment: Experiment) -> Objective:
-    """What the steps of a resolved experiment minimise."""
+def make_objective(experiment: Experiment, shards: int | None = None) -> Objective:
+    """What the steps of a resolved experiment minimise.
+
+    shards: parts that devices split a batch into; None: as the mesh that is set does.
+    Raises InputError where the images to decode cannot be drawn evenly from these parts.
+    """
     loss, lpl, paradigm = experiment.loss, experiment.lpl, experiment.paradigm
-    capacity = None
+    shards = parallel.context_shards() if shards is None else shards
+    capacity, groups = None, loss.groups(shards)
     if lpl is not None:
         active = paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        capacity = loss.capacity(experiment.train.batch_size, active)
+        capacity = loss.capacity(experiment.train.batch_size, active, groups)
+        check_groups(experiment.train.batch_size, capacity, groups, shards)
     return Objective(
         model=MMDiT(experiment.model),
         paradigm=paradigm,
@@ -166,6 +174,8 @@ def make_objective(experiment: Experiment) -> Objective:
         gamma=loss.gamma,
         lpl=lpl,
         capacity=capacity,
+        groups=groups,
+        chunk=loss.chunk,
         lpl_start=loss.lpl_start,
         comparison=experiment.comparison,
     )

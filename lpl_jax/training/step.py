@@ -48,6 +48,7 @@ class Objective:
       weighting, gamma: weight of the diffusion loss over t, see `lpl_jax.diffusion.loss_weight`.
       lpl: the perceptual loss; None trains with the diffusion loss alone.
       capacity: how many images of the batch are decoded at the most; None decodes all and masks.
+      groups, chunk: of the batch in the draw of these, and images decoded at a time; see `gated_perceptual_loss`.
       lpl_start: the perceptual loss counts from this step on.
       comparison: one of the paper's comparison losses; "reweighting" takes what it needs of `lpl`, others exclude it.
     """
@@ -61,6 +62,8 @@ class Objective:
     gamma: float = 5.0
     lpl: LPLConfig | None = None
     capacity: int | None = None
+    groups: int | None = None
+    chunk: int | None = None
     lpl_start: int = 0
     comparison: ComparisonConfig | None = None
 
@@ -145,6 +148,8 @@ def _with_lpl(diffusion, step: _Prediction, key, autoencoder, lpl_weight, object
         objective.lpl,
         resolution=objective.resolution,
         capacity=objective.capacity,
+        groups=objective.groups,
+        chunk=objective.chunk,
         sample_weight=loss_weight(paradigm, step.t, "min_snr", gamma=objective.gamma) if min_snr else None,
     )
     total = diffusion + lpl_weight * perceptual
@@ -179,7 +184,7 @@ def _reweighted(diffusion, step: _Prediction, autoencoder, weight, objective: Ob
     alpha, sigma = objective.paradigm.alpha_sigma(step.t)
     active = active_samples(alpha, sigma, objective.lpl, resolution=objective.resolution)
     estimate = jax.lax.stop_gradient(jnp.where(active[:, None, None, None], step.z0_hat, step.z0))
-    perceptual, _ = latent_perceptual_loss(autoencoder, estimate, step.z0, objective.lpl)
+    perceptual, _ = latent_perceptual_loss(autoencoder, estimate, step.z0, objective.lpl, chunk=objective.chunk)
     variances = update_variances(variances, step.losses, perceptual, active)
     total = jnp.mean(reweighted(step.losses, active, weight, variances.perceptual, variances.diffusion))
     metrics = {"loss": total, "diffusion_loss": diffusion, "lpl": jnp.mean(jnp.where(active, perceptual, 0.0))}

@@ -104,7 +104,9 @@ def test_resolve_takes_channels_from_the_autoencoder():
         ({"lpl.preset": "papier"}, "'papier'"),
         ({"lpl.preset": "paper", "lpl.tau": 1.0}, "lpl.tau=1.0 has no unit"),
         ({"lpl.preset": "paper", "loss.lpl_capacity": 300}, "lpl_capacity=300 is more than train.batch_size=256"),
-        ({"loss.lpl_capacity": "some"}, "auto, all, or a number"),
+        ({"loss.lpl_capacity": "some"}, "auto, economical, all, or a number"),
+        ({"loss.lpl_groups": "0"}, "auto, or a number of groups"),
+        ({"loss.lpl_chunk": -1}, "lpl_chunk=-1 is not possible"),
         ({"loss.weighting": "snr"}, "none, min_snr"),
         ({"sampling.sampler": "euler"}, "sampler='euler' with paradigm 'eps'; possible: ddim"),
         ({"mesh.data": 0}, "mesh.data"),
@@ -132,7 +134,19 @@ def test_patches_must_fit():
 
 def test_capacity():
     loss = build(base.get_config()).loss
-    assert loss.capacity(100, 0.478) == 53  # 1.1 x 47.8, rounded up
-    assert loss.capacity(4, 1.0) == 4
-    assert dataclasses.replace(loss, lpl_capacity="all").capacity(100, 0.5) is None
-    assert dataclasses.replace(loss, lpl_capacity="7").capacity(100, 0.5) == 7
+    assert loss.capacity(100, 0.478, 1) == 53  # 1.1 x 47.8, rounded up
+    assert loss.capacity(100, 0.478, 10) == 60  # equal parts of the groups
+    assert loss.capacity(4, 1.0, 1) == loss.capacity(4, 1.0, 4) == 4
+    assert loss.capacity(16, 0.0, 4) == 4
+    assert dataclasses.replace(loss, lpl_capacity="all").capacity(100, 0.5, 4) is None
+    assert dataclasses.replace(loss, lpl_capacity="7").capacity(100, 0.5, 4) == 7
+    economical = dataclasses.replace(loss, lpl_capacity="economical")
+    assert [economical.capacity(256, 0.5, groups) for groups in (1, 8, 16, 64)] == [21, 16, 16, 64]
+    assert economical.capacity(1, 0.5, 1) == 1
+
+
+def test_groups_and_chunk():
+    loss = build(base.get_config()).loss
+    assert (loss.groups(8), loss.chunk) == (8, None)
+    given = dataclasses.replace(loss, lpl_groups="16", lpl_chunk=2)
+    assert (given.groups(8), given.chunk) == (16, 2)

@@ -151,13 +151,13 @@ def steps(sizes, params, batch, autoencoder, count=3, **changes):
 
 @pytest.fixture(scope="module")
 def one_device(params, batch, autoencoder):
-    return steps((1, 1, 1), params, batch, autoencoder, capacity=4)
+    return steps((1, 1, 1), params, batch, autoencoder, capacity=4, groups=4)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 4, 2)], ids=str)
 def test_meshes_agree(sizes, params, batch, autoencoder, one_device):
     expected, expected_state = one_device
-    metrics, state = steps(sizes, params, batch, autoencoder, capacity=4)
+    metrics, state = steps(sizes, params, batch, autoencoder, capacity=4, groups=4)
     for here, there in zip(metrics, expected, strict=True):
         for name in ("loss", "diffusion_loss", "lpl", "grad_norm"):
             # sums of float32 in another order
@@ -170,7 +170,7 @@ def test_meshes_agree(sizes, params, batch, autoencoder, one_device):
 
 def test_every_step_draws_anew_and_the_same_step_the_same(params, batch, autoencoder, one_device):
     metrics, state = one_device
-    again, _ = steps((1, 1, 1), params, batch, autoencoder, capacity=4)
+    again, _ = steps((1, 1, 1), params, batch, autoencoder, capacity=4, groups=4)
     assert [row["loss"] for row in again] == [row["loss"] for row in metrics]
     assert len({float(row["lpl/active_fraction"]) for row in metrics} | {float(row["loss"]) for row in metrics}) > 3
     assert state.step == 3

@@ -54,7 +54,7 @@ def test_gated_latent_lpips_run(lpips_file, tiny_config, tmp_path):
 
 
 def test_reweighting_run_keeps_its_variances(tiny_config, with_lpl, tmp_path):
-    config = tiny_config(train__steps=2, lpl__taps=2, **with_lpl)
+    config = tiny_config(train__steps=2, lpl__taps=1, **with_lpl)
     config.comparison.kind = "reweighting"
     first = train(build(config), tmp_path).state.variances
     assert 1 <= float(first.batches) <= 2 and float(first.diffusion) > 0
@@ -66,7 +66,7 @@ def test_reweighting_run_keeps_its_variances(tiny_config, with_lpl, tmp_path):
 
 
 def test_lpl_from_a_step_on(tiny_config, with_lpl, tmp_path):
-    config = tiny_config(train__steps=2, train__log_every=1, loss__lpl_start=1, lpl__taps=2, **with_lpl)
+    config = tiny_config(train__steps=2, train__log_every=1, loss__lpl_start=1, lpl__taps=1, **with_lpl)
     train(build(config), tmp_path)
     before, after = read_metrics(tmp_path)
     assert before["lpl"] > 0 and before["lpl_share"] == 0 and before["loss"] == before["diffusion_loss"]

@@ -200,6 +200,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, w
     assert_same_state(params, jax.device_get(result.state.params))
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_readme_command_on_real_imagenet_photographs(shared, tmp_path, capfd):
     """`python train.py --config configs/imagenet.py:256,lpl ...` at a size for this machine."""
@@ -215,7 +216,6 @@ def test_the_readme_command_on_real_imagenet_photographs(shared, tmp_path, capfd
             "--config.train.batch_size=8",
             "--config.train.steps=2",
             "--config.lpl.weight=1",  # given: a calibration would compile the loss once more
-            "--config.loss.lpl_capacity=1",
         ]
     )
     assert status == 0

@@ -39,6 +39,9 @@ class EvaluationConfig:
         _at_least("resamples", self.resamples, 0)
         if self.resamples == 1:
             raise InputError("evaluation.resamples=1 is not possible: 2 or more give intervals, 0 gives none")
+
+    def check_clip_score(self) -> None:
+        """Raises an InputError for images that no prompts made, unless CLIP and prompts are given together."""
         if (self.clip is None) != (self.prompts is None):
             given, missing = ("clip", "prompts") if self.prompts is None else ("prompts", "clip")
             raise InputError(f"evaluation.{given} is given without evaluation.{missing}: CLIPScore needs both")

@@ -1,6 +1,5 @@
 """One evaluator for generated images and for those of other people: features, metrics, card and pictures."""
 
-import hashlib
 import itertools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,11 @@ from lpl_jax.evaluation.figures import panels
 from lpl_jax.evaluation.generate import in_batches
 from lpl_jax.evaluation.metrics import score
 from lpl_jax.evaluation.networks import Networks, load_networks
+from lpl_jax.evaluation.prompts import Prompts
 from lpl_jax.evaluation.reference import Reference, load_reference
 from lpl_jax.evaluation.spectrum import SpectrumSum, log_ratio_map
 from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
-from lpl_jax.text import Tokenizer
+from lpl_jax.text import load_tokenizer
 
 SPECTRA = "spectrum.npz"
 MEANS = ("power", "profile")  # what is kept of a set's spectra
@@ -37,8 +37,8 @@ GRID = 32  # images in the picture of an evaluation
 class Evaluator(NamedTuple):
     """All that evaluations of several sets share: loaded and computed once.
 
-    made: what a card says of networks and reference. prompts: embeddings (P, D), or None. folder: features are kept
-    in it.
+    made: what a card says of networks and reference. prompts: embeddings (P, D), or None; prompts_made: what a card
+    says of them. folder: features are kept in it.
     """
 
     config: EvaluationConfig
@@ -46,12 +46,19 @@ class Evaluator(NamedTuple):
     networks_made: dict[str, Any]
     reference: Reference
     prompts: np.ndarray | None
+    prompts_made: dict[str, Any]
     mesh: Mesh
     folder: Path
 
 
 def make_evaluator(
-    config: EvaluationConfig, *, source: ImageSource | None, resolution: int, mesh: Mesh, folder: str | Path
+    config: EvaluationConfig,
+    *,
+    source: ImageSource | None,
+    resolution: int,
+    mesh: Mesh,
+    folder: str | Path,
+    prompts: Prompts | None = None,
 ) -> Evaluator:
     """Loads the networks and computes the features of the reference, or reads them where they were computed before.
 
@@ -59,13 +66,18 @@ def make_evaluator(
       source: the run's data, which is the reference where `config.reference` is None.
       resolution: side of the images that will be evaluated; reference images of another size are brought to it.
       folder: where features are kept unless `config.cache` says otherwise.
+      prompts: for CLIPScore, where the config names CLIP weights, and for the card.
     """
     if config.reference is None and source is None:
         raise InputError("nothing to compare with: give evaluation.reference, a folder of images or an .npz file")
     folder = Path(config.cache or folder)
     networks, made = load_networks(config)
     reference = load_reference(config, source, networks, made, resolution=resolution, mesh=mesh, folder=folder)
-    return Evaluator(config, networks, made, reference, _prompts(config, networks), mesh, folder)
+    embedded = None
+    if prompts is not None and config.clip is not None:
+        embedded = text_features(networks.clip.clip, load_tokenizer(config.clip), prompts.lines)
+    prompts_made = prompts.made if prompts is not None else {}
+    return Evaluator(config, networks, made, reference, embedded, prompts_made, mesh, folder)
 
 
 def evaluate(
@@ -125,24 +137,9 @@ def describe(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, cou
         "metrics.covariance": "divided by N - 1, float64",
         "metrics.intervals": f"{config.resamples} resamples, seed {config.seed}" if config.resamples else "none",
     }
-    prompts = {}
-    if config.prompts:
-        prompts["prompts.file"] = config.prompts
-        prompts["prompts.hash"] = hashlib.sha256(Path(config.prompts).read_bytes()).hexdigest()
+    prompts = evaluator.prompts_made
     first = {"num_images": count, "resolution": resolution}
     return {**first, **made, **evaluator.networks_made, **evaluator.reference.made, **prompts, **settings}
-
-
-def _prompts(config: EvaluationConfig, networks: Networks) -> np.ndarray | None:
-    if config.prompts is None:
-        return None
-    try:
-        lines = Path(config.prompts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"evaluation.prompts={config.prompts}: cannot be read: {error}") from None
-    if not lines or not all(line.strip() for line in lines):
-        raise InputError(f"evaluation.prompts={config.prompts}: needs one prompt on each line, and no empty lines")
-    return text_features(networks.clip.clip, Tokenizer.load(config.clip), lines)
 
 
 def grid(images: Callable[[np.ndarray], np.ndarray], count: int, mesh: Mesh) -> Image.Image:

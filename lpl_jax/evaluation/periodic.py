@@ -18,6 +18,7 @@ from lpl_jax.evaluation.evaluate import grid, make_evaluator
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.generate import image_maker
 from lpl_jax.evaluation.metrics import score
+from lpl_jax.text import TextConditioner
 
 
 def periodic_evaluation(
@@ -28,6 +29,8 @@ def periodic_evaluation(
     model: MMDiTConfig,
     paradigm: Paradigm,
     resolution: int,
+    given: np.ndarray,
+    text: TextConditioner | None = None,
     mesh: Mesh,
     folder: str | Path,
     **sampling: Any,
@@ -39,6 +42,7 @@ def periodic_evaluation(
 
     Args:
       source: the run's data, the reference unless `config.reference` names another.
+      given: what the images show, in turn: labels (N,), or with `text` tokens (N, T).
       sampling: sampler, steps, guidance, spacing.
     """
     config = dataclasses.replace(
@@ -52,14 +56,15 @@ def periodic_evaluation(
     )
     folder = Path(folder)
     evaluator = make_evaluator(config, source=source, resolution=resolution, mesh=mesh, folder=folder / "features")
-    options = dict(model=model, paradigm=paradigm, resolution=resolution, mesh=mesh, seed=config.seed, **sampling)
-    classes, count = model.num_classes, config.num_images
+    options = dict(model=model, paradigm=paradigm, resolution=resolution, text=text, mesh=mesh, seed=config.seed)
+    options |= sampling
+    count = config.num_images
 
     def run(step: int, params) -> tuple[dict[str, float], np.ndarray]:
         make = image_maker(params, autoencoder, **options)
 
         def images(rows):
-            return make(rows, rows % classes)
+            return make(rows, given[rows % len(given)])
 
         features = extract(
             images, count, evaluator.networks, mesh=mesh, batch_size=config.batch_size, label=f"evaluate step {step}"

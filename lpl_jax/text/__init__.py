@@ -1,5 +1,6 @@
 """Text conditioning: CLIP's text tower, its vision tower (for CLIPScore), tokeniser and image preprocessing."""
 
+from lpl_jax.text.conditioning import Condition, TextConditioner, TextSource, load_conditioner
 from lpl_jax.text.config import ClipConfig, TextConfig, VisionConfig
 from lpl_jax.text.images import preprocess
 from lpl_jax.text.model import Clip, Features, init
@@ -9,13 +10,17 @@ from lpl_jax.text.weights import load, load_tokenizer, save
 __all__ = [
     "Clip",
     "ClipConfig",
+    "Condition",
     "Features",
+    "TextConditioner",
     "TextConfig",
+    "TextSource",
     "Tokenizer",
     "VisionConfig",
     "WordTokenizer",
     "init",
     "load",
+    "load_conditioner",
     "load_tokenizer",
     "preprocess",
     "save",

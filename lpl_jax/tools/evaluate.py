@@ -21,13 +21,16 @@ from lpl_jax.diffusion import ddim_grid, flow_grid
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
 from lpl_jax.evaluation.cards import Card
+from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator, read_spectra, summary, write_spectra
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.evaluation.generate import ROUNDING, image_maker
 from lpl_jax.evaluation.networks import load_networks
+from lpl_jax.evaluation.prompts import Prompts, read_prompts
 from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
+from lpl_jax.text import TextConditioner, load_conditioner
 from lpl_jax.tools import cli, config_file
 from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
 from lpl_jax.training.loop import CHECKPOINTS, data_source, default_weights, read_experiment
@@ -35,8 +38,9 @@ from lpl_jax.training.loop import CHECKPOINTS, data_source, default_weights, rea
 OUT = "evaluation"
 FEATURES = "features"
 # What a given config has to share with the run; of the model, what does not touch the numbers may differ.
-SHARED = ("resolution", "paradigm", "model", "autoencoder")
-FREE = ("model.latent_channels", "model.dtype", "model.remat", "model.attention", "autoencoder.dtype")
+SHARED = ("resolution", "paradigm", "model", "autoencoder", "text")
+RESOLVED = ("model.latent_channels", "model.context_dim", "model.pooled_dim")
+FREE = (*RESOLVED, "model.dtype", "model.remat", "model.attention", "autoencoder.dtype", "text.dtype")
 LISTS = {
     "checkpoints": "steps of checkpoints, or all (the newest)",
     "weights": "params, or names of averages such as 0.9999 (the first average)",
@@ -153,6 +157,7 @@ def evaluate_images(
 ) -> list[tuple[str, Card]]:
     """Scores a folder of images or an .npz; side: resized and cropped to it first."""
     config = experiment.evaluation
+    config.check_clip_score()
     if config.reference is None:
         raise InputError("nothing to compare with: give --reference, a folder of images or an .npz file")
     if out is None:
@@ -162,16 +167,12 @@ def evaluate_images(
     print(f"scoring {count} of the {len(images)} images of {path}", flush=True)
     height, width = images.shape[:2]
     mesh = parallel.make_mesh(experiment.mesh)
+    prompts = read_prompts(config.prompts, count) if config.prompts else None
+    if prompts and len(prompts.lines) != count:
+        raise InputError(f"evaluation.prompts={config.prompts} has {len(prompts.lines)} lines for {count} images")
     evaluator = make_evaluator(
-        config, source=None, resolution=min(height, width), mesh=mesh, folder=Path(out) / FEATURES
+        config, source=None, resolution=min(height, width), mesh=mesh, folder=Path(out) / FEATURES, prompts=prompts
     )
-    prompt_of = None
-    if evaluator.prompts is not None:
-        if len(evaluator.prompts) != count:
-            raise InputError(
-                f"evaluation.prompts={config.prompts} has {len(evaluator.prompts)} lines for {count} images"
-            )
-        prompt_of = np.asarray
     made = {"images.source": str(path), "images.fingerprint": images.fingerprint, "images.rules": image_sets.RULES}
     if side is not None:
         made["images.resized"] = f"shorter side to {side}, centre crop"
@@ -184,7 +185,7 @@ def evaluate_images(
         resolution=min(height, width),
         out=out,
         context=cards.context(command),
-        prompt_of=prompt_of,
+        prompt_of=np.asarray if prompts else None,
         label=Path(path).name,
     )
     return [(str(out), card)]
@@ -233,13 +234,13 @@ def evaluate_run(
     run = resolve(run, autoencoder.config)
     config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
     source = None if config.reference else data_source(run)
-    evaluator = make_evaluator(config, source=source, resolution=run.resolution, mesh=mesh, folder=out / FEATURES)
-    classes = run.model.num_classes
-    if evaluator.prompts is not None and len(evaluator.prompts) != classes:
-        raise InputError(
-            f"evaluation.prompts={config.prompts} has {len(evaluator.prompts)} lines for {classes} classes"
-        )
-    about = _about(run, workdir, autoencoder)
+    text, tokenizer = load_conditioner(run.text) if run.text else (None, None)
+    prompts = _prompts(run, config, workdir)
+    given = tokenizer(prompts.lines, run.text.length) if text else np.arange(run.model.num_classes)
+    evaluator = make_evaluator(
+        config, source=source, resolution=run.resolution, mesh=mesh, folder=out / FEATURES, prompts=prompts
+    )
+    about = _about(run, workdir, autoencoder, text)
     results, params, loaded = [], None, None
     for setting in settings:
         if loaded != setting[:2]:
@@ -254,6 +255,7 @@ def evaluate_run(
             model=run.model,
             paradigm=run.paradigm,
             resolution=run.resolution,
+            text=text,
             sampler=sampling.sampler,
             mesh=mesh,
             steps=sampling.steps,
@@ -265,13 +267,13 @@ def evaluate_run(
         name = f"{setting.name}_{cards.key_of(describe(evaluator, made, run.resolution, config.num_images))}"
         card = evaluate(
             evaluator,
-            lambda rows, make=make: make(rows, rows % classes),
+            lambda rows, make=make: make(rows, given[rows % len(given)]),
             config.num_images,
             made=made,
             resolution=run.resolution,
             out=out / name,
             context=cards.context(command),
-            prompt_of=lambda rows: rows % classes,
+            prompt_of=lambda rows: rows % len(given),
             label=setting.name,
         )
         results.append((str(out / name), card))
@@ -279,6 +281,17 @@ def evaluate_run(
         table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
         print(f"written to {write_sweep(table, out)}")
     return results
+
+
+def _prompts(run: Experiment, config: EvaluationConfig, workdir: Path) -> Prompts | None:
+    """What a run on text draws: the given prompts or those that it learns from. Of classes: a text for each."""
+    if run.text is not None:
+        return read_prompts(config.prompts or run.data.store or workdir / "latents", config.num_images)
+    config.check_clip_score()
+    prompts, classes = read_prompts(config.prompts) if config.prompts else None, run.model.num_classes
+    if prompts and len(prompts.lines) != classes:
+        raise InputError(f"evaluation.prompts={config.prompts} has {len(prompts.lines)} lines for {classes} classes")
+    return prompts
 
 
 def load_params(workdir: Path, run: Experiment, mesh: Mesh, weights: str, step: int | None = None):
@@ -357,8 +370,11 @@ def _numbers(lists: dict, name: str, kind: type) -> list:
         raise InputError(f"--{name}={','.join(lists[name])}: comma-separated {needed} are needed") from None
 
 
-def _about(run: Experiment, workdir: Path, autoencoder) -> dict[str, Any]:
+def _about(run: Experiment, workdir: Path, autoencoder, text: TextConditioner | None) -> dict[str, Any]:
     """What all images of a run have in common, for the card."""
+    drawn = {"labels": f"number of the image modulo {run.model.num_classes}"}
+    if text is not None:
+        drawn = {"text": run.text.source, "text.weights": weights_hash(text.clip), "text.prompt": "in their order"}
     return {
         "run": str(workdir),
         "paradigm": run.paradigm.name,
@@ -366,7 +382,7 @@ def _about(run: Experiment, workdir: Path, autoencoder) -> dict[str, Any]:
         "autoencoder": run.autoencoder.source,
         "autoencoder.weights": weights_hash(autoencoder),
         "rounding": ROUNDING,
-        "labels": f"number of the image modulo {run.model.num_classes}",
+        **drawn,
         "model.dtype": run.model.dtype,
         **({"control": f"original size {run.resolution}, crop at 0"} if run.model.control else {}),
     }

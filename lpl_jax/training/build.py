@@ -18,11 +18,14 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
+from lpl_jax.text import TextConfig, TextSource
 from lpl_jax.training.optimizer import OptimizerConfig
 
 # Share of a batch that the economical setting decodes. With five taps of Stable Diffusion's decoder a step of paper796
 # then takes about 1.2 times the operations of one without LPL, at 256 and at 512 px (docs/flops.md).
 ECONOMICAL_SHARE = 1 / 12
+
+CLIP_L_WIDTH = 768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +170,7 @@ class Experiment:
     resolution: int
     data: DataConfig
     autoencoder: AutoencoderSource
+    text: TextSource | None
     model: MMDiTConfig
     paradigm: Paradigm
     loss: LossConfig
@@ -193,12 +197,14 @@ def build(config: Mapping[str, Any]) -> Experiment:
     seed, resolution = config.get("seed", 0), config.get("resolution")
     _require(isinstance(seed, int) and seed >= 0, "seed", seed, "0 or a positive integer")
     _require(isinstance(resolution, int) and resolution > 0, "resolution", resolution, "a number of pixels")
+    text = _text(_given(config, "text"))
     experiment = Experiment(
         seed=seed,
         resolution=resolution,
         data=_typed(DataConfig, config, "data"),
         autoencoder=_typed(AutoencoderSource, config, "autoencoder"),
-        model=_model(_given(config, "model")),
+        text=text,
+        model=_model(_given(config, "model"), text),
         paradigm=_paradigm(_given(config, "paradigm")),
         loss=_typed(LossConfig, config, "loss"),
         lpl=_lpl(_given(config, "lpl")),
@@ -214,13 +220,18 @@ def build(config: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def resolve(experiment: Experiment, autoencoder: AutoencoderConfig) -> Experiment:
-    """The experiment with what only the autoencoder knows: the number of latent channels.
+def resolve(experiment: Experiment, autoencoder: AutoencoderConfig, tower: TextConfig | None = None) -> Experiment:
+    """The experiment with what only the frozen networks know: the number of latent channels, the width of text tokens.
+
+    tower: of a run on text; None leaves these widths as they are.
 
     Raises:
       InputError: a resolution that the autoencoder does not take, or patches that do not tile the latents.
     """
     model = dataclasses.replace(experiment.model, latent_channels=autoencoder.latent_channels)
+    if tower is not None:
+        context_dim, pooled_dim = experiment.text.dims(tower)
+        model = dataclasses.replace(model, context_dim=context_dim, pooled_dim=pooled_dim)
     side, rest = divmod(experiment.resolution, autoencoder.downsample)
     if rest:
         raise InputError(
@@ -238,6 +249,8 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     result["lpl"] = {"preset": "none"} if experiment.lpl is None else {"preset": "fields", **result["lpl"]}
     if experiment.comparison is None:
         result["comparison"] = {"kind": "none"}
+    if experiment.text is None:
+        result["text"] = {"source": None}
     result["model"] = {"preset": "fields", **result["model"]}
     return result
 
@@ -254,8 +267,20 @@ def _typed(cls, config: Mapping[str, Any], section: str):
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _model(values: dict[str, Any]) -> MMDiTConfig:
+def _text(values: dict[str, Any]) -> TextSource | None:
+    """None where no source is named: the others' defaults then have no use."""
+    return _typed(TextSource, {"text": values}, "text") if "source" in values else None
+
+
+def _model(values: dict[str, Any], text: TextSource | None) -> MMDiTConfig:
     name = values.pop("preset", "tiny")
+    if text is None:
+        _require(not values.get("context_dim"), "model.context_dim", values.get("context_dim"), "0 without text.source")
+    else:
+        classes = values.get("num_classes", 0)
+        _require(not classes, "model.num_classes", classes, "left out with text.source: prompts stand in its place")
+        # Until `resolve` knows the tower: the widths of CLIP ViT-L/14.
+        values = {"context_dim": CLIP_L_WIDTH, "pooled_dim": CLIP_L_WIDTH * text.pooled, **values, "num_classes": 0}
     if values.get("dtype") == "auto":
         values["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return _typed(MMDiTConfig, {"model": values}, "model") if name == "fields" else preset(name, **values)
@@ -301,8 +326,6 @@ def _check_together(experiment: Experiment) -> None:
     if sampler is not None and sampler not in possible:
         name = experiment.paradigm.name
         raise InputError(f"sampling.sampler={sampler!r} with paradigm {name!r}; possible: {', '.join(possible)}")
-    if experiment.model.context_dim:
-        raise InputError(f"model.context_dim={experiment.model.context_dim}: training on text is not there yet; use 0")
 
 
 def _require(holds: bool, name: str, value: Any, possible: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, distributed, parallel
@@ -26,8 +27,10 @@ from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, o
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.errors import InputError
 from lpl_jax.losses.gate import check_groups
+from lpl_jax.text import WordTokenizer, load_conditioner
 from lpl_jax.training import checkpoints
 from lpl_jax.training.build import Experiment, build, resolve, to_dict
+from lpl_jax.training.captions import check_captions
 from lpl_jax.training.checkpoints import Checkpointer, StopSignal
 from lpl_jax.training.ema import ema_name
 from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
@@ -72,8 +75,9 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: give a folder as --workdir")
     autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
+    text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
     # Before anything is made, so that a mistake leaves nothing behind.
-    experiment = resolve(experiment, autoencoder.config)
+    experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
     mesh = parallel.make_mesh(experiment.mesh)
     if experiment.train.batch_size % parallel.batch_shards(mesh):
         raise InputError(
@@ -84,9 +88,9 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
     begun_before = (workdir / CONFIG).exists()
     if begun_before:
         _check_same_run(experiment, workdir)
-    store = open_store(experiment, autoencoder, workdir)
+    store = open_store(experiment, autoencoder, workdir, tokenizer)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    autoencoder = parallel.put_replicated(autoencoder, mesh)
+    autoencoder, text = parallel.put_replicated((autoencoder, text), mesh)
     with jax.set_mesh(mesh), _only_run_in(workdir):
         state = first_state(experiment, optimizer, mesh, workdir)
         network = comparison_network(experiment, state, mesh)
@@ -94,13 +98,14 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") 
         # run that was stopped behind the calibration.
         if not int(state.step) and not float(state.lpl_weight):
             stream = _stream(experiment, store, mesh)
-            weight = perceptual_weight(experiment, objective, state, autoencoder, network, stream, mesh)
+            weight = perceptual_weight(experiment, objective, state, autoencoder, network, text, stream, mesh)
             state = state.replace(lpl_weight=weight)
         _write_config(experiment, workdir)
         _announce(experiment, objective, state, workdir, label)
-        frozen = autoencoder, network
+        frozen = autoencoder, network, text
         start_step = int(state.step) if begun_before else None
-        return _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir, label, start_step)
+        given = _evaluated(experiment, store, tokenizer)
+        return _loop(experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step)
 
 
 @contextlib.contextmanager
@@ -122,8 +127,13 @@ def _only_run_in(workdir: Path):
         yield
 
 
-def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) -> LatentStore:
-    """The configured latent store, checked; made from the source first where it does not exist."""
+def open_store(
+    experiment: Experiment, autoencoder: Autoencoder, workdir: Path, tokenizer: WordTokenizer | None = None
+) -> LatentStore:
+    """The configured latent store, checked; made from the source first where it does not exist.
+
+    tokenizer: of a run on text.
+    """
     data, resolution = experiment.data, experiment.resolution
     path = Path(data.store) if data.store else workdir / "latents"
     if not path.exists():
@@ -134,7 +144,9 @@ def open_store(experiment: Experiment, autoencoder: Autoencoder, workdir: Path) 
     check_autoencoder(store, autoencoder)
     if store.manifest.resolution != resolution:
         raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
-    if store.num_classes > experiment.model.num_classes:
+    if experiment.text is not None:
+        check_captions(experiment, store, tokenizer)
+    elif store.num_classes > experiment.model.num_classes:
         raise InputError(
             f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
             "classes: give at least as many"
@@ -233,8 +245,9 @@ def _announce(experiment: Experiment, objective: Objective, state: TrainState, w
     print(text, flush=True)
 
 
-def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir, label, start_step) -> Result:
-    """frozen: autoencoder and the comparison's network. start_step: where a run goes on; None for one that begins."""
+def _loop(experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step) -> Result:
+    """frozen: autoencoder, comparison's network, text tower. given: what evaluations draw. start_step: where a run goes
+    on; None: it begins."""
     settings = experiment.train
     begun = int(state.step)
     step_fn = jax.jit(
@@ -246,7 +259,7 @@ def _loop(experiment, objective, optimizer, state, frozen, store, mesh, workdir,
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)
     stream = _stream(experiment, store, mesh, start_step=begun)
-    evaluate = _periodic_evaluation(experiment, frozen[0], mesh, workdir)
+    evaluate = _periodic_evaluation(experiment, frozen[0], frozen[2], given, mesh, workdir)
     buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
     with (
         MetricLogger(workdir, start_step=start_step) as logger,
@@ -304,7 +317,18 @@ def _averaged(experiment: Experiment, state: TrainState):
     return state.emas[ema_name(experiment.ema.decays[0])] if experiment.ema.decays else state.params
 
 
-def _periodic_evaluation(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, workdir: Path):
+def _evaluated(experiment: Experiment, store: LatentStore, tokenizer: WordTokenizer | None) -> np.ndarray | None:
+    """What evaluations during training draw, in turn: every class, or the first captions of the store."""
+    if experiment.evaluation.every is None:
+        return None
+    if experiment.text is None:
+        return np.arange(experiment.model.num_classes)
+    from lpl_jax.evaluation.prompts import store_captions
+
+    return tokenizer(store_captions(store, experiment.evaluation.every_images), experiment.text.length)
+
+
+def _periodic_evaluation(experiment: Experiment, autoencoder, text, given, mesh: Mesh, workdir: Path):
     """What is called every `evaluation.every` steps, or None."""
     config, sampling = experiment.evaluation, experiment.sampling
     if config.every is None:
@@ -318,6 +342,8 @@ def _periodic_evaluation(experiment: Experiment, autoencoder: Autoencoder, mesh:
         model=experiment.model,
         paradigm=experiment.paradigm,
         resolution=experiment.resolution,
+        given=given,
+        text=text,
         mesh=mesh,
         folder=workdir / "evaluation" / "training",
         sampler=sampling.sampler,
@@ -329,6 +355,9 @@ def _periodic_evaluation(experiment: Experiment, autoencoder: Autoencoder, mesh:
 
 def _stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: int = 0):
     index, count = parallel.batch_part(mesh)
+    captions = {}
+    if experiment.text is not None:
+        captions = dict(text=True, second_caption=experiment.text.second_caption)
     return batches(
         store,
         batch_size=experiment.train.batch_size,
@@ -337,6 +366,7 @@ def _stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: 
         process_index=index,
         process_count=count,
         control=experiment.model.control,
+        **captions,
     )
 
 

@@ -16,6 +16,7 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
 from lpl_jax.losses import calibrate_weight, calibrate_weight_by_variance, latent_lpips_weights
+from lpl_jax.text import TextConditioner
 from lpl_jax.training import checkpoints
 from lpl_jax.training.build import Experiment
 from lpl_jax.training.state import TrainState, abstract_state, create_state
@@ -89,6 +90,7 @@ def perceptual_weight(
     state: TrainState,
     autoencoder: Autoencoder,
     network: Any,
+    text: TextConditioner | None,
     stream: Iterator,
     mesh: Mesh,
 ):
@@ -114,7 +116,8 @@ def perceptual_weight(
     for index in tqdm(rounds, desc="calibrate the weight", leave=False, disable=silent):
         batch = parallel.put_batch(next(stream), mesh)
         key_of_batch = jax.random.fold_in(key, index)
-        _, metrics = measure(state.params, batch, key_of_batch, autoencoder, state.lpl_weight, network=network)
+        given = state.params, batch, key_of_batch, autoencoder, state.lpl_weight
+        _, metrics = measure(*given, network=network, text=text)
         if lpl is not None:
             diffusion.append(metrics["diffusion_loss"])
             perceptual.append(metrics["lpl"])

@@ -1,6 +1,6 @@
 """One training step: diffusion loss, and the Latent Perceptual Loss on the same prediction (Sec. 3.2 of the paper).
 
-    batch {mean, logvar, label} --sample--> z0 --add_noise(t, noise)--> z_t --model--> prediction D
+    batch {mean, logvar, label | tokens} --sample--> z0 --add_noise(t, noise)--> z_t --model--> prediction D
     diffusion loss: mean of (D - target)^2            z0_hat from z_t, D, t (float32)
     perceptual loss: decoder features of z0_hat and z0 where sigma(t)/alpha(t) <= tau
     loss = diffusion + weight * perceptual --grad--> optimizer --> params, EMAs
@@ -32,6 +32,7 @@ from lpl_jax.losses import (
     reweighted,
     update_variances,
 )
+from lpl_jax.text import TextConditioner
 from lpl_jax.training.state import TrainState, apply_gradients
 
 
@@ -44,7 +45,7 @@ class Objective:
       paradigm: forward process, target and estimate of z0.
       resolution: side of the images in pixels; scales the perceptual loss's threshold.
       null_label: the label that stands for "no condition".
-      label_dropout: probability of training without the condition, for classifier-free guidance.
+      label_dropout: probability of training without the condition (class or prompt), for classifier-free guidance.
       weighting, gamma: weight of the diffusion loss over t, see `lpl_jax.diffusion.loss_weight`.
       lpl: the perceptual loss; None trains with the diffusion loss alone.
       capacity: how many images of the batch are decoded at the most; None decodes all and masks.
@@ -77,6 +78,7 @@ def losses(
     objective: Objective,
     *,
     network: Any = None,
+    text: TextConditioner | None = None,
     variances: LossVariances | None = None,
     t: jax.Array | None = None,
     noise: jax.Array | None = None,
@@ -85,12 +87,13 @@ def losses(
 
     Args:
       params: of `objective.model`.
-      batch: mean and logvar (B, h, w, C), raw moments of the encoder's posterior; label (B,) int32; control (B, 4),
-        original sizes and crops, where the model is conditioned on them.
-      key: every draw comes from it: posterior sample, t, noise, dropped labels, which images are decoded.
+      batch: mean and logvar (B, h, w, C), raw moments of the encoder's posterior; label (B,) int32, or tokens and what
+        else `text` takes; control (B, 4), original sizes and crops, where the model is conditioned on them.
+      key: every draw comes from it: posterior sample, t, noise, dropped conditions, which images are decoded.
       autoencoder: frozen; decodes for the perceptual loss and knows the latents' scale.
       lpl_weight: scalar weight of the perceptual loss, or of the comparison loss.
       network: frozen, of the comparison loss: `LatentLPIPS`, or parameters of the model.
+      text: frozen text tower of a model that is conditioned on prompts.
       variances: of the losses so far, for the re-weighting of Eq. 15.
       t: (B,) in the paradigm's unit, and noise: (B, h, w, C); given by tests that need fixed inputs.
     Returns:
@@ -103,9 +106,7 @@ def losses(
     z0 = autoencoder.scale(sample_posterior(latent_key, batch["mean"], batch["logvar"]))
     t = paradigm.sample_t(t_key, z0.shape[:1]) if t is None else t
     noise = jax.random.normal(noise_key, z0.shape) if noise is None else noise
-    dropped = jax.random.bernoulli(drop_key, objective.label_dropout, z0.shape[:1])
-    labels = jnp.where(dropped, objective.null_label, batch["label"])
-    conditions = (labels, None, batch["control"]) if "control" in batch else (labels,)
+    conditions = _conditions(batch, drop_key, objective, text)
 
     z_t = paradigm.add_noise(z0, noise, t)
     prediction = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), *conditions)
@@ -120,6 +121,16 @@ def losses(
     if objective.comparison.kind == "reweighting":
         return _reweighted(diffusion, step, autoencoder, lpl_weight, objective, variances)
     return _with_comparison(diffusion, step, gate_key, network, lpl_weight, objective)
+
+
+def _conditions(batch, key, objective: Objective, text: TextConditioner | None) -> tuple:
+    """What the model takes behind the time: context, pooled text or None, size and crop or None."""
+    dropped = jax.random.bernoulli(key, objective.label_dropout, batch["mean"].shape[:1])
+    if text is None:
+        condition = jnp.where(dropped, objective.null_label, batch["label"]), None
+    else:
+        condition = text(batch, dropped, jax.random.fold_in(key, 1))
+    return (*condition, batch.get("control"))
 
 
 class _Prediction(NamedTuple):
@@ -197,6 +208,7 @@ def train_step(
     seed_key: jax.Array,
     autoencoder: Autoencoder,
     network: Any = None,
+    text: TextConditioner | None = None,
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -212,7 +224,7 @@ def train_step(
     key = jax.random.fold_in(seed_key, state.step)
     gradient = jax.grad(losses, has_aux=True)
     weight = jnp.where(state.step >= objective.lpl_start, state.lpl_weight, 0.0)
-    given = dict(network=network, variances=state.variances, t=t, noise=noise)
+    given = dict(network=network, text=text, variances=state.variances, t=t, noise=noise)
     grads, metrics = gradient(state.params, batch, key, autoencoder, weight, objective, **given)
     metrics.pop("samples", None)
     state = state.replace(variances=metrics.pop("variances", state.variances))

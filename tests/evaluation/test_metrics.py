@@ -105,11 +105,15 @@ def test_what_too_few_images_do_not_allow_is_left_out_with_the_reason():
         (dict(num_images=0), "num_images=0.*1 or more"),
         (dict(k=1.5), "k=1.5"),
         (dict(resamples=1), "resamples=1.*2 or more give intervals, 0 gives none"),
-        (dict(clip="folder"), "clip is given without evaluation.prompts"),
-        (dict(prompts="a.txt"), "prompts is given without evaluation.clip"),
         (dict(every=0), "every=0"),
     ],
 )
 def test_configs_are_checked(fields, message):
     with pytest.raises(InputError, match=message):
         EvaluationConfig(**fields)
+
+
+@pytest.mark.parametrize("given, missing", [("clip", "prompts"), ("prompts", "clip")])
+def test_clip_score_of_images_without_prompts_of_their_own_needs_both(given, missing):
+    with pytest.raises(InputError, match=f"{given} is given without evaluation.{missing}"):
+        EvaluationConfig(**{given: "a"}).check_clip_score()

@@ -13,6 +13,7 @@ from lpl_jax.denoisers import MMDiTConfig
 from lpl_jax.diffusion import PARADIGMS
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LPLConfig
+from lpl_jax.text import TextSource
 from lpl_jax.training import build, resolve, to_dict
 
 ROOT = Path(base.__file__).parents[1]
@@ -44,14 +45,14 @@ def test_the_base_config_names_every_field_of_its_parts():
     def names(cls):
         return {field.name for field in dataclasses.fields(cls)}
 
-    # Not offered: what the data decide, text and sizes, which training does not take yet, and what only ported
-    # checkpoints have.
+    # Not offered: what the data and the text tower decide, and what only ported checkpoints have.
     absent = {"latent_channels", "context_dim", "pooled_dim", "qk_norm", "position_table", "dual_attention"}
     assert names(MMDiTConfig) - set(config["model"]) <= absent
     assert set(config["model"]) - {"preset"} <= names(MMDiTConfig)
     assert names(LPLConfig) - set(config["lpl"]) == set()
     assert set().union(*(names(cls) for cls in PARADIGMS.values())) - set(config["paradigm"]) == set()
     experiment = build(config)
+    assert names(TextSource) == set(config["text"])
     for section in ("data", "autoencoder", "loss", "optimizer", "ema", "mesh", "train", "sampling", "evaluation"):
         assert names(type(getattr(experiment, section))) == set(config[section]), section
 

@@ -1,0 +1,126 @@
+"""Training on text: the tower inside the step, dropped prompts, meshes, calibration; and configs that cannot be."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax.diffusion import paradigm
+from lpl_jax.errors import InputError
+from lpl_jax.losses import ComparisonConfig
+from lpl_jax.text import TextSource, load_conditioner
+from lpl_jax.training import Objective, OptimizerConfig, build, create_state, losses, resolve, to_dict, train_step
+from lpl_jax.training.optimizer import make_optimizer
+
+BATCH, LENGTH = 4, 6
+SOURCE = TextSource("bundled", length=LENGTH)
+MODEL = denoisers.preset("tiny", hidden=16, depth=2, heads=2, num_classes=0, context_dim=128, pooled_dim=128)
+
+
+def objective(**changes):
+    chosen = Objective(denoisers.MMDiT(MODEL), paradigm("eps"), resolution=32, null_label=0, label_dropout=0.5)
+    return dataclasses.replace(chosen, **changes)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return load_conditioner(SOURCE)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tiny_folder):
+    return autoencoders.load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def batch(text):
+    rng = np.random.default_rng(0)
+    return {
+        "mean": rng.standard_normal((BATCH, 4, 4, 4)).astype(np.float32),
+        "logvar": np.full((BATCH, 4, 4, 4), -6, np.float32),
+        "label": np.zeros(BATCH, np.int32),
+        "tokens": text[1](["a red bird", "two dogs", "snow", "a long road"], LENGTH),
+    }
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = jax.eval_shape(functools.partial(denoisers.init, MODEL), jax.random.key(0))
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def loss(params, batch, autoencoder, text, objective, network=None):
+    weight = jnp.float32(1)
+    return losses(params, batch, jax.random.key(3), autoencoder, weight, objective, network=network, text=text)
+
+
+def test_prompts_count_unless_they_are_dropped(params, batch, autoencoder, text):
+    other = batch | {"tokens": text[1](["blue", "green", "yellow", "black"], LENGTH)}
+    for dropout, same in ((0.0, False), (1.0, True)):
+        chosen = objective(label_dropout=dropout)
+        values = [float(loss(params, each, autoencoder, text[0], chosen)[0]) for each in (batch, other)]
+        assert (values[0] == values[1]) == same
+    empty = batch | {"tokens": text[1]([""] * BATCH, LENGTH)}
+    prompts = objective(label_dropout=0.0)
+    np.testing.assert_allclose(loss(params, empty, autoencoder, text[0], prompts)[0], values[0], rtol=1e-5)
+
+
+def test_self_perceptual_features_are_conditioned_on_the_same_prompts(params, batch, autoencoder, text):
+    chosen = objective(label_dropout=0.0, comparison=ComparisonConfig("self_perceptual", block=1, weight=1.0))
+    other = batch | {"tokens": text[1](["blue", "green", "yellow", "black"], LENGTH)}
+    found = [loss(params, each, autoencoder, text[0], chosen, params)[1]["comparison"] for each in (batch, other)]
+    assert np.isfinite(found).all() and found[0] != found[1]
+
+
+def test_meshes_agree(params, batch, autoencoder, text):
+    results = []
+    for sizes in ((1, 1, 1), (2, 1, 2)):
+        mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+        optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
+        state = create_state(lambda given: given, optimizer, (0.5,), mesh, jax.tree.map(jnp.array, params))
+        step = jax.jit(functools.partial(train_step, objective=objective(), optimizer=optimizer))
+        frozen, clip = parallel.put_replicated((autoencoder, text[0]), mesh)
+        key = parallel.put_replicated(jax.random.key(5), mesh)
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, parallel.put_batch(batch, mesh), key, frozen, None, clip)
+        results.append({name: float(metrics[name]) for name in ("loss", "grad_norm")})
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+def config(**changes):
+    c = base.get_config()
+    c.text.source = "bundled"
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        c[section][field] = value
+    return c
+
+
+def test_widths_come_from_the_tower(text, autoencoder):
+    experiment = build(config(model__preset="small"))
+    assert (experiment.model.num_classes, experiment.model.context_dim) == (0, 768)  # CLIP ViT-L's until it is known
+    resolved = resolve(experiment, autoencoder.config, text[0].clip.config.text)
+    assert (resolved.model.context_dim, resolved.model.pooled_dim) == (128, 128)
+    assert build(to_dict(resolved)) == resolved
+    plain = build(config(text__pooled=False))
+    assert resolve(plain, autoencoder.config, text[0].clip.config.text).model.pooled_dim == 0
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model__num_classes=10), "model.num_classes=10.*left out with text.source"),
+        (dict(text__layer="middle"), "text.layer='middle'"),
+        (dict(text__length=0), "text.length=0"),
+    ],
+)
+def test_configs_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        build(config(**changes))

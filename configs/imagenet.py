@@ -17,35 +17,13 @@ Values that the paper states: quadratic schedule, batch and steps, guidance 1.5 
 stated, and chosen here: betas, warm-up, clipping, label dropout, EMA decays of the headline runs (docs/decisions.md).
 """
 
-from configs import base
-
-SIZES = ("paper796", "xl_two_stream", "sd3_faithful", "small", "tiny")
-PARADIGMS = ("eps", "v", "flow")
-LOSSES = {"lpl": "paper", "reference": "reference"}
+from configs import recipe
 
 
 def get_config(arguments: str = ""):
     """See the head of this file."""
-    possible = ("256", "512", *PARADIGMS, *LOSSES, "post", *SIZES)
-    chosen = base.choose("configs/imagenet.py", arguments, possible)
-    large = base.one_of("configs/imagenet.py", chosen, ("256", "512")) == "512"
-    c = base.get_config()
-    c.resolution = 512 if large else 256
+    c = recipe.get_config("configs/imagenet.py", arguments)
     c.data.source = "tfds:imagenet2012"
     c.autoencoder.source = "stabilityai/sdxl-vae"
-    c.model.preset = base.one_of("configs/imagenet.py", chosen, SIZES)
     c.model.num_classes = 1000
-    c.model.remat = "full"
-    c.paradigm.name = base.one_of("configs/imagenet.py", chosen, PARADIGMS)
-    c.paradigm.schedule_rescale = 2.0 if large else 1.0
-    loss = base.one_of("configs/imagenet.py", chosen, ("none", *LOSSES))
-    c.lpl.preset = LOSSES.get(loss, "none")
-    c.ema.decays = (0.9999, 0.99975)  # the best without and with the perceptual loss (Fig. 10)
-    c.train.batch_size = 256 if large else 1024
-    c.train.steps = 600_000
-    c.sampling.guidance = 2.0 if large else 1.5
-    if "post" in chosen:
-        c.train.init_from = ""  # to be given
-        c.train.steps = 120_000 if large else 200_000
-        c.ema.start = 50_000  # averages begin there in the paper's post-training (Fig. 18)
     return c

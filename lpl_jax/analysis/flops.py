@@ -18,6 +18,7 @@ from lpl_jax.denoisers import MMDiTConfig
 from lpl_jax.denoisers.mmdit import SINUSOID_DIM
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LPLConfig
+from lpl_jax.text import TextConfig
 
 
 class Work(NamedTuple):
@@ -71,7 +72,7 @@ CONVENTIONS = (PAPER, USUAL)
 class StepFlops:
     """Operations of a training step per image, by part; the three decoder parts are those of one decoded image.
 
-    decoded: images that go through the decoder, as a share of the batch.
+    decoded: images that go through the decoder, as a share of the batch. text: the frozen text tower's forward pass.
     """
 
     encoder: float
@@ -81,11 +82,12 @@ class StepFlops:
     predicted_decode: float
     predicted_backward: float
     decoded: float
+    text: float = 0.0
 
     @property
     def base(self) -> float:
         """Without the perceptual loss."""
-        return self.encoder + self.denoiser_forward + self.denoiser_backward
+        return self.encoder + self.text + self.denoiser_forward + self.denoiser_backward
 
     @property
     def perceptual(self) -> float:
@@ -106,6 +108,7 @@ def step_flops(
     *,
     decoded: float = 0.0,
     context_tokens: int = 1,
+    tower: TextConfig | None = None,
 ) -> StepFlops:
     """Operations of a training step per image of `resolution` x `resolution` pixels.
 
@@ -114,6 +117,7 @@ def step_flops(
       lpl: which taps are decoded (the decoder stops behind the last one); None is all.
       decoded: images that go through the decoder as a share of the batch, 0 to 1.
       context_tokens: 1 for class labels, else the length of a text.
+      tower: of a text tower that runs in the step; None: there is none, or its outputs come from a store.
     Raises:
       InputError: a resolution that does not fit, or a share outside 0 to 1.
     """
@@ -131,7 +135,15 @@ def step_flops(
         predicted_decode=convention.forward(decoder),
         predicted_backward=convention.input_backward(decoder),
         decoded=decoded,
+        text=0.0 if tower is None else convention.forward(text_work(tower, context_tokens)),
     )
+
+
+def text_work(config: TextConfig, tokens: int) -> Work:
+    """Of a text tower, its projection left out; masked attention counts as if it were not."""
+    d = config.width
+    weights = config.layers * tokens * (4 * d * d + 2 * d * config.mlp_width)
+    return Work(weights, attention=config.layers * 2 * tokens * tokens * d)
 
 
 def denoiser_work(config: MMDiTConfig, side: int, latent_channels: int | None = None, context_tokens: int = 1) -> Work:

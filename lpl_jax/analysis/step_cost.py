@@ -1,8 +1,8 @@
 """What a training step of an experiment costs: analytic operations, the traced and the compiled program, and time.
 
-Functions take a resolved experiment and its autoencoder; where the leaves of this are ShapeDtypeStructs, steps are
-measured with random weights. Functions that take a mesh want it set (`jax.set_mesh(mesh)`), as in training. Results
-are plain values, for JSON.
+Functions take a resolved experiment, its autoencoder and, of a run on text, its `TextConditioner`; where the leaves of
+these are ShapeDtypeStructs, steps are measured with random weights. Functions that take a mesh want it set
+(`jax.set_mesh(mesh)`), as in training. Results are plain values, for JSON.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.losses.latent_lpips import LatentLPIPS
 from lpl_jax.losses.latent_lpips import init as init_latent_lpips
 from lpl_jax.losses.latent_lpips import shapes as latent_lpips_shapes
+from lpl_jax.text import TextConditioner
 from lpl_jax.training import Experiment, abstract_state, create_state, train_step
 from lpl_jax.training.loop import make_objective
 from lpl_jax.training.optimizer import make_optimizer
@@ -47,7 +48,7 @@ def peak_tflops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAKS if name in device_kind.lower()), None)
 
 
-def analyse(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, Any]:
+def analyse(experiment: Experiment, autoencoder: Autoencoder, text: TextConditioner | None = None) -> dict[str, Any]:
     """Parameters, share of decoded images, and operations per image by part in both conventions.
 
     Of the comparison losses only Eq. 15 is counted, which decodes every image and has no gradient through the decoder;
@@ -58,10 +59,13 @@ def analyse(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, Any]:
     if lpl is not None:
         active = experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
         images = batch if reweighting else make_objective(experiment).capacity or batch
-    analytic = {}
+    analytic, source = {}, experiment.text
+    options = dict(context_tokens=source.length if source else 1, decoded=images / batch)
+    if source and source.embeddings == "step":
+        options["tower"] = text.clip.config.text
     for convention in flops.CONVENTIONS:
         parts = flops.step_flops(
-            convention, experiment.model, autoencoder.config, experiment.resolution, lpl, decoded=images / batch
+            convention, experiment.model, autoencoder.config, experiment.resolution, lpl, **options
         )
         if reweighting:
             parts = dataclasses.replace(parts, predicted_backward=0.0)
@@ -81,15 +85,18 @@ def analyse(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, Any]:
             "denoiser": _count(jax.eval_shape(init, jax.random.key(0))),
             "encoder": _count(autoencoder.params["encoder"]),
             "decoder": _count(autoencoder.params["decoder"]),
+            **({"text tower": _count(text.clip.params)} if text else {}),
         },
         "decoding": {"active_fraction": active, "images": images, "share": images / batch},
         "analytic": analytic,
     }
 
 
-def trace(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh) -> dict[str, int]:
+def trace(
+    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
+) -> dict[str, int]:
     """Operations of the products and convolutions of one step over all devices, as `flops.traced_flops` counts them."""
-    arguments = _abstract_arguments(experiment, autoencoder, mesh)
+    arguments = _abstract_arguments(experiment, autoencoder, mesh, text)
     step = _step(experiment)
     return {
         "step": flops.traced_flops(step, *arguments),
@@ -97,12 +104,14 @@ def trace(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh) -> dict[
     }
 
 
-def compile_step(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+def compile_step(
+    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
+) -> tuple[Any, dict[str, Any]]:
     """The compiled step, and XLA's count of operations and memory plan for one device, in bytes.
 
     `peak` is arguments, output and temporaries less what the output takes over from the arguments.
     """
-    state, *rest = _abstract_arguments(experiment, autoencoder, mesh)
+    state, *rest = _abstract_arguments(experiment, autoencoder, mesh, text)
     # As the training loop does it: the new state takes the memory of the old one.
     shardings = (parallel.param_sharding(state, mesh), parallel.replicated(mesh))
     start = time.perf_counter()
@@ -123,13 +132,20 @@ def compile_step(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh) -
 
 
 def measure(
-    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, compiled: Any, *, repeats: int = 10
+    experiment: Experiment,
+    autoencoder: Autoencoder,
+    mesh: Mesh,
+    compiled: Any,
+    text: TextConditioner | None = None,
+    *,
+    repeats: int = 10,
 ) -> dict[str, Any]:
     """Steps of the compiled program on random latents, each one waited for: seconds, and memory where devices tell."""
     state = _state(create_state, experiment, mesh, lpl_weight=1.0)  # with any weight, steps take as long
     batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
-    frozen = _with_weights(autoencoder, mesh), _network(experiment, state, autoencoder, mesh)
+    network = _network(experiment, state, autoencoder, mesh)
+    frozen = _with_weights(autoencoder, mesh), network, _text_with_weights(text, mesh)
     seconds = []
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
@@ -185,13 +201,30 @@ def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.nda
     return {
         "mean": rng.standard_normal(shape, np.float32),
         "logvar": np.full(shape, -10.0, np.float32),
-        "label": rng.integers(0, experiment.model.num_classes, size, dtype=np.int32),
+        "label": rng.integers(0, max(1, experiment.model.num_classes), size, dtype=np.int32),
+        **_text_batch(experiment),
         **({"control": np.zeros((size, 4), np.float32)} if experiment.model.control else {}),
     }
 
 
-def _abstract_arguments(experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh):
-    """State, batch, key, autoencoder and the comparison's network as ShapeDtypeStructs, sharded as in training."""
+def _text_batch(experiment: Experiment) -> dict[str, np.ndarray]:
+    """Of a run on text: tokens, and the tower's outputs where these are in the store."""
+    size, source, model = experiment.train.batch_size, experiment.text, experiment.model
+    if source is None:
+        return {}
+    batch = {"tokens": np.zeros((size, source.length), np.int32)}
+    if source.embeddings == "store":
+        batch["text_hidden"] = np.zeros((size, source.length, model.context_dim), np.float16)
+        if model.pooled_dim:
+            batch["text_pooled"] = np.zeros((size, model.pooled_dim), np.float16)
+    return batch
+
+
+def _abstract_arguments(
+    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
+) -> tuple:
+    """State, batch, key, autoencoder, the comparison's network and the text tower as ShapeDtypeStructs, sharded as in
+    training."""
     shards = parallel.batch_shards(mesh)
     if experiment.train.batch_size % shards:
         raise InputError(f"train.batch_size={experiment.train.batch_size} is not divisible by the {shards} shards")
@@ -201,14 +234,14 @@ def _abstract_arguments(experiment: Experiment, autoencoder: Autoencoder, mesh: 
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
     batch = placed(_batch(experiment, autoencoder), parallel.batch_sharding(mesh))
-    rest = placed((jax.random.key(0), autoencoder), parallel.replicated(mesh))
+    key, autoencoder, text = placed((jax.random.key(0), autoencoder, text), parallel.replicated(mesh))
     network = None
     if _kind(experiment) == "latent_lpips":
         channels = autoencoder.config.latent_channels
         network = placed(LatentLPIPS(latent_lpips_shapes(channels), channels), parallel.replicated(mesh))
     elif _kind(experiment) == "self_perceptual":
         network = state.params
-    return state, batch, *rest, network
+    return state, batch, key, autoencoder, network, text
 
 
 def _kind(experiment: Experiment) -> str | None:
@@ -229,6 +262,15 @@ def _network(experiment: Experiment, state, autoencoder: Autoencoder, mesh: Mesh
         network = init_latent_lpips(jax.random.key(0), autoencoder.config.latent_channels)
         return parallel.put_replicated(network, mesh)
     return jax.tree.map(jnp.copy, state.params) if _kind(experiment) == "self_perceptual" else None
+
+
+def _text_with_weights(text: TextConditioner | None, mesh: Mesh) -> TextConditioner | None:
+    """On the devices of the mesh; with zeros where it has shapes alone (a step takes as long with any weights)."""
+
+    def filled(leaf):
+        return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+    return parallel.put_replicated(jax.tree.map(filled, text), mesh)
 
 
 def _with_weights(autoencoder: Autoencoder, mesh: Mesh) -> Autoencoder:

@@ -1,5 +1,6 @@
 """Pictures of a run: grids of images and curves of its metrics."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lpl_jax.errors import InputError
 
 MARGIN = 4  # pixels between the images of a panel
 TITLE = 18  # height of a panel's title
+LINE, LETTER = 13, 6  # height of a line of a caption, and width of its letters
 
 
 def panels(columns: Mapping[str, np.ndarray], *, per_row: int, zoom: int = 1) -> Image.Image:
@@ -31,6 +33,30 @@ def panels(columns: Mapping[str, np.ndarray], *, per_row: int, zoom: int = 1) ->
         left = index * (width + gap)
         draw.text((left + MARGIN, 3), title, fill="black")
         picture.paste(Image.fromarray(tile), (left, TITLE))
+    return picture
+
+
+def captioned_rows(images: np.ndarray, titles: Sequence[str], per_row: int, *, least: int = 320) -> Image.Image:
+    """A row of images under each title, titles broken into as many lines as they need.
+
+    Args:
+      images: uint8 (N, H, W, 3), N = len(titles) * per_row.
+      least: width of the picture in pixels at least, so that titles have room over small images.
+    """
+    height, width = images.shape[1:3]
+    total = max(per_row * (width + MARGIN) + MARGIN, least)
+    lines = [textwrap.wrap(title, max(20, total // LETTER)) or [""] for title in titles]
+    rows = [len(found) * LINE + height + 2 * MARGIN for found in lines]
+    picture = Image.new("RGB", (total, sum(rows)), "white")
+    draw, top = ImageDraw.Draw(picture), 0
+    for index, (found, room) in enumerate(zip(lines, rows, strict=True)):
+        # The default font has no letters but Latin ones.
+        shown = "\n".join(found).encode("latin-1", "replace").decode("latin-1")
+        draw.multiline_text((MARGIN, top + 1), shown, fill="black", spacing=1)
+        for place, image in enumerate(images[index * per_row : (index + 1) * per_row]):
+            left = MARGIN + place * (width + MARGIN)
+            picture.paste(Image.fromarray(image), (left, top + len(found) * LINE + MARGIN))
+        top += room
     return picture
 
 

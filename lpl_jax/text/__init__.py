@@ -1,6 +1,6 @@
 """Text conditioning: CLIP's text tower, its vision tower (for CLIPScore), tokeniser and image preprocessing."""
 
-from lpl_jax.text.conditioning import Condition, TextConditioner, TextSource, load_conditioner
+from lpl_jax.text.conditioning import Condition, TextConditioner, TextSource, abstract_conditioner, load_conditioner
 from lpl_jax.text.config import ClipConfig, TextConfig, VisionConfig
 from lpl_jax.text.images import preprocess
 from lpl_jax.text.model import Clip, Features, init
@@ -18,6 +18,7 @@ __all__ = [
     "Tokenizer",
     "VisionConfig",
     "WordTokenizer",
+    "abstract_conditioner",
     "init",
     "load",
     "load_conditioner",

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lpl_jax.errors import InputError
-from lpl_jax.text.config import TextConfig
-from lpl_jax.text.model import Clip, Features
+from lpl_jax.text.config import ClipConfig, TextConfig
+from lpl_jax.text.model import Clip, Features, init
 from lpl_jax.text.tokenizer import WordTokenizer
 from lpl_jax.text.weights import load, load_tokenizer
 
@@ -154,6 +154,17 @@ def replicate(context: jax.Array, lengths: jax.Array, key: jax.Array | None, noi
     return repeated + noise * jnp.sqrt(times - 1.0) * deviation * jax.random.normal(key, context.shape)
 
 
+def abstract_conditioner(source: TextSource, tower: TextConfig) -> TextConditioner:
+    """A conditioner with shapes in place of weights, for programs that are traced or compiled and not run."""
+    config = ClipConfig(source.source, dataclasses.replace(tower, projection_dim=None, dtype=source.compute_dtype))
+    params = jax.eval_shape(lambda: init(config, jax.random.key(0)).params)
+    matrices = jnp.dtype(source.compute_dtype)
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, matrices if a.ndim > 1 else jnp.float32), params)
+    clip, tokens = Clip(params, config), jax.ShapeDtypeStruct((1, source.length), jnp.int32)
+    empty = jax.eval_shape(lambda clip, tokens: _condition(clip.encode_text(tokens), source), clip, tokens)
+    return TextConditioner(clip, empty, source, tower.eos_token_id)
+
+
 def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer]:
     """The configured tower with its empty prompt encoded, and the tokeniser that belongs to it.
 
@@ -161,6 +172,7 @@ def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer
       InputError: nothing there, files that do not fit, prompts longer than the tower takes, or another's tokeniser.
     """
     clip = load(source.source, subfolder=source.subfolder, tower="text", dtype=source.compute_dtype)
+    clip = _without_projection(clip)
     name, folder = source.tokenizer or source.source, source.tokenizer_subfolder
     tokenizer = load_tokenizer(name, subfolder=folder)
     config = clip.config.text
@@ -174,6 +186,13 @@ def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer
     tokens = jnp.asarray(tokenizer("", source.length))
     empty = _condition(jax.jit(lambda clip, tokens: clip.encode_text(tokens))(clip, tokens), source)
     return TextConditioner(clip, empty, source, tokenizer.eos), tokenizer
+
+
+def _without_projection(clip: Clip) -> Clip:
+    """Into the space shared with images: only CLIPScore needs it."""
+    tower = {name: leaf for name, leaf in clip.params["text"].items() if name != "projection"}
+    text = dataclasses.replace(clip.config.text, projection_dim=None)
+    return Clip({"text": tower}, dataclasses.replace(clip.config, text=text))
 
 
 def _condition(features: Features, source: TextSource) -> Condition:

@@ -35,6 +35,7 @@ from lpl_jax.denoisers import preset
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import context
 from lpl_jax.hub import is_hub_id
+from lpl_jax.text import TextConditioner, TextConfig, abstract_conditioner, load_conditioner
 from lpl_jax.tools import cli, config_file
 from lpl_jax.training import Experiment, build, resolve
 
@@ -51,8 +52,13 @@ LAYOUTS = {
         decoder_channels=(256, 512, 1024, 1024), decoder_resnets=6
     ),
 }
+TOWERS = {
+    "openai/clip-vit-large-patch14": TextConfig(768, layers=12, heads=12, mlp_width=3072),
+    "openai/clip-vit-base-patch32": TextConfig(512, layers=12, heads=8, mlp_width=2048),
+}
 PARTS = {
     "encoder": "encoder forward",
+    "text": "text tower forward",
     "denoiser_forward": "denoiser forward",
     "denoiser_backward": "denoiser backward",
     "clean_decode": "clean decode forward",
@@ -111,10 +117,12 @@ def main(argv: Sequence[str]) -> int:
             config.train.init_from = None  # what a run starts from costs nothing
     experiment = build(config)
     autoencoder, note = open_autoencoder(experiment)
-    experiment = resolve(experiment, autoencoder.config)
+    text = open_text(experiment)
+    experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
     report = profile(
         experiment,
         autoencoder,
+        text,
         compile=values.compile or values.run,
         run=values.run,
         repeats=values.repeats,
@@ -152,9 +160,20 @@ def open_autoencoder(experiment: Experiment) -> tuple[Autoencoder, str]:
     return autoencoders.load(**dataclasses.asdict(source)), f"{source.source}: loaded"
 
 
+def open_text(experiment: Experiment) -> TextConditioner | None:
+    """The text tower of a run on text: with shapes in place of weights if its architecture is known."""
+    source = experiment.text
+    if source is None:
+        return None
+    if is_hub_id(source.source) and source.source in TOWERS and source.subfolder is None:
+        return abstract_conditioner(source, TOWERS[source.source])
+    return load_conditioner(source)[0]
+
+
 def profile(
     experiment: Experiment,
     autoencoder: Autoencoder,
+    text: TextConditioner | None = None,
     *,
     compile: bool = False,
     run: bool = False,
@@ -164,14 +183,14 @@ def profile(
     """All that is known about the step of a resolved experiment, as plain values. `run` needs `compile`."""
     mesh = parallel.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        report = step_cost.analyse(experiment, autoencoder)
-        traced = report["traced"] = step_cost.trace(experiment, autoencoder, mesh)
+        report = step_cost.analyse(experiment, autoencoder, text)
+        traced = report["traced"] = step_cost.trace(experiment, autoencoder, mesh, text)
         if compile:
-            compiled, report["compiled"] = step_cost.compile_step(experiment, autoencoder, mesh)
+            compiled, report["compiled"] = step_cost.compile_step(experiment, autoencoder, mesh, text)
             missed = (traced["step"] - traced["bodies_once"]) / mesh.size
             report["compiled"] |= {"devices": mesh.size, "flops_with_loops": report["compiled"]["flops"] + missed}
         if run:
-            measured = step_cost.measure(experiment, autoencoder, mesh, compiled, repeats=repeats)
+            measured = step_cost.measure(experiment, autoencoder, mesh, compiled, text, repeats=repeats)
             model_flops = report["analytic"]["usual"]["total"] * experiment.train.batch_size
             report["measured"] = measured | step_cost.utilisation(measured["step_seconds"], model_flops, mesh, peak)
     return report
@@ -195,7 +214,7 @@ def _head(report):
     decoding = report["decoding"]
     lines = [
         f"- {report['resolution']} px, {report['batch_size']} images a step; autoencoder {report['autoencoder']}",
-        f"- parameters: denoiser {sizes['denoiser']}, encoder {sizes['encoder']}, decoder {sizes['decoder']}",
+        f"- parameters: {', '.join(f'{name} {size}' for name, size in sizes.items())}",
     ]
     if decoding["images"]:
         lines.append(
@@ -214,7 +233,7 @@ def _parts(report):
     lines = ["| part, GFLOP for each image | images | paper | usual |", "|---|---|---|---|"]
     for part, title in PARTS.items():
         decoder = part in DECODER_PARTS
-        if not (decoder and not share):
+        if not (decoder and not share) and report["analytic"]["paper"][part]:
             cells = _cells(report, part, 1e9)
             lines.append(f"| {title} | {'q' if decoder else 'all'} | {cells} |")
     return lines
@@ -307,6 +326,7 @@ def table8() -> str:
         lines.append(
             f"| {row.name} | {row.images} | {row.printed:.3f} | {ours:.3f} | {ours - row.printed:+.3f} | {share} |"
         )
+    lines += ["", *text_variants()]
     lines += ["", "| whole training, ImageNet | printed, TFLOP | ours | difference |", "|---|---|---|---|"]
     for name, iterations in TOTALS:
         printed, ours = (
@@ -315,6 +335,35 @@ def table8() -> str:
         )
         lines.append(f"| {name} | {printed:,.0f} | {ours:,.0f} | {ours / printed - 1:+.3%} |")
     return "\n".join(lines) + "\n"
+
+
+def text_variants() -> list[str]:
+    """What a step on captions costs in the paper's convention, by what of the text is counted."""
+    text = dict(num_classes=0, context_dim=768)
+    pooled = text | {"pooled_dim": 768}
+    variants = (
+        ("a class label", {}, 1, False),
+        ("one text token of width 768", text, 1, False),
+        ("the same and a pooled vector", pooled, 1, False),
+        ("77 text tokens and a pooled vector", pooled, 77, False),
+        ("the same and CLIP ViT-L/14", pooled, 77, True),
+    )
+    lines = ["| condition | 256 px | 256 px, LPL | 512 px | 512 px, LPL |", "|---|---|---|---|---|"]
+    tower = TOWERS["openai/clip-vit-large-patch14"]
+    for name, changes, tokens, counted in variants:
+        model, options = preset("paper796", control=True, **changes), dict(context_tokens=tokens)
+        options |= {"tower": tower} if counted else {}
+        cells = []
+        for key in ("256", "256 LPL", "512", "512 LPL"):
+            row = ROWS[key]
+            decoded = DECODED if row.lpl else 0.0
+            parts = flops.step_flops(
+                flops.PAPER, model, AutoencoderConfig(), row.resolution, decoded=decoded, **options
+            )
+            cells.append(f"{row.images * parts.total / 1e12:.3f}")
+        lines.append(f"| Condition: {name} | {' | '.join(cells)} |")
+    printed = (ROWS[key].printed for key in ("256 text", "256 text LPL", "512", "512 text LPL"))
+    return [*lines, f"| Condition: printed for CC12M | {' | '.join(f'{value:.3f}' for value in printed)} |"]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m lpl_jax.tools.sweep --rows 'table3_*' --workdir runs/paper --stores /data/latents \
         -- --config.evaluation.reference=/data/imagenet/val
 
+Behind -- a flag may be for the rows of one data set alone: cc12m:--config.evaluation.reference=/data/cc12m/val.
 A row that another one starts from is run before it. What is done is not done again: call it again after it was
 stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are made:
 
@@ -25,6 +26,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
 
 EVALUATED = "evaluated.json"
+FLAG = re.compile(r"(?:(?P<dataset>\w+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
 EVALUATION_ONLY = ("--config.evaluation.", "--config.sampling.", "--features", "--reference")
 
 
@@ -79,19 +81,25 @@ def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Se
         command.append(f"--config.train.init_from={workdir / row.init}")
     if stores is not None:
         command.append(f"--config.data.store={stores / store_name(row)}")
-    return command + [argument for argument in extra if not argument.startswith(EVALUATION_ONLY)]
+    return command + [argument for argument in flags_of(row, extra) if not argument.startswith(EVALUATION_ONLY)]
 
 
 def store_name(row) -> str:
-    """Of the latent store that a row reads: its resolution and autoencoder."""
-    source = row.changes.get("autoencoder.source", "sdxl-vae")
-    return f"{row.arguments.split(',')[0]}_{source.rsplit('/', 1)[-1]}"
+    """Of the latent store that a row reads: its data set (but for ImageNet), resolution and autoencoder."""
+    name = f"{row.arguments.split(',')[0]}_{row.autoencoder.rsplit('/', 1)[-1]}"
+    return name if row.dataset == "imagenet" else f"{row.dataset}_{name}"
+
+
+def flags_of(row, extra: Sequence[str]) -> list[str]:
+    """The flags behind -- that a row takes: those of its data set, and those of all."""
+    found = [FLAG.fullmatch(argument) for argument in extra]
+    return [match["flag"] for match in found if match["dataset"] in (None, row.dataset)]
 
 
 def evaluate_command(row, workdir: Path, extra: Sequence[str]) -> list[str]:
     """The command that evaluates a row's run."""
     lists = [f"--{flag}={values}" for flag, values in row.evaluate.items()]
-    wanted = [argument for argument in extra if argument.startswith(EVALUATION_ONLY)]
+    wanted = [argument for argument in flags_of(row, extra) if argument.startswith(EVALUATION_ONLY)]
     return [sys.executable, "eval.py", f"--workdir={workdir / row.name}", *lists, *wanted]
 
 
@@ -128,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     argv, extra = _split(argv)
     parser = cli.parser(__doc__.splitlines()[0])
     parser.prog = "python -m lpl_jax.tools.sweep"
-    parser.epilog = "Arguments behind -- go to train.py and eval.py."
+    parser.epilog = "Arguments behind -- go to train.py and eval.py; cc12m:--FLAG=VALUE is for rows of CC12M."
     parser.add_argument("--rows", nargs="+", help="names of experiments; * stands for anything")
     parser.add_argument("--list", action="store_true", help="print all experiments and do nothing")
     parser.add_argument("--file", type=Path, default=Path("configs/paper.py"), help="config file that has them")
@@ -138,6 +146,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--collect", action="store_true", help="only make the tables of what is there")
     args = parser.parse_args(argv)
     known = load_rows(args.file)
+    if odd := {match["dataset"] for match in map(FLAG.fullmatch, extra)} - {
+        None,
+        *(row.dataset for row in known.values()),
+    }:
+        raise InputError(f"no row of {args.file} is of data set {sorted(odd)[0]!r}")
     if args.list:
         print(listing(known))
         return 0
@@ -167,8 +180,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     argv = list(argv)
     place = argv.index("--") if "--" in argv else len(argv)
     extra = argv[place + 1 :]
-    if odd := [argument for argument in extra if not re.match(r"--[\w.]+=", argument)]:
-        raise InputError(f"behind -- stand flags with a value, --config.SECTION.FIELD=VALUE; got {odd[0]!r}")
+    if odd := [argument for argument in extra if not FLAG.fullmatch(argument)]:
+        raise InputError(f"behind -- stand flags with a value, [DATASET:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}")
     return argv[:place], extra
 
 

@@ -18,6 +18,7 @@ from lpl_jax.autoencoders import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.denoisers import MMDiT, MMDiTConfig, preset
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LPLConfig
+from lpl_jax.text import TextConfig, TextSource, abstract_conditioner
 
 PAPER_MODEL = preset("paper796", control=True)
 SD = AutoencoderConfig()
@@ -314,3 +315,11 @@ def test_mistakes_are_named():
         denoiser_work(MMDiTConfig(hidden=64, depth=1, heads=2, num_classes=2), 9)
     with pytest.raises(InputError, match="decoded=1.5"):
         step_flops(USUAL, PAPER_MODEL, SD, 256, decoded=1.5)
+
+
+def test_text_tower_counts_what_is_traced():
+    source = TextSource("bundled", length=9, pooled=False)
+    conditioner = abstract_conditioner(source, TextConfig(16, layers=3, heads=2, mlp_width=24))
+    tokens = {"tokens": jax.ShapeDtypeStruct((1, 9), jnp.int32)}
+    work = flops.text_work(conditioner.clip.config.text, 9)
+    assert flops.traced_flops(lambda conditioner, batch: conditioner(batch), conditioner, tokens) == USUAL.forward(work)

@@ -64,7 +64,7 @@ def test_table8_prints_them(capsys):
     text = capsys.readouterr().out
     assert all(f"| {row.printed:.3f} |" in text for row in profile.ROWS.values())
     document = (ROOT / "docs/flops.md").read_text()
-    assert all(line in document for line in text.splitlines() if line.startswith("| Table"))
+    assert all(line in document for line in text.splitlines() if line.startswith(("| Table", "| Condition")))
     # Whole trainings: what the paper adds up to 50,711.20k and 58,030.80k TFLOP.
     assert "| 50,711,200 |" in text and "| 58,030,800 |" in text
 
@@ -181,3 +181,20 @@ def test_peaks_of_devices(kind, peak):
 def test_mistakes_are_named(argv, message):
     with pytest.raises(InputError, match=message):
         profile.main(argv)
+
+
+def test_text_tower_is_a_part_of_its_own(tmp_path, capsys):
+    """Counted without files where the tower is known; not counted where its outputs come from the store."""
+    report, text = call(["--config=configs/cc12m.py:256", "--config.model.preset=tiny"], tmp_path / "step")
+    assert report["parameters"]["text tower"] == pytest.approx(123.1e6, rel=1e-3)
+    usual = report["analytic"]["usual"]
+    assert usual["text"] == pytest.approx(2 * 77 * 12 * (12 * 768**2 + 2 * 77 * 768))
+    assert "| text tower forward | all | " in text
+    stored, _ = call(
+        [*["--config=configs/cc12m.py:256", "--config.model.preset=tiny"], "--config.text.embeddings=store"],
+        tmp_path / "store",
+    )
+    assert stored["analytic"]["usual"]["total"] == pytest.approx(usual["total"] - usual["text"])
+    # The traced steps: the tower's pass is all that differs.
+    difference = (report["traced"]["step"] - stored["traced"]["step"]) / report["batch_size"]
+    assert difference == pytest.approx(usual["text"])

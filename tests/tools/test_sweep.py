@@ -55,6 +55,24 @@ def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_p
     assert [command[1] for command in called] == ["train.py", "train.py"]
 
 
+def test_rows_of_two_data_sets_in_one_sweep(capsys, monkeypatch, tmp_path):
+    """Each has its own stores, and flags of one data set are for its rows alone."""
+    monkeypatch.chdir(ROOT)
+    rest = ["--workdir", str(tmp_path), "--stores", "/s", "--", "--config.evaluation.k=5"]
+    rest += ["cc12m:--config.evaluation.reference=/c", "imagenet:--config.evaluation.reference=/i"]
+    rest += ["cc12m:--config.text.dtype=float32"]
+    assert sweep.main(["--rows", "table2_*256_lpl", "--print", *rest]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "table2" in line and not line.startswith("#")]
+    asymmetric = "asymmetric-autoencoder-kl-x-1-5"
+    (train, evaluate), (train_text, evaluate_text) = lines[:2], lines[2:]
+    assert train.endswith(f"--config.data.store=/s/256_{asymmetric}")
+    assert evaluate.endswith("--config.evaluation.k=5 --config.evaluation.reference=/i")
+    assert train_text.endswith(f"--config.data.store=/s/cc12m_256_{asymmetric} --config.text.dtype=float32")
+    assert evaluate_text.endswith("--config.evaluation.k=5 --config.evaluation.reference=/c")
+    with pytest.raises(InputError, match="is of data set 's320m'"):
+        sweep.main(["--rows", "table2_*", "--print", "--", "s320m:--config.evaluation.k=5"])
+
+
 def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 130}))
     arguments = ["--rows", "pretrain_v", "--file", str(FILE), "--workdir", str(tmp_path)]

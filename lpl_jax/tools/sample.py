@@ -1,0 +1,165 @@
+"""Pictures of a trained run: prompts or classes in, PNG files and a grid out.
+
+    python -m lpl_jax.tools.sample --workdir runs/cc12m --prompt "a kitten with its paws up" --prompt "a stone wall"
+    python -m lpl_jax.tools.sample --workdir runs/cc12m --prompts prompts.txt --guidance 2 --out samples
+    python -m lpl_jax.tools.sample --workdir runs/imagenet --label 207 --label 88 --count 8 --weights 0.9999
+
+    OUT/0003_a-stone-wall.png    number and prompt (or class), one image each
+    OUT/grid.png                 all of them under their prompts, a row each
+    OUT/samples.json             everything that they depend on; each PNG holds its own part of it as text
+
+The same call gives the same images: image n of a call depends on the run's weights, the seed, n, its prompt and the
+sampling options, not on how many there are or on the batch (up to rounding). What is left out is as the run has it.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from lpl_jax import autoencoders, parallel
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.figures import captioned_rows
+from lpl_jax.evaluation.generate import generate
+from lpl_jax.evaluation.prompts import read_prompts
+from lpl_jax.text import load_conditioner
+from lpl_jax.tools import cli
+from lpl_jax.tools.evaluate import check_sampling, load_params
+from lpl_jax.training import Experiment, checkpoints, resolve
+from lpl_jax.training.loop import CHECKPOINTS, default_weights, read_experiment
+
+SLUG = 40  # characters of a prompt in a file name
+
+
+class Request(NamedTuple):
+    """What is drawn: its title, and what the model is given (a label, or the tokens of a prompt)."""
+
+    title: str
+    given: Any
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.count < 1:
+        raise InputError(f"--count {args.count}: at least one image of each prompt")
+    workdir = Path(args.workdir)
+    experiment = read_experiment(workdir)
+    sampling = _sampling(experiment, args)
+    check_sampling(experiment.paradigm, sampling.sampler, sampling.steps, sampling.spacing)
+    step = args.checkpoint or checkpoints.latest_step(workdir / CHECKPOINTS)
+    if step is None:
+        raise InputError(f"{workdir} has no checkpoint yet")
+    out = args.out or workdir / "samples"
+    text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
+    requests = _requests(experiment, tokenizer, args)
+    autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
+    experiment = resolve(experiment, autoencoder.config)
+    mesh = parallel.make_mesh(parallel.MeshConfig())  # all devices there are, each with a part of every batch
+    weights = sampling.weights or default_weights(experiment)
+    options = {
+        "sampler": sampling.sampler or experiment.paradigm.samplers[0],
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "spacing": sampling.spacing,
+        "seed": args.seed,
+    }
+    images = generate(
+        load_params(workdir, experiment, mesh, weights, step),
+        autoencoder,
+        [request.given for request in requests for _ in range(args.count)],
+        mesh=mesh,
+        batch_size=args.batch,
+        model=experiment.model,
+        paradigm=experiment.paradigm,
+        resolution=experiment.resolution,
+        text=text,
+        **options,
+    )
+    made = {"run": str(workdir), "checkpoint": step, "weights": weights, **options}
+    titles = [request.title for request in requests for _ in range(args.count)]
+    if jax.process_index() == 0:
+        write(out, images, titles, made, args.count)
+        print(f"{len(images)} images and {out / 'grid.png'}")
+    return 0
+
+
+def write(out: Path, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
+    """PNG files of uint8 images (N, H, W, 3) with metadata, a grid with `per_row` images of each title, and a JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        about = PngInfo()
+        about.add_itxt("Description", title)
+        about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **made}, ensure_ascii=False))
+        Image.fromarray(image).save(out / f"{number:04d}_{slug(title)}.png", pnginfo=about)
+    captioned_rows(images, titles[::per_row], per_row).save(out / "grid.png")
+    (out / "samples.json").write_text(json.dumps({**made, "shows": list(titles)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def slug(title: str) -> str:
+    """A prompt as part of a file name: letters, numbers and hyphens; "image" where it has none."""
+    words = "-".join(re.findall(r"\w+", title.lower()))
+    return words[:SLUG].strip("-_") or "image"
+
+
+def _requests(experiment: Experiment, tokenizer, args) -> list[Request]:
+    """What the command line asks for, checked against what the run was trained on."""
+    if experiment.text is None:
+        possible = f"give --label N, 0 to {experiment.model.num_classes - 1}"
+        if args.prompt or args.prompts:
+            raise InputError(f"{args.workdir} is a run on classes: {possible}")
+        if not args.label:
+            raise InputError(f"nothing to draw: {possible}")
+        return [Request(f"class {label}", label) for label in args.label]
+    if args.label:
+        raise InputError(f"{args.workdir} is a run on text: give --prompt TEXT, or --prompts FILE")
+    prompts = [*(args.prompt or ()), *(read_prompts(args.prompts, args.limit).lines if args.prompts else ())]
+    if not prompts:
+        raise InputError("nothing to draw: give --prompt TEXT, or --prompts FILE")
+    return [
+        Request(prompt, row) for prompt, row in zip(prompts, tokenizer(prompts, experiment.text.length), strict=True)
+    ]
+
+
+def _sampling(experiment: Experiment, args):
+    """The run's section `sampling` with what the command line changes; guidance as a number for this resolution."""
+    sampling = experiment.sampling
+    guidance = sampling.guidance_at(experiment.resolution) if args.guidance is None else args.guidance
+    given = {name: getattr(args, name) for name in ("steps", "sampler", "spacing", "weights")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    name, possible = experiment.paradigm.name, experiment.paradigm.samplers
+    if args.sampler is not None and args.sampler not in possible:
+        raise InputError(f"--sampler {args.sampler} with paradigm {name!r}; possible: {', '.join(possible)}")
+    return dataclasses.replace(sampling, **changes, guidance=guidance, guidance_resolution=None)
+
+
+def _parser():
+    parser = cli.parser("Draw images with a trained run.")
+    parser.prog = "python -m lpl_jax.tools.sample"
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--prompt", action="append", help="text of a run on captions; may be given several times")
+    add("--prompts", type=Path, help="text file with a prompt on each line, or a latent store with captions")
+    add("--limit", type=int, help="use only the first so many captions of a store")
+    add("--label", type=int, action="append", help="class of a run on classes; may be given several times")
+    add("--count", type=int, default=4, help="images of each prompt or class")
+    add("--seed", type=int, default=0, help="of the noise that images start from")
+    add("--guidance", type=float, help="guidance scale; 1: none (default: the run's)")
+    add("--steps", type=int, help="steps of the sampler (default: the run's)")
+    add("--sampler", help="ddim, euler or rk4, as the paradigm allows (default: the run's)")
+    add("--spacing", help="timesteps of ddim: trailing or leading (default: the run's)")
+    add("--weights", help="params, or the name of an average such as 0.9999 (default: the first average)")
+    add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
+    add("--batch", type=int, default=16, help="images drawn at a time")
+    add("--out", type=Path, help="folder of the pictures (default: WORKDIR/samples)")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

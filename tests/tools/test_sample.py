@@ -1,0 +1,104 @@
+"""tools.sample: pictures of runs on text and on classes, reproducible, with what made them; and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpl_jax import autoencoders, text
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation.figures import captioned_rows
+from lpl_jax.tools import sample
+from lpl_jax.training import build, resolve
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_config, tiny_folder, write_run):
+    """Folders of a run on text and of one on classes, with random parameters."""
+    root, found = tmp_path_factory.mktemp("runs"), {}
+    autoencoder = autoencoders.load(tiny_folder).config
+    for name in ("text", "classes"):
+        config = tiny_config(sampling__steps=2)
+        if name == "text":
+            config.model.num_classes = None
+            config.text.source, config.text.length = "bundled", 6
+        experiment = resolve(build(config), autoencoder, text.bundled.CONFIG if name == "text" else None)
+        (root / name).mkdir()
+        write_run(root / name, experiment, [1, 3])
+        found[name] = root / name
+    return found
+
+
+def call(out, *arguments):
+    assert sample.main([*map(str, arguments), "--out", str(out)]) == 0
+    return [np.asarray(Image.open(path)) for path in sorted(out.glob("[0-9]*.png"))]
+
+
+def test_prompts_become_pictures_that_say_what_they_are(runs, tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("A red bird!\nsnow\n")
+    arguments = ["--workdir", runs["text"], "--prompts", file, "--count", 2, "--seed", 5]
+    images = call(tmp_path / "a", *arguments)
+    assert f"4 images and {tmp_path / 'a' / 'grid.png'}" in capsys.readouterr().out
+    assert len(images) == 4 and images[0].shape == (32, 32, 3)
+    names = sorted(path.name for path in (tmp_path / "a").glob("[0-9]*.png"))
+    assert names == ["0000_a-red-bird.png", "0001_a-red-bird.png", "0002_snow.png", "0003_snow.png"]
+    about = Image.open(tmp_path / "a" / names[2]).text
+    assert about["Description"] == "snow"
+    made = json.loads(about["lpl_jax"])
+    assert (made["number"], made["seed"], made["checkpoint"], made["weights"], made["guidance"]) == (
+        2,
+        5,
+        3,
+        "0.5",
+        1.5,
+    )
+    listed = json.loads((tmp_path / "a" / "samples.json").read_text())
+    assert listed["shows"] == ["A red bird!"] * 2 + ["snow"] * 2
+    # The same call gives the same images, alone or with others, and others by seed, prompt, guidance and weights.
+    alone = ["--workdir", runs["text"], "--prompt", "A red bird!", "--count", 1]
+    np.testing.assert_allclose(call(tmp_path / "b", *alone, "--seed", 5)[0].astype(int), images[0], atol=1)
+    for number, (name, value) in enumerate({"seed": 6, "guidance": 3, "weights": "params", "checkpoint": 1}.items()):
+        changed = call(tmp_path / f"c{number}", *alone, *([] if name == "seed" else ["--seed", 5]), f"--{name}", value)
+        assert np.abs(changed[0].astype(int) - images[0]).max() > 1, name
+    other = call(tmp_path / "d", "--workdir", runs["text"], "--prompt", "a long road", "--count", 1, "--seed", 5)
+    assert np.abs(other[0].astype(int) - images[0]).max() > 1
+
+
+def test_classes_become_pictures(runs, tmp_path):
+    images = call(tmp_path, "--workdir", runs["classes"], "--label", 1, "--label", 0, "--count", 1, "--steps", 3)
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*.png")) == ["0000_class-1.png", "0001_class-0.png"]
+    assert not np.array_equal(*images)
+
+
+@pytest.mark.parametrize(
+    "run, arguments, message",
+    [
+        ("text", [], "nothing to draw: give --prompt"),
+        ("text", ["--label", "1"], "is a run on text"),
+        ("classes", ["--prompt", "snow"], "is a run on classes: give --label N, 0 to 1"),
+        ("classes", ["--label", "7"], "labels must be 0 to 1"),
+        ("classes", ["--label", "1", "--sampler", "euler"], "--sampler euler with paradigm 'eps'; possible: ddim"),
+        ("classes", ["--label", "1", "--count", "0"], "at least one"),
+        ("classes", ["--label", "1", "--weights", "0.7"], "0.7"),
+        ("text", ["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+    ],
+)
+def test_what_cannot_be_drawn(runs, tmp_path, run, arguments, message):
+    with pytest.raises(InputError, match=message):
+        sample.main(["--workdir", str(runs[run]), *arguments, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_under_their_captions():
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    picture = np.asarray(captioned_rows(images, ["a very long caption " * 5, "“short” ✨"], 2, least=120))
+    assert picture.shape[1] == 120 and picture.min() == 0
+    assert picture.shape[0] > np.asarray(captioned_rows(images, ["a", "b"], 2, least=120)).shape[0]
+
+
+def test_file_names_of_prompts():
+    assert sample.slug("A Cat, (on) a  mat!") == "a-cat-on-a-mat"
+    assert sample.slug("../../etc") == "etc" and sample.slug("?!") == "image"
+    assert len(sample.slug("word " * 50)) <= 40

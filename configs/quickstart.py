@@ -3,21 +3,28 @@
     python train.py --config configs/quickstart.py --workdir runs/base
     python train.py --config configs/quickstart.py:post,lpl --workdir runs/lpl --config.train.init_from=runs/base
 
-Data: random crops of the photographs inside scikit-image, 64 px; the class is the photograph.
+Data: random crops of the photographs inside scikit-image, 64 px; the class is the photograph. With `text` the same
+network learns from captions, through the bundled text tower:
+
+    python train.py --config configs/quickstart.py:text --workdir runs/text --config.data.source=FOLDER_OF_TARS
 """
 
 from configs import base
 
 
 def get_config(arguments: str = ""):
-    """arguments, comma separated: post (post-training: start from another run), lpl (with the perceptual loss)."""
-    chosen = base.choose("configs/quickstart.py", arguments, ("post", "lpl"))
+    """arguments, comma separated: post (start from another run), lpl (with the perceptual loss), text (captions)."""
+    chosen = base.choose("configs/quickstart.py", arguments, ("post", "lpl", "text"))
     c = base.get_config()
     c.resolution = 64
-    c.data.crops = 128
     c.model.preset = "small"
     c.model.hidden, c.model.depth, c.model.heads = 128, 6, 2
-    c.model.num_classes = 8
+    if "text" in chosen:
+        c.text.source = "bundled"
+        c.text.length = 24
+    else:
+        c.data.crops = 128
+        c.model.num_classes = 8
     c.model.base_grid = 4
     c.paradigm.name = "v"  # learns the layout of an image sooner than eps does
     c.optimizer.learning_rate = 2e-3

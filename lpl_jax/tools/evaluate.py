@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
 from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.config import EvaluationConfig
-from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator, read_spectra, summary, write_spectra
+from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator, summary
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.evaluation.generate import ROUNDING, image_maker
@@ -31,7 +30,8 @@ from lpl_jax.evaluation.prompts import Prompts, read_prompts
 from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.text import TextConditioner, load_conditioner
-from lpl_jax.tools import cli, config_file
+from lpl_jax.tools import config_file
+from lpl_jax.tools.compare_cards import compare
 from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
 from lpl_jax.training.loop import CHECKPOINTS, data_source, default_weights, read_experiment
 
@@ -109,47 +109,6 @@ def main(argv: Sequence[str], base: ConfigDict) -> int:
     if jax.process_index() == 0:
         print(summary(results))
     return 0
-
-
-def compare(argv: Sequence[str]) -> int:
-    """Prints cards side by side; with --out also draws their spectra together."""
-    parser = cli.parser("Print result cards side by side and mark what differs in how they were made.")
-    parser.prog = "eval.py compare"
-    parser.add_argument("cards", nargs="+", type=Path, help="folders of evaluations, or their card.json")
-    parser.add_argument("--out", type=Path, help="write comparison.md and the spectra of all into this folder")
-    args = parser.parse_args(argv)
-    folders = [path.parent if path.name == "card.json" else path for path in args.cards]
-    # A pattern like RUN/evaluation/* also matches what lies beside the cards.
-    others = [folder for folder in folders if folder.exists() and not (folder / "card.json").is_file()]
-    folders = [folder for folder in folders if folder not in others]
-    if others:
-        print(f"left out, no result cards: {', '.join(folder.name for folder in others)}", file=sys.stderr)
-    if len(folders) < 2:
-        raise InputError("compare needs two or more result cards: eval.py compare A B ...")
-    names = short_names(folders)
-    found = {name: cards.read_card(folder) for name, folder in zip(names, folders, strict=True)}
-    print(cards.compare(found, same=False), end="")
-    text = cards.compare(found)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "comparison.md").write_text(text)
-        spectra = {name: read_spectra(folder) for name, folder in zip(names, folders, strict=True)}
-        if found := {name: both for name, both in spectra.items() if both is not None}:
-            reference = next(iter(found.values()))[1]
-            write_spectra(args.out, {name: images for name, (images, _) in found.items()}, reference)
-        print(f"written to {args.out}")
-    return 0
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """Names for folders: their paths without the parts at both ends that all have in common."""
-    parts = [folder.absolute().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise InputError("a card is given twice: compare needs different ones")
-    shortest = min(map(len, parts))
-    start = next(i for i in range(shortest + 1) if len({path[: i + 1] for path in parts}) > 1)
-    end = next(i for i in range(shortest + 1) if i == shortest - start or len({path[-1 - i :] for path in parts}) > 1)
-    return ["/".join(path[start : len(path) - end]) or path[-1] for path in parts]
 
 
 def evaluate_images(

@@ -14,7 +14,7 @@ import eval as program
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
 from lpl_jax.evaluation.frechet import statistics, write_statistics
-from lpl_jax.tools import evaluate
+from lpl_jax.tools import compare_cards
 from lpl_jax.training import build, checkpoints, train
 from lpl_jax.training.logging import read_metrics
 
@@ -231,4 +231,4 @@ def test_inception_without_its_weights_says_where_they_are(run, image_folder, tm
     ],
 )
 def test_cards_are_named_by_what_differs(folders, names):
-    assert evaluate.short_names([Path(folder) for folder in folders]) == names
+    assert compare_cards.short_names([Path(folder) for folder in folders]) == names

@@ -133,10 +133,10 @@ def generate(
       InputError: nothing given, a label that the model does not have, or sampler options that cannot be.
     """
     given, classes = np.asarray(given, np.int32), options["model"].num_classes
-    if not given.size:
-        raise InputError("nothing to draw: give at least one label or prompt")
-    if options.get("text") is None and (given.min() < 0 or given.max() > classes):
+    if options.get("text") is None and (given.size == 0 or given.min() < 0 or given.max() > classes):
         raise InputError(f"labels must be 0 to {classes - 1}, or {classes} for no class")
+    if not given.size:
+        raise InputError("nothing to draw: give at least one prompt")
     make, shards = image_maker(params, autoencoder, mesh=mesh, **options), parallel.batch_shards(mesh) if mesh else 1
     batch_size = -(-min(batch_size, len(given)) // shards) * shards
     return in_batches(lambda rows: make(rows, given[rows]), 0, len(given), batch_size)

@@ -23,7 +23,7 @@ from lpl_jax.text import TextConditioner
 
 def periodic_evaluation(
     config: EvaluationConfig,
-    source: ImageSource,
+    source: ImageSource | None,
     autoencoder: Autoencoder,
     *,
     model: MMDiTConfig,
@@ -41,7 +41,8 @@ def periodic_evaluation(
     intervals: good for the course of one run, and not FID.
 
     Args:
-      source: the run's data, the reference unless `config.reference` names another.
+      source: the run's data, the reference unless `config.reference` names another. None, of data that is not read in
+        any order (tar files): without a reference there are pictures alone.
       given: what the images show, in turn: labels (N,), or with `text` tokens (N, T).
       sampling: sampler, steps, guidance, spacing.
     """
@@ -55,7 +56,9 @@ def periodic_evaluation(
         resamples=0,
     )
     folder = Path(folder)
-    evaluator = make_evaluator(config, source=source, resolution=resolution, mesh=mesh, folder=folder / "features")
+    evaluator = None
+    if source is not None or config.reference is not None:
+        evaluator = make_evaluator(config, source=source, resolution=resolution, mesh=mesh, folder=folder / "features")
     options = dict(model=model, paradigm=paradigm, resolution=resolution, text=text, mesh=mesh, seed=config.seed)
     options |= sampling
     count = config.num_images
@@ -66,12 +69,14 @@ def periodic_evaluation(
         def images(rows):
             return make(rows, given[rows % len(given)])
 
-        features = extract(
-            images, count, evaluator.networks, mesh=mesh, batch_size=config.batch_size, label=f"evaluate step {step}"
-        )
-        metrics, _ = score(features, evaluator.reference, config)
+        metrics, label = {}, f"evaluate step {step}"
+        if evaluator is not None:
+            size = config.batch_size
+            features = extract(images, count, evaluator.networks, mesh=mesh, batch_size=size, label=label)
+            metrics, _ = score(features, evaluator.reference, config)
         picture = grid(images, count, mesh)
         if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"step{step:07d}.png")
         return {f"evaluation/{name}": found.value for name, found in metrics.items()}, np.asarray(picture)
 

@@ -36,13 +36,16 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.resolution = 256  # side of the images, pixels
 
     c.data = ConfigDict()  # where latents come from
-    c.data.source = "photos"  # photos | tfds:NAME | a folder with one folder of images per class
+    c.data.source = "photos"  # photos | tfds:NAME | tar files of a webdataset | folder of images or of class folders
     c.data.store = placeholder(str)  # latent store; prepared from the source if missing. None: WORKDIR/latents
     c.data.crop = placeholder(str)  # resize_center_crop | random_crop; None: random_crop for photos, else the former
     c.data.crops = placeholder(int)  # photos only: random crops of each photograph
     c.data.split = placeholder(str)  # tfds only: split, such as train
     c.data.data_dir = placeholder(str)  # tfds only: where prepared data sets lie
+    c.data.caption_key = placeholder(str)  # captions: txt (file beside the image) | field of its json | tfds: feature
+    c.data.second_caption_key = placeholder(str)  # a second caption of each image, mixed by text.second_caption
     c.data.limit = placeholder(int)  # use at most so many images, drawn at random
+    c.data.unfinished = False  # train on what is there of a store that is still being made
 
     c.autoencoder = ConfigDict()  # the frozen first stage; its decoder is also the perceptual loss's network
     c.autoencoder.source = "bundled"  # bundled | folder in diffusers layout | hub id owner/name

@@ -144,3 +144,12 @@ def on_first(function: Callable[[], None]) -> None:
     text = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0").decode(errors="replace")
     if text:
         raise failure or InputError(text)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has called it: for processes that end at different times. Alone, at once."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import grain
 import jax
@@ -14,6 +14,8 @@ from lpl_jax.data.store import LatentStore
 from lpl_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
+MOMENTS = ("mean", "logvar")  # of a record, in their order
+FIELD_TYPES = {"control": np.float32, "tokens": np.int32, "text_hidden": np.float16, "text_pooled": np.float16}
 
 
 def batches(
@@ -27,6 +29,8 @@ def batches(
     process_count: int = 1,
     control: bool = False,
     with_index: bool = False,
+    text: bool = False,
+    second_caption: float = 0.0,
     read_threads: int = 2,
     read_ahead: int = 4,
     worker_processes: int = 0,
@@ -46,6 +50,9 @@ def batches(
       control: also yield "control" (B, 4) float32: height and width of the original image, top and left of the crop,
         of the image as it is taken (mirrored or not), in pixels; what a denoiser with `control` is given.
       with_index: also yield "index", the numbers of the records.
+      text: also yield "tokens" (B, T) int32, the numbers of the caption, and where the store keeps outputs of the text
+        tower "text_hidden" (B, T, D) and "text_pooled" (B, D') float16.
+      second_caption: probability of taking the second caption column instead of the first, for each image anew.
       read_threads, read_ahead: threads that read, and batches that they may be ahead of training.
       worker_processes: read in so many processes instead; 0 reads in threads of this one.
 
@@ -54,17 +61,23 @@ def batches(
       `sample_posterior` draws; B = batch_size / process_count.
 
     Raises:
-      InputError: an argument out of its range, a batch size that the number of hosts does not divide, or `control` of a
-        store of format 1.
+      InputError: an argument out of its range, a batch size that the number of hosts does not divide, `control` of a
+        store of format 1, or `text` of a store that lacks it.
     """
     _check(batch_size, seed, process_index, process_count)
     _check_not_negative(
         start_step=start_step, read_threads=read_threads, read_ahead=read_ahead, worker_processes=worker_processes
     )
+    if not len(store):
+        raise InputError(f"latent store {store.path}: holds no image yet")
     if control:
         _check_control(store)
+    if text or second_caption:
+        _check_text(store, second_caption)
     reading = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(read_ahead, read_threads))
-    steps = _steps(store, batch_size, seed, flip, process_index, process_count, control, with_index)
+    draw = functools.partial(_draw, flip, second_caption)
+    read = functools.partial(_read, store, _fields(store, control, text), with_index)
+    steps = _steps(len(store), batch_size, seed, process_index, process_count, draw, read)
     stream = steps[start_step:].to_iter_dataset(reading)
     if worker_processes:
         if not flags.FLAGS.is_parsed():
@@ -79,38 +92,52 @@ def sample_posterior(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-def _steps(store, batch_size, seed, flip, process_index, process_count, control, with_index) -> grain.MapDataset:
+class _Place(NamedTuple):
+    """A place in the stream of records: which one, mirrored (1) or not (0), and which caption column."""
+
+    index: int
+    side: int
+    column: int
+
+
+def _steps(count, batch_size, seed, process_index, process_count, draw, read) -> grain.MapDataset:
     """Step -> batch, as a Grain data set with random access.
 
-    The stream of single records is the same on every host; cut into the hosts' parts, part p of step s is number
-    s * process_count + p.
+    The stream of single places is the same on every host; cut into the hosts' parts, part p of step s is number
+    s * process_count + p. `read` makes a batch of the places of one.
     """
-    records = grain.MapDataset.range(len(store)).seed(seed).shuffle().repeat()
-    moments = records.random_map(functools.partial(_read, store, flip))
-    stack = functools.partial(_stack, control, with_index)
+    places = _places(count, seed, draw)
     # drop_remainder: the stream is endless, but Grain computes its number of batches, without it in floating point.
-    parts = moments.batch(batch_size // process_count, drop_remainder=True, batch_fn=stack)
+    parts = places.batch(batch_size // process_count, drop_remainder=True, batch_fn=read)
     return parts[process_index::process_count]
 
 
-def _read(store: LatentStore, flip: bool, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    record = store[index]
+def _places(count, seed, draw) -> grain.MapDataset:
+    """The endless stream of single places, with random access."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat().random_map(draw)
+
+
+def _draw(flip: bool, second_caption: float, index: int, rng: np.random.Generator) -> _Place:
     side = int(rng.integers(2)) if flip else 0
-    control = None if record.control is None else record.control[side]
-    moments = {"mean": record.mean[side], "logvar": record.logvar[side]}
-    return {**moments, "label": record.label, "control": control, "index": index}
+    return _Place(index, side, int(rng.random() < second_caption) if second_caption else 0)
 
 
-def _stack(control: bool, with_index: bool, rows: Sequence[dict[str, Any]]) -> Batch:
-    batch = {name: np.empty((len(rows), *rows[0][name].shape), np.float32) for name in ("mean", "logvar")}
-    for place, row in enumerate(rows):
-        batch["mean"][place] = row["mean"]
-        batch["logvar"][place] = row["logvar"]
-    batch["label"] = np.array([row["label"] for row in rows], np.int32)
-    if control:
-        batch["control"] = np.array([row["control"] for row in rows], np.float32)
+def _fields(store: LatentStore, control: bool, text: bool) -> tuple[str, ...]:
+    """Fields of the records that a batch holds beside moments and label."""
+    wanted = ("control",) * control + ("tokens", "text_hidden", "text_pooled") * text
+    return tuple(name for name in wanted if name in store.manifest.record_dtype.names)
+
+
+def _read(store: LatentStore, fields: tuple[str, ...], with_index: bool, places: Sequence[_Place]) -> Batch:
+    index, side, column = np.array(places, np.int64).T
+    records = store.fixed(index)
+    rows = np.arange(len(places))
+    batch = {name: records["moments"][rows, side, part].astype(np.float32) for part, name in enumerate(MOMENTS)}
+    batch["label"] = records["label"].astype(np.int32)
+    for name in fields:
+        batch[name] = records[name][rows, side if name == "control" else column].astype(FIELD_TYPES[name], copy=False)
     if with_index:
-        batch["index"] = np.array([row["index"] for row in rows], np.int64)
+        batch["index"] = index
     return batch
 
 
@@ -128,6 +155,22 @@ def _check_control(store: LatentStore):
         raise InputError(
             f"latent store {store.path}: its format {store.manifest.format} lacks the original size and the crop of "
             "each image, which control conditioning needs; delete it and prepare the store again"
+        )
+
+
+def _check_text(store: LatentStore, second_caption: float):
+    text = store.manifest.text
+    if text is None:
+        raise InputError(
+            f"latent store {store.path}: holds no captions; prepare one of a source that has them (a webdataset, or a "
+            "folder with data.caption_column)"
+        )
+    if not 0 <= second_caption <= 1:
+        raise InputError(f"second_caption={second_caption}: must be a probability, 0 to 1")
+    if second_caption and len(text.columns) < 2:
+        raise InputError(
+            f"second_caption={second_caption}: latent store {store.path} has one caption column, {text.columns[0]}; "
+            "prepare it with a second one"
         )
 
 

@@ -1,17 +1,28 @@
 """Images -> posterior moments of both flips, in full batches over all local devices."""
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data.sources import Example, ImageSource
+from lpl_jax.data.examples import Example
+from lpl_jax.data.reading import Loaded
+
+
+class Encoded(NamedTuple):
+    """A run of what was read, in its order, and the moments (B, 2, 2, h, w, C) of the B examples among it."""
+
+    loaded: list[Loaded]
+    moments: np.ndarray
+
+    @property
+    def examples(self) -> list[Example]:
+        return [entry.what for entry in self.loaded if isinstance(entry.what, Example)]
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -24,13 +35,11 @@ def encode_flips(autoencoder: Autoencoder, images: jax.Array, dtype: str = "floa
     return moments.swapaxes(0, 1).astype(dtype)
 
 
-def encode_source(
-    source: ImageSource, autoencoder: Autoencoder, *, batch_size: int, dtype: str, read_threads: int = 4
-) -> Iterator[tuple[list[Example], np.ndarray]]:
-    """Yields (examples, moments (len(examples), 2, 2, h, w, C) of type `dtype`) in the source's order.
+def encode(loaded: Iterator[Loaded], autoencoder: Autoencoder, *, batch_size: int, dtype: str) -> Iterator[Encoded]:
+    """Encodes the examples of a stream in full batches, across the ends of units; what else is in it passes through.
 
     The batch size is rounded up to a multiple of the local devices and the last batch is padded, so that one program
-    serves all. Images are read and decoded by threads; a batch is encoded while the next one is being read.
+    serves all. A batch is encoded while the next one is being read.
     """
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("data",))
@@ -38,17 +47,17 @@ def encode_source(
     autoencoder = jax.device_put(autoencoder, NamedSharding(mesh, PartitionSpec()))
     batch_size = -(-batch_size // len(devices)) * len(devices)
 
-    def dispatch(examples: Sequence[Example]) -> jax.Array:
-        images = np.stack([example.image for example in examples])
-        padding = [(0, batch_size - len(examples))] + [(0, 0)] * 3
-        return encode_flips(autoencoder, jax.device_put(np.pad(images, padding), over_devices), dtype)
+    def dispatch(entries: Sequence[Loaded]) -> jax.Array | None:
+        images = [entry.what.image for entry in entries if isinstance(entry.what, Example)]
+        if not images:
+            return None
+        padding = [(0, batch_size - len(images))] + [(0, 0)] * 3
+        return encode_flips(autoencoder, jax.device_put(np.pad(np.stack(images), padding), over_devices), dtype)
 
-    read_ahead = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(batch_size, read_threads))
-    examples = iter(grain.MapDataset.source(source).to_iter_dataset(read_ahead))
     running = None
-    while batch := list(itertools.islice(examples, batch_size)):
+    for entries in _runs(loaded, batch_size):
         # jit returns before the device is done: this batch runs while the previous one is being written.
-        started = batch, dispatch(batch)
+        started = entries, dispatch(entries)
         if running is not None:
             yield _finished(*running)
         running = started
@@ -56,5 +65,21 @@ def encode_source(
         yield _finished(*running)
 
 
-def _finished(examples: list[Example], moments: jax.Array) -> tuple[list[Example], np.ndarray]:
-    return examples, np.asarray(moments)[: len(examples)]
+def _runs(loaded: Iterator[Loaded], batch_size: int) -> Iterator[list[Loaded]]:
+    """Runs with `batch_size` examples each, the last one excepted. The end of a unit never begins a run: it is known
+    with its last example, so that a unit that fills its batches is finished with them."""
+    entries, count = [], 0
+    for entry in loaded:
+        is_example = isinstance(entry.what, Example)
+        if is_example and count == batch_size:
+            yield entries
+            entries, count = [], 0
+        entries.append(entry)
+        count += is_example
+    if entries:
+        yield entries
+
+
+def _finished(entries: list[Loaded], moments: jax.Array | None) -> Encoded:
+    encoded = Encoded(entries, np.zeros(0))
+    return encoded if moments is None else Encoded(entries, np.asarray(moments)[: len(encoded.examples)])

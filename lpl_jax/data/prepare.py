@@ -6,13 +6,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data.sources import ImageSource
-from lpl_jax.data.store import LatentStore
+from lpl_jax.data.examples import Source, is_stream
+from lpl_jax.data.store import REPORT, LatentStore
 from lpl_jax.data.writer import write_store
 
 
 def prepare(
-    source: ImageSource, autoencoder: Autoencoder, out: str | Path, *, progress: bool = True, **options
+    source: Source, autoencoder: Autoencoder, out: str | Path, *, progress: bool = True, **options
 ) -> LatentStore:
     """Writes a latent store with a progress bar, says what came out, and opens it.
 
@@ -20,33 +20,57 @@ def prepare(
       progress: show the bar and print the closing line.
       options: of `lpl_jax.data.write_store`, whose errors these are.
     """
-    start, encoded, bar = time.perf_counter(), 0, None
+    start, encoded, skipped, bar, begun = time.perf_counter(), 0, 0, None, None
+    hosts = options.get("host_count", 1)
+    total = None if is_stream(source) or hosts > 1 else len(source)
 
     def count(images: int):
-        nonlocal encoded, bar
+        nonlocal encoded, bar, begun
         if bar is None:  # the first call comes when nothing but an image can be wrong: other errors show no bar
-            bar = tqdm(total=len(source), desc="prepare", unit="img", leave=False, disable=not progress)
+            bar = tqdm(total=total, desc="prepare", unit="img", leave=False, disable=not progress)
         encoded += images
         bar.update(images)
+        if images and begun is None:  # what comes behind the first batch, for which the encoder was compiled
+            begun = time.perf_counter(), images
+
+    def skip(_):
+        nonlocal skipped
+        skipped += 1
+        bar.set_postfix(skipped=skipped, refresh=False)
 
     try:
-        store = write_store(out, source, autoencoder, on_progress=count, **options)
+        store = write_store(out, source, autoencoder, on_progress=count, on_skipped=skip, **options)
         if bar is not None:
             bar.leave = True  # after an error, none is left behind
     finally:
         if bar is not None:
             bar.close()
     if progress:
-        print(_summary(store, encoded, time.perf_counter() - start))
+        print(_summary(store, _rate(encoded, start, begun)))
     return store
 
 
-def _summary(store: LatentStore, encoded: int, seconds: float) -> str:
+def _rate(encoded: int, start: float, begun: tuple[float, int] | None) -> str:
+    now = time.perf_counter()
+    if not encoded:
+        return "was complete already, nothing encoded"
+    first_end, first = begun
+    rest = f", {(encoded - first) / (now - first_end):.1f} img/s behind the first batch" if encoded > first else ""
+    return f"{encoded} encoded in {now - start:.1f} s, {encoded / (now - start):.1f} img/s{rest}"
+
+
+def _summary(store: LatentStore, done: str) -> str:
     manifest = store.manifest
-    done = f"{encoded / seconds:.1f} img/s, {seconds:.1f} s" if encoded else "was complete already, nothing encoded"
+    if not store.finished:
+        return (
+            f"{store.path}: this host's part is there ({done}); {len(store)} images in {len(manifest.shards)} shards "
+            "so far, other hosts go on"
+        )
     shards = len(manifest.shards)
+    text = f", {len(manifest.text.columns)} captions each" if manifest.text else ""
+    skipped = f"; {manifest.skipped} images skipped, listed in {REPORT}" if manifest.skipped else ""
     return (
-        f"{store.path}: {len(store)} images of {manifest.num_classes} classes at {manifest.resolution} px, "
+        f"{store.path}: {len(store)} images of {manifest.num_classes} classes at {manifest.resolution} px{text}, "
         f"{manifest.num_bytes / 1e6:.1f} MB in {shards} shard{'s' * (shards > 1)} "
-        f"({manifest.num_bytes / len(store):.0f} bytes per image); {done}"
+        f"({manifest.num_bytes / len(store):.0f} bytes per image){skipped}; {done}"
     )

@@ -1,15 +1,21 @@
 """The latent store: a folder of ArrayRecord shards and a manifest that says what is in them.
 
-    DIR/manifest.json                         the `Manifest`; written last, so that a folder without it is no store
+    DIR/manifest.json                         the `Manifest`; written last, so that a folder without it is not finished
     DIR/latents-00000-of-00002.array_record   one record per image: fixed layout (`Manifest.record_dtype`), then key
-    DIR/latents-00001-of-00002.array_record
+    DIR/latents-00001-of-00002.array_record   and captions
+    DIR/report.json                           what was skipped while it was made, and a checksum of each shard
+
+While a store is being made (see `writer`), `plan.json` stands in place of the manifest, and `latents-*.json` beside
+each shard that is finished: `LatentStore(path, partial=True)` reads these.
 
 The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. Stores of format 1,
-which lack the original size and place of each crop, are still read.
+which lack the original size and place of each crop, and of format 2, which have no text, are still read.
 """
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +26,51 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from lpl_jax.autoencoders import Autoencoder, weights_hash
 from lpl_jax.errors import InputError
 
-FORMAT = 2
-FORMATS = (1, 2)  # that can be read
+FORMAT = 3
+FORMATS = (1, 2, 3)  # that can be read
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
+REPORT = "report.json"
+UNIT_RECORD = re.compile(r"latents-(\d{5,})-of-(\d{5,})\.json")
 DTYPES = ("float16", "float32")
 
 
 class Shard(NamedTuple):
-    """A file of a store: its name, number of records and size in bytes."""
+    """A file of a store: its name, number of records, size in bytes, and SHA-256 (None before format 3)."""
 
     file: str
     records: int
     bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """How captions became numbers.
+
+    Attributes:
+      tokenizer, fingerprint: what it was loaded from, for people, and its identity.
+      length: T, token numbers of a caption, with start, end and padding.
+      vocab_size: token numbers are below it.
+      eos: number of the token that ends a caption.
+      columns: names of the caption columns.
+      encoder, layer: text tower whose outputs are kept too, for people, and which of its states ("last" or
+        "penultimate"); None where only token numbers are kept.
+      encoder_fingerprint: the tower's identity.
+      hidden_dim, pooled_dim: widths of these outputs; 0 where there are none.
+    """
+
+    tokenizer: str
+    fingerprint: str
+    length: int
+    vocab_size: int
+    eos: int
+    columns: tuple[str, ...]
+    encoder: str | None = None
+    layer: str | None = None
+    encoder_fingerprint: str | None = None
+    hidden_dim: int = 0
+    pooled_dim: int = 0
 
 
 class Record(NamedTuple):
@@ -39,6 +78,8 @@ class Record(NamedTuple):
 
     control: int32 (2, 4), [as is, mirrored] x [height and width of the original image, top and left of the crop], in
     pixels, as `Crop.with_control` counts them; None in a store of format 1.
+    captions, tokens: the text of each column, and its int32 (columns, T) numbers; () and None in a store without text.
+    text_hidden, text_pooled: float16 (columns, T, D) and (columns, D'): outputs of the text tower; None without.
     """
 
     mean: np.ndarray
@@ -46,6 +87,10 @@ class Record(NamedTuple):
     label: int
     key: str
     control: np.ndarray | None
+    captions: tuple[str, ...] = ()
+    tokens: np.ndarray | None = None
+    text_hidden: np.ndarray | None = None
+    text_pooled: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +103,9 @@ class Manifest:
       dtype: type in which the moments are kept.
       source: description of the image source, for people; `source_fingerprint` is its identity.
       shards: the files, in order of the records.
-      format: 2, or 1 for a store made before records had `control`.
+      text: how its captions became numbers; None for a store without captions.
+      skipped: images that were left out, listed in the report.
+      format: 3; 2 for a store made before there was text, 1 for one made before records had `control`.
     """
 
     autoencoder: str
@@ -76,6 +123,8 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     flips: bool = True
     format: int = FORMAT
+    text: TextInfo | None = None
+    skipped: int = 0
 
     @property
     def num_records(self) -> int:
@@ -97,13 +146,26 @@ class Manifest:
 
     @property
     def record_dtype(self) -> np.dtype:
-        """Layout of the fixed part of a record: [flip][height, width, top, left] and [flip][mean, logvar] of moments.
+        """Layout of the fixed part of a record: [flip][height, width, top, left], [flip][mean, logvar] of moments, and
+        tokens (and outputs of the text tower) of each caption column.
 
-        The key (UTF-8) follows it.
+        The key and the captions (UTF-8, with zero bytes between them) follow it.
         """
         control = [("control", "<i4", (2, 4))] if self.has_control else []
         moments = ("moments", np.dtype(self.dtype).newbyteorder("<"), (2, 2, *self.latent_shape))
-        return np.dtype([("label", "<i4"), *control, moments])
+        return np.dtype([("label", "<i4"), *control, moments, *self._text_fields()])
+
+    def _text_fields(self) -> list[tuple]:
+        text = self.text
+        if text is None:
+            return []
+        columns = len(text.columns)
+        fields = [
+            ("tokens", "<i4", (columns, text.length)),
+            ("text_hidden", "<f2", (columns, text.length, text.hidden_dim)),
+            ("text_pooled", "<f2", (columns, text.pooled_dim)),
+        ]
+        return [field for field in fields if 0 not in field[2]]
 
     @property
     def has_control(self) -> bool:
@@ -126,11 +188,13 @@ class Manifest:
         try:
             fields = json.loads(text)
             if fields["format"] not in FORMATS:
-                known = " and ".join(map(str, FORMATS))
+                known = ", ".join(map(str, FORMATS))
                 raise InputError(f"{path}: store format {fields['format']}; this version reads formats {known}")
             counts = {name: fields.pop(name) for name in ("num_records", "num_bytes", "num_classes")}
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             fields["class_names"] = tuple(fields["class_names"])
+            if (info := fields.get("text")) is not None:
+                fields["text"] = TextInfo(**{**info, "columns": tuple(info["columns"])})
             manifest = cls(**fields)
         except InputError:
             raise
@@ -150,21 +214,23 @@ class Manifest:
 class LatentStore:
     """A latent store, opened for random access; it can be pickled, and read from several threads.
 
+    Args:
+      partial: also open one that is still being made: the shards that are finished now. `finished` tells which it is.
+
     Raises:
       InputError: no such folder, no manifest (not a store, or not finished), a shard that is missing or cut short; on
         access, a record whose bytes were changed.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, partial: bool = False):
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest, self.finished = _read_manifest(self.path, partial)
         for shard in self.manifest.shards:
             _check_shard(self.path / shard.file, shard)
         self._dtype = self.manifest.record_dtype
         # The counts are given, so that no shard has to be opened before a record of it is wanted.
-        self._records = ArrayRecordDataSource(
-            [f"{self.path / shard.file}[0:{shard.records}]" for shard in self.manifest.shards]
-        )
+        instructions = [f"{self.path / shard.file}[0:{shard.records}]" for shard in self.manifest.shards]
+        self._records = ArrayRecordDataSource(instructions) if instructions else []
 
     def __len__(self) -> int:
         return self.manifest.num_records
@@ -173,14 +239,33 @@ class LatentStore:
         """Record `index`; the arrays are views of the bytes read, in the store's own type."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of a store of {len(self)}")
-        try:
-            data = self._records[index]
-        except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
-            raise InputError(f"latent store {self.path}: record {index} cannot be read ({error})") from None
+        (data,) = self.read([index])
         fixed = np.frombuffer(data, self._dtype, count=1)[0]
-        moments, key = fixed["moments"], data[self._dtype.itemsize :].decode()
-        control = fixed["control"] if self.manifest.has_control else None
-        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, control)
+        # File names that are no UTF-8 are kept as they are.
+        key, *captions = data[self._dtype.itemsize :].decode("utf-8", "surrogateescape").split("\0")
+        moments = fixed["moments"]
+
+        def given(name: str) -> np.ndarray | None:
+            return fixed[name] if name in self._dtype.names else None
+
+        text = given("tokens"), given("text_hidden"), given("text_pooled")
+        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, given("control"), tuple(captions), *text)
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """The bytes of records: first `record_dtype`, then key and captions."""
+        found = []
+        try:
+            for index in indices:
+                found.append(self._records[index])
+        except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
+            number = indices[len(found)]
+            raise InputError(f"latent store {self.path}: record {number} cannot be read ({error})") from None
+        return found
+
+    def fixed(self, indices: Sequence[int]) -> np.ndarray:
+        """The fixed parts of B records: (B,) of `Manifest.record_dtype`."""
+        size = self._dtype.itemsize
+        return np.frombuffer(b"".join([data[:size] for data in self.read(indices)]), self._dtype)
 
     @property
     def num_classes(self) -> int:
@@ -208,13 +293,57 @@ def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:
             )
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_plan(folder: Path) -> tuple[Manifest, list[str]] | None:
+    """The manifest, without shards, of a store that is being made in this folder, and the names of its units."""
+    path = folder / PLAN
+    try:
+        plan = json.loads(path.read_text())
+        return Manifest.from_json(json.dumps(plan["manifest"]), path), plan["units"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not the plan of a latent store ({type(error).__name__}: {error})") from None
+
+
+def read_unit_records(folder: Path) -> dict[int, dict[str, Any]]:
+    """Unit number -> what was written when the unit was finished: "unit", "shard" (None: no record) and "skipped"."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if match := UNIT_RECORD.fullmatch(path.name):
+            found[int(match[1])] = json.loads(path.read_text())
+    return found
+
+
+def shards_of(unit_records: dict[int, dict[str, Any]]) -> tuple[Shard, ...]:
+    """The shards of units that are finished, in order of the units."""
+    found = [unit_records[number]["shard"] for number in sorted(unit_records)]
+    return tuple(Shard(**shard) for shard in found if shard is not None)
+
+
+def _read_manifest(folder: Path, partial: bool) -> tuple[Manifest, bool]:
+    """The manifest, and whether the store is finished."""
     if not folder.is_dir():
         raise InputError(f"latent store {folder}: no such folder; python -m lpl_jax.tools.prepare makes one")
     path = folder / MANIFEST
-    if not path.is_file():
+    if path.is_file():
+        return Manifest.from_json(path.read_text(), path), True
+    plan = read_plan(folder)
+    if plan is None:
         raise InputError(f"latent store {folder}: has no {MANIFEST}, so it is no store or was not finished")
-    return Manifest.from_json(path.read_text(), path)
+    manifest, units = plan
+    try:
+        done = read_unit_records(folder)
+    except FileNotFoundError:  # the store was finished just now, and its unit records removed
+        return _read_manifest(folder, partial)
+    if not partial:
+        raise InputError(
+            f"latent store {folder}: is not finished, {len(done)} of its {len(units)} parts are there and it has no "
+            f"{MANIFEST}; the same call of python -m lpl_jax.tools.prepare goes on with it"
+        )
+    skipped = sum(len(record["skipped"]) for record in done.values())
+    return dataclasses.replace(manifest, shards=shards_of(done), skipped=skipped), False
 
 
 def _check_shard(path: Path, shard: Shard):

@@ -1,73 +1,236 @@
-"""Writing a latent store: shards under temporary names, the manifest last."""
+"""Writing a latent store, unit by unit, by one host or several, so that a killed write goes on where it was.
 
+A unit (see `examples`) becomes a shard: written under a temporary name, renamed, then recorded in a file of its own
+beside it. A write takes the units that have no such record. Whoever finds all units recorded writes the report and the
+manifest and removes the records.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from lpl_jax.autoencoders import Autoencoder, weights_hash
-from lpl_jax.data.encode import encode_source
-from lpl_jax.data.sources import Example, ImageSource
-from lpl_jax.data.store import DTYPES, MANIFEST, LatentStore, Manifest, Shard
+from lpl_jax.data.caption_encoder import CaptionEncoder, TextOptions
+from lpl_jax.data.encode import Encoded, encode
+from lpl_jax.data.examples import Example, Skipped, Source, is_stream, work_units
+from lpl_jax.data.reading import load_units
+from lpl_jax.data.skips import SkipLimit
+from lpl_jax.data.store import (
+    DTYPES,
+    MANIFEST,
+    PLAN,
+    REPORT,
+    UNIT_RECORD,
+    LatentStore,
+    Manifest,
+    Shard,
+    read_plan,
+    read_unit_records,
+    shards_of,
+)
 from lpl_jax.errors import InputError
 
 PARTIAL = ".partial"
-_OURS = re.compile(rf"latents-\d{{5}}-of-\d{{5}}\.array_record({PARTIAL})?|{MANIFEST}{PARTIAL}")
+_OURS = re.compile(
+    rf"(latents-\d{{5,}}-of-\d{{5,}}\.(array_record|json)|{MANIFEST}|{PLAN}|{REPORT})((\.\d+)?{PARTIAL})?"
+)
 
 
 def write_store(
     path: str | Path,
-    source: ImageSource,
+    source: Source,
     autoencoder: Autoencoder,
     *,
+    text: TextOptions | None = None,
     batch_size: int = 64,
     dtype: str = "float16",
     shard_records: int = 16384,
     read_threads: int = 4,
+    host_index: int = 0,
+    host_count: int = 1,
+    max_skipped: int | float | None = None,
     on_progress: Callable[[int], None] = lambda images: None,
+    on_skipped: Callable[[Skipped], None] = lambda skipped: None,
 ) -> LatentStore:
-    """Encodes every image of `source` into a new latent store in the folder `path`, and opens it.
+    """Encodes every image of `source` into a latent store in the folder `path`, and opens it.
 
-    A folder that already holds the complete store of the same source, crop and autoencoder is opened as it is; what an
-    killed write left is replaced. A write that fails removes its files.
+    A folder that already holds the complete store of the same source, crop and autoencoder is opened as it is; one that
+    was begun is gone on with, whole units at a time. With several hosts each writes its part of the units into the same
+    folder, and the one that is ready last completes the store; for the others the store that is returned is not
+    `finished`.
 
     Args:
+      text: how the captions of a source that has them are kept; None takes the defaults of `TextOptions`.
       batch_size: images encoded at once, over all local devices.
       dtype: "float16" (relative error 2^-11 per value, half the size) or "float32".
-      shard_records: images per file, the last one excepted.
+      shard_records: images per file, the last one excepted; a webdataset makes one file of each tar file.
+      host_index, host_count: this host takes the units whose number leaves this remainder.
+      max_skipped: images that may be passed over because they cannot be read or have no caption: a number, or a share
+        of all (0.01, a float). None is 0 for sources of known length, 0.01 for streams.
       on_progress: called with 0 before the first image is read, when all else is found in order, and then with the
         number of images of each batch that is encoded; not called for a store that is opened as it is.
+      on_skipped: called with each image that is passed over.
 
     Raises:
-      InputError: `path` holds another store or other files, the source has no image or one that cannot be read, or the
-        resolution does not fit the autoencoder.
+      InputError: `path` holds another store or other files, the source has no image or more than `max_skipped` that
+        cannot be read, or the resolution does not fit the autoencoder.
     """
     folder = Path(path)
-    planned = _plan(source, autoencoder, dtype)
     if batch_size < 1 or shard_records < 1:
         raise InputError(f"batch_size={batch_size}, shard_records={shard_records}: must be positive")
+    if not 0 <= host_index < host_count:
+        raise InputError(f"host_index={host_index} of host_count={host_count}: possible are 0 to host_count - 1")
+    limit = SkipLimit(max_skipped if max_skipped is not None else 0.01 if is_stream(source) else 0)
+    captions = CaptionEncoder(text or TextOptions(), source.caption_columns) if source.caption_columns else None
+    planned = _plan(source, autoencoder, dtype, captions)
     if (folder / MANIFEST).is_file():
         store = LatentStore(folder)
-        _check_same(store, planned, len(source))
+        _check_same(folder, store.manifest, planned)
+        _check_count(store, source)
         return store
-    _clear(folder)
+    units = work_units(source, shard_records)
+    names = [unit.name for unit in units]
+    _begin(folder, planned, names, host_index, host_count)
+    done = read_unit_records(folder)
+    limit.add(done)
+    mine = [number for number in range(host_index, len(units), host_count) if number not in done]
     on_progress(0)
-    batches = encode_source(source, autoencoder, batch_size=batch_size, dtype=dtype, read_threads=read_threads)
-    records = _records(batches, planned.record_dtype, on_progress)
-    counts = [min(shard_records, len(source) - start) for start in range(0, len(source), shard_records)]
+    ahead = max(batch_size, read_threads)
+    shards = _Shards(folder, planned, names, captions, host_index)
     try:
-        shards = tuple(_write_shard(folder, index, len(counts), count, records) for index, count in enumerate(counts))
-        _write_manifest(folder, replace(planned, shards=shards))
-    except BaseException:  # Ctrl-C too: without a manifest nothing can be done with the shards
-        _remove_files(folder)
+        with contextlib.closing(load_units(((i, units[i]) for i in mine), threads=read_threads, ahead=ahead)) as loaded:
+            for encoded in encode(loaded, autoencoder, batch_size=batch_size, dtype=dtype):
+                _write(encoded, shards, limit, on_progress, on_skipped)
+    except BaseException:
+        shards.close()
+        if host_count == 1 and not read_unit_records(folder):  # the plan of nothing serves nobody
+            _remove([folder / PLAN])
         raise
-    return LatentStore(folder)
+    return _finish(folder, planned, len(units), limit, source, host_index)
 
 
-def _plan(source: ImageSource, autoencoder: Autoencoder, dtype: str) -> Manifest:
+def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, on_progress, on_skipped) -> None:
+    """Hands what was encoded to the shards of its units."""
+    examples, moments = encoded.examples, encoded.moments
+    finite = np.isfinite(moments).reshape(len(examples), -1).all(axis=1) if examples else []
+    rows = iter(zip(finite, shards.rows(examples, moments), strict=True))
+    for unit, what in encoded.loaded:
+        if isinstance(what, Example):
+            is_finite, row = next(rows)
+            if is_finite:
+                shards.add(unit, row)
+                limit.seen += 1
+                continue
+            reason = f"{what.key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights"
+            what = Skipped(what.key, shards.units[unit], reason)
+        if isinstance(what, Skipped):
+            shards.skip(what)
+            limit.skip(what)
+            on_skipped(what)
+        else:
+            shards.finish(unit)
+    if examples:
+        on_progress(len(examples))
+
+
+class _Shards:
+    """The shard that is being written, and how records are laid out.
+
+    Units come one after the other. A unit without records makes no file, but is recorded.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, units: Sequence[str], captions: CaptionEncoder | None, host: int
+    ):
+        self._folder, self._dtype, self.units = folder, manifest.record_dtype, units
+        self._captions, self._host = captions, host
+        self._writer: ArrayRecordWriter | None = None
+        self._records, self._skipped = 0, []
+
+    def rows(self, examples: list[Example], moments: np.ndarray) -> Iterator[bytes]:
+        """The records of some examples."""
+        fixed = np.zeros(len(examples), self._dtype)
+        if not examples:
+            return
+        fixed["label"] = [example.label for example in examples]
+        fixed["control"] = [example.control for example in examples]
+        fixed["moments"] = moments
+        if self._captions is not None:
+            for name, values in self._captions([example.captions for example in examples]).items():
+                fixed[name] = values
+        for example, row in zip(examples, fixed, strict=True):
+            yield row.tobytes() + "\0".join((example.key, *example.captions)).encode("utf-8", "surrogateescape")
+
+    def add(self, unit: int, record: bytes) -> None:
+        if self._writer is None:
+            # One record per chunk for random access; half-precision noise does not compress.
+            self._writer = ArrayRecordWriter(str(self._partial(unit)), "group_size:1,uncompressed")
+        self._writer.write(record)
+        self._records += 1
+
+    def skip(self, skipped: Skipped) -> None:
+        self._skipped.append(skipped)
+
+    def finish(self, unit: int) -> None:
+        """Gives the shard its name, and records the unit."""
+        shard = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            shard = _publish(self._partial(unit), self._name(unit), self._records)
+        skipped = [{"key": entry.key, "reason": entry.reason} for entry in self._skipped]
+        record = {"unit": self.units[unit], "shard": shard and shard._asdict(), "skipped": skipped}
+        write_json(self._folder / self._name(unit).replace(".array_record", ".json"), record, self._host)
+        self._records, self._skipped = 0, []
+
+    def close(self) -> None:
+        """Removes what was written of a unit that is not finished."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            _remove(self._folder.glob(f"*{_suffix(self._host)}"))
+
+    def _name(self, unit: int) -> str:
+        return f"latents-{unit:05d}-of-{len(self.units):05d}.array_record"
+
+    def _partial(self, unit: int) -> Path:
+        return self._folder / (self._name(unit) + _suffix(self._host))
+
+
+def _suffix(host: int) -> str:
+    return f".{host}{PARTIAL}"
+
+
+def _publish(partial: Path, name: str, records: int) -> Shard:
+    with partial.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    size = partial.stat().st_size
+    partial.replace(partial.with_name(name))
+    return Shard(name, records, size, sha256)
+
+
+def write_json(path: Path, content: Any, host: int = 0) -> None:
+    """Writes a file that is there whole or not at all; `host` keeps several hosts' temporary files apart."""
+    _write_text(path, json.dumps(content, indent=1) + "\n", host)
+
+
+def _write_text(path: Path, text: str, host: int) -> None:
+    partial = path.with_name(path.name + _suffix(host))
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: CaptionEncoder | None) -> Manifest:
     """The manifest of the store to be written, without its shards."""
     config, resolution = autoencoder.config, source.crop.resolution
     if dtype not in DTYPES:
@@ -76,7 +239,7 @@ def _plan(source: ImageSource, autoencoder: Autoencoder, dtype: str) -> Manifest
         raise InputError(
             f"resolution={resolution}: autoencoder {config.name} needs a multiple of {config.downsample} pixels"
         )
-    if not len(source):
+    if not is_stream(source) and not len(source):
         raise InputError(f"{source.description}: nothing to encode")
     return Manifest(
         autoencoder=config.name,
@@ -91,12 +254,12 @@ def _plan(source: ImageSource, autoencoder: Autoencoder, dtype: str) -> Manifest
         class_names=tuple(source.class_names),
         source=source.description,
         source_fingerprint=source.fingerprint,
+        text=None if captions is None else captions.info,
     )
 
 
-def _check_same(store: LatentStore, planned: Manifest, num_records: int):
+def _check_same(folder: Path, found: Manifest, planned: Manifest):
     """Raises an InputError unless the store holds what is planned; names and shard sizes may differ."""
-    found = store.manifest
     differences = [
         (what, have, want)
         for what, have, want, same in (
@@ -105,68 +268,81 @@ def _check_same(store: LatentStore, planned: Manifest, num_records: int):
             ("crop", found.crop, planned.crop, found.crop == planned.crop),
             ("dtype", found.dtype, planned.dtype, found.dtype == planned.dtype),
             ("source", found.source, planned.source, found.source_fingerprint == planned.source_fingerprint),
-            ("number of images", len(store), num_records, len(store) == num_records),
+            ("text", found.text, planned.text, _text_identity(found) == _text_identity(planned)),
         )
         if not same
     ]
     if differences:
         what, have, want = differences[0]
         raise InputError(
-            f"{store.path} already holds another latent store ({what} {have}, not {want}); "
+            f"{folder} already holds another latent store ({what} {have}, not {want}); "
             "give another folder or delete this one"
         )
 
 
-def _clear(folder: Path):
-    """Makes the folder, and removes what an unfinished write left in it."""
+def _text_identity(manifest: Manifest):
+    return manifest.text and replace(manifest.text, tokenizer="", encoder=None)
+
+
+def _check_count(store: LatentStore, source: Source):
+    have, want = len(store) + store.manifest.skipped, None if is_stream(source) else len(source)
+    if want is not None and have != want:
+        raise InputError(
+            f"{store.path} already holds another latent store (number of images {have}, not {want}); "
+            "give another folder or delete this one"
+        )
+
+
+def _begin(folder: Path, planned: Manifest, units: list[str], host: int, host_count: int):
+    """Makes the folder with its plan, or checks that the plan it has is this one; removes what a killed write left."""
     folder.mkdir(parents=True, exist_ok=True)
     foreign = [file.name for file in folder.iterdir() if not _OURS.fullmatch(file.name)]
     if foreign:
         raise InputError(f"{folder} holds other files ({foreign[0]}); give a new or empty folder for the latent store")
-    _remove_files(folder)
+    begun = read_plan(folder)
+    if begun is None:
+        if host_count == 1:  # else they may be another host's, that was faster
+            _remove(folder.iterdir())
+        write_json(folder / PLAN, {"manifest": json.loads(planned.to_json()), "units": units}, host)
+        return
+    _check_same(folder, begun[0], planned)
+    if begun[1] != units:
+        raise InputError(
+            f"{folder} was begun with {len(begun[1])} parts, not these {len(units)}: give the same shard_records, or "
+            "delete it"
+        )
+    suffix = PARTIAL if host_count == 1 else _suffix(host)
+    _remove(file for file in folder.iterdir() if file.name.endswith(suffix))
 
 
-def _remove_files(folder: Path):
-    for file in folder.iterdir():
-        if _OURS.fullmatch(file.name):
-            file.unlink()
+def _remove(files):
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
-def _records(batches: Iterator[tuple[list[Example], np.ndarray]], dtype: np.dtype, on_progress) -> Iterator[bytes]:
-    for examples, moments in batches:
-        _check_finite(examples, moments)
-        on_progress(len(examples))
-        fixed = np.zeros(len(examples), dtype)
-        fixed["label"] = [example.label for example in examples]
-        fixed["control"] = [example.control for example in examples]
-        fixed["moments"] = moments
-        for example, row in zip(examples, fixed, strict=True):
-            yield row.tobytes() + example.key.encode()
-
-
-def _check_finite(examples: list[Example], moments: np.ndarray):
-    broken = ~np.isfinite(moments).reshape(len(examples), -1).all(axis=1)
-    if broken.any():
-        key = examples[int(broken.argmax())].key
-        raise InputError(f"{key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights")
-
-
-def _write_shard(folder: Path, index: int, num_shards: int, count: int, records: Iterator[bytes]) -> Shard:
-    name = f"latents-{index:05d}-of-{num_shards:05d}.array_record"
-    partial = folder / (name + PARTIAL)
-    # One record per chunk for random access; half-precision noise does not compress.
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+def _finish(folder: Path, planned: Manifest, units: int, limit: SkipLimit, source: Source, host: int) -> LatentStore:
+    """Completes the store where all its units are recorded."""
     try:
-        for _ in range(count):
-            writer.write(next(records))
-    finally:
-        writer.close()
-    size = partial.stat().st_size
-    partial.replace(folder / name)
-    return Shard(name, count, size)
-
-
-def _write_manifest(folder: Path, manifest: Manifest):
-    partial = folder / (MANIFEST + PARTIAL)
-    partial.write_text(manifest.to_json())
-    partial.replace(folder / MANIFEST)
+        done = read_unit_records(folder)
+        if len(done) < units:
+            return LatentStore(folder, partial=True)
+        total = SkipLimit(limit.most)
+        total.add(done)
+        total.check(final=True)
+        shards, skipped = shards_of(done), total.skipped
+        manifest = replace(planned, shards=shards, skipped=len(skipped))
+        if not shards:
+            raise InputError(f"{source.description}: nothing to encode, {len(skipped)} images were skipped")
+        report = {
+            "records": manifest.num_records,
+            "bytes": manifest.num_bytes,
+            "skipped": len(skipped),
+            "shards": [shard._asdict() for shard in shards],
+            "skipped_images": [entry._asdict() for entry in skipped],
+        }
+        write_json(folder / REPORT, report, host)
+        _write_text(folder / MANIFEST, manifest.to_json(), host)
+    except FileNotFoundError:  # another host was as far, and has removed the records
+        return LatentStore(folder)
+    _remove([folder / PLAN, *(file for file in folder.iterdir() if UNIT_RECORD.fullmatch(file.name))])
+    return LatentStore(folder)

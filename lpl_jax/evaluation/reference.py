@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from lpl_jax.data import ImageSource
+from lpl_jax.data import ImageSource, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.extract import Features, extract
@@ -105,7 +105,7 @@ def _images(config: EvaluationConfig, source, resolution: int):
         images = open_images(config.reference, resolution=resolution)
         name, crop, read = config.reference, "shorter side resized, centre crop", set_rows(images)
     else:
-        images = source
+        images = indexed(source)
         name, crop, read = source.description, str(source.crop), source_rows(source)
     order, about = None, {"reference.source": name, "reference.images": images.fingerprint, "reference.crop": crop}
     about["reference.resolution"] = resolution

@@ -38,7 +38,19 @@ class DataConfig:
     crops: int | None = None
     split: str | None = None
     data_dir: str | None = None
+    caption_key: str | None = None
+    second_caption_key: str | None = None
     limit: int | None = None
+    unfinished: bool = False
+
+    def __post_init__(self):
+        if self.second_caption_key is not None and self.caption_key is None:
+            raise InputError(f"data.second_caption_key={self.second_caption_key}: give data.caption_key, the first one")
+
+    @property
+    def captions(self) -> tuple[str, ...] | None:
+        """Caption columns; None leaves them to the source."""
+        return tuple(key for key in (self.caption_key, self.second_caption_key) if key is not None) or None
 
 
 @dataclasses.dataclass(frozen=True)

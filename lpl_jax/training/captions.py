@@ -33,3 +33,7 @@ def check_captions(experiment: Experiment, store: LatentStore, tokenizer: WordTo
                 f"text.embeddings='store' needs outputs of the tower of widths {needed} in the store; latent store "
                 f"{store.path} has {kept}: prepare it with them, or use text.embeddings='step'"
             )
+        if made.layer != text.layer:
+            raise InputError(
+                f"latent store {store.path} has {made.layer} states of its tower; text.layer={text.layer!r}"
+            )

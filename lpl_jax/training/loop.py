@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, distributed, parallel
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import ImageSource, LatentStore, batches, check_autoencoder, open_source, prepare
+from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoencoder, open_source, prepare
+from lpl_jax.data.store import MANIFEST
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.errors import InputError
 from lpl_jax.losses.gate import check_groups
@@ -136,11 +137,11 @@ def open_store(
     """
     data, resolution = experiment.data, experiment.resolution
     path = Path(data.store) if data.store else workdir / "latents"
-    if not path.exists():
+    if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
-        prepare(data_source(experiment), autoencoder, path)
-    store = LatentStore(path)
+        prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
+    store = LatentStore(path, partial=data.unfinished)
     check_autoencoder(store, autoencoder)
     if store.manifest.resolution != resolution:
         raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
@@ -154,13 +155,26 @@ def open_store(
     return store
 
 
-def data_source(experiment: Experiment) -> ImageSource:
+def data_source(experiment: Experiment) -> Source:
     """The images that a run learns from."""
     data = experiment.data
-    options = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "store")}
-    if data.source != "photos":
-        del options["crops"]  # documented as for photos only; a config made for them may be given another source
+    options = dict(crop=data.crop, split=data.split, data_dir=data.data_dir, limit=data.limit, captions=data.captions)
+    if experiment.text is not None and data.source != "photos" and not data.source.startswith("tfds:"):
+        options["captions"] = data.captions or ("txt",)
+    if data.source == "photos":  # documented as for photos only; a config made for them may be given another source
+        options["crops"] = data.crops
     return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
+
+
+def _text_options(experiment: Experiment) -> TextOptions | None:
+    """How a store that is made for this run keeps captions."""
+    text = experiment.text
+    if text is None:
+        return None
+    options = TextOptions(text.tokenizer or text.source, text.tokenizer_subfolder, text.length)
+    if text.embeddings == "step":
+        return options
+    return dataclasses.replace(options, encoder=text.source, encoder_subfolder=text.subfolder, layer=text.layer)
 
 
 def make_objective(experiment: Experiment, shards: int | None = None) -> Objective:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpl_jax.data import batches, sample_posterior
+from lpl_jax.data import WebDatasetSource, batches, sample_posterior, write_store
 from lpl_jax.errors import InputError
 
 
@@ -80,6 +80,50 @@ def test_control_of_an_old_store_is_refused(store, old_store):
     with pytest.raises(InputError, match="format 1 lacks the original size.*prepare the store again") as caught:
         batches(old_store, batch_size=4, seed=0, control=True)
     assert str(old_store.path) in str(caught.value)
+
+
+def test_text_comes_with_its_image(text_store):
+    (batch,) = take(1, text_store, batch_size=12, text=True)
+    assert batch["tokens"].shape == (12, 9) and batch["tokens"].dtype == np.int32
+    for tokens, index in zip(batch["tokens"], batch["index"], strict=True):
+        np.testing.assert_array_equal(tokens, text_store[index].tokens[0])
+    plain = take(3, text_store)
+    told = take(3, text_store, text=True)
+    assert_equal(plain, [{name: batch[name] for name in plain[0]} for batch in told])
+
+
+def test_the_second_caption_is_mixed_in(text_store):
+    """A function of (seed, step) for each image anew, unchanged by hosts; flips stay what they were."""
+
+    def columns(taken):
+        rows = [(row, text_store[i].tokens) for batch in taken for row, i in zip(*tokens_of(batch), strict=True)]
+        return np.array([int((row == tokens[1]).all()) for row, tokens in rows])
+
+    def tokens_of(batch):
+        return batch["tokens"], batch["index"]
+
+    options = dict(batch_size=40, text=True)
+    drawn = take(10, text_store, second_caption=0.25, **options)
+    # 400 draws: standard deviation sqrt(400 * 0.25 * 0.75) = 8.7; 5 of them either side
+    assert abs(columns(drawn).sum() - 100) < 44
+    assert columns(take(2, text_store, second_caption=1.0, **options)).all()
+    assert not columns(take(2, text_store, **options)).any()
+    for name in ("mean", "index"):
+        np.testing.assert_array_equal(drawn[3][name], take(4, text_store, **options)[3][name])
+    assert_equal(drawn[4:], take(6, text_store, second_caption=0.25, start_step=4, **options))
+    parts = [take(2, text_store, second_caption=0.25, process_index=p, process_count=2, **options) for p in (0, 1)]
+    for name in ("tokens", "mean"):
+        np.testing.assert_array_equal(np.concatenate([part[1][name] for part in parts]), drawn[1][name])
+
+
+def test_text_that_is_not_there_is_refused(store, text_store, shards, autoencoder, tmp_path):
+    with pytest.raises(InputError, match="holds no captions; prepare one"):
+        batches(store, batch_size=4, seed=0, text=True)
+    with pytest.raises(InputError, match="second_caption=1.5: must be a probability"):
+        batches(text_store, batch_size=4, seed=0, text=True, second_caption=1.5)
+    single = write_store(tmp_path / "s", WebDatasetSource(f"{shards}/00000.tar", 24), autoencoder, batch_size=8)
+    with pytest.raises(InputError, match="one caption column, txt; prepare it with a second one"):
+        batches(single, batch_size=4, seed=0, text=True, second_caption=0.5)
 
 
 def test_resuming_continues(store):

@@ -38,10 +38,41 @@ def test_folder_passes_over_other_files_and_takes_subfolders(tmp_path):
     assert [source[i].key for i in range(len(source))] == ["a/deep/two.jpg", "a/one.JPEG"]
 
 
+def test_images_in_the_folder_itself_are_one_class(tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/readme.txt").write_text("no image")
+    source = FolderSource(tmp_path, 8)
+    assert source.class_names == ("all",) and [source[i].key for i in range(len(source))] == ["a.JPG", "b.png"]
+    assert source[0].label == source[1].label == 0
+    Image.new("RGB", (8, 8)).save(tmp_path / "notes/c.png")
+    with pytest.raises(InputError, match="holds images .a.JPG. and folders of images .notes."):
+        FolderSource(tmp_path, 8)
+
+
+def test_captions_lie_beside_the_images(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text(" a cat\0on a mat \n")
+    (tmp_path / "a.json").write_text('{"texts": ["one", {"long": "two"}]}')
+    (tmp_path / "b.txt").write_text(" ")
+    source = FolderSource(tmp_path, 8, captions=("txt", "texts.0", "texts.1.long"))
+    assert source[0].captions == ("a cat on a mat", "one", "two")
+    assert FolderSource(tmp_path, 8)[1].captions == ()
+    plain = FolderSource(tmp_path, 8, captions=("txt",))
+    for index, message in [(1, "b.png: its caption 'txt' is empty"), (2, "c.png: has no caption 'txt'")]:
+        with pytest.raises(InputError, match=message):
+            plain[index]
+    assert len({FolderSource(tmp_path, 8, captions=c).fingerprint for c in [(), ("txt",), ("x",)]}) == 3
+    with pytest.raises(InputError, match="give each its own name"):
+        FolderSource(tmp_path, 8, captions=("txt", "txt"))
+
+
 def test_folder_mistakes_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         FolderSource(tmp_path / "nowhere", 8)
-    with pytest.raises(InputError, match="no class folders"):
+    with pytest.raises(InputError, match="no class folders and no images"):
         FolderSource(tmp_path, 8)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: has no images"):
@@ -135,32 +166,41 @@ def test_open_source_refuses_contradictions(options, message):
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    """A data set as `tfds build --file_format=array_record` leaves it, written without TensorFlow."""
+    """Data sets as `tfds build --file_format=array_record` leaves them, written without TensorFlow: one with labels,
+    one with a caption, and one with a list of captions."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    from array_record.python.array_record_module import ArrayRecordWriter
-
+    kinds = tfds.features
     root = tmp_path_factory.mktemp("tfds")
-    folder = root / "mini_photos" / "1.0.0"
-    folder.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
-    )
-    features.save_config(str(folder))
-    writer = ArrayRecordWriter(str(folder / "mini_photos-train.array_record-00000-of-00001"), "group_size:1")
-    for i in range(3):
-        encoded = io.BytesIO()
-        Image.fromarray(np.full((20, 30, 3), 40 * i, np.uint8)).save(encoded, "PNG")
-        writer.write(tf_example(image=encoded.getvalue(), label=i % 2))
-    writer.close()
-    split = {"name": "train", "shardLengths": ["3"], "numBytes": "1000"}
-    split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    info = {"name": "mini_photos", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
+    labels = kinds.ClassLabel(names=["cat", "dog"])
+    write_tfds(root, "mini_photos", kinds.FeaturesDict({"image": kinds.Image(), "label": labels}), label=[0, 1, 0])
+    captions = [[b"a cat"], [b"a dog "], [b" "]]
+    write_tfds(root, "mini_captions", kinds.FeaturesDict({"image": kinds.Image(), "text": kinds.Text()}), text=captions)
+    several = kinds.FeaturesDict({"image": kinds.Image(), "texts": kinds.Sequence(kinds.Text())})
+    write_tfds(root, "mini_lists", several, texts=[[b"one", b"two"], [b"three"], []])
     return root
 
 
-def tf_example(image: bytes, label: int) -> bytes:
-    """A serialised tf.train.Example with a bytes and an int64 feature, in protocol buffer wire format."""
+def write_tfds(root, name, features, **values):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder = root / name / "1.0.0"
+    folder.mkdir(parents=True)
+    features.save_config(str(folder))
+    writer = ArrayRecordWriter(str(folder / f"{name}-train.array_record-00000-of-00001"), "group_size:1")
+    ((key, rows),) = values.items()
+    for i in range(3):
+        encoded = io.BytesIO()
+        Image.fromarray(np.full((20, 30, 3), 40 * i, np.uint8)).save(encoded, "PNG")
+        writer.write(tf_example(image=[encoded.getvalue()], **{key: rows[i]}))
+    writer.close()
+    split = {"name": "train", "shardLengths": ["3"], "numBytes": "1000"}
+    split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def tf_example(**features) -> bytes:
+    """A serialised tf.train.Example of lists of bytes and of integers, in protocol buffer wire format."""
 
     def varint(value):
         low, rest = value & 127, value >> 7
@@ -169,12 +209,13 @@ def tf_example(image: bytes, label: int) -> bytes:
     def field(number, payload):
         return bytes([number << 3 | 2]) + varint(len(payload)) + payload
 
-    def entry(name, feature):
-        return field(1, field(1, name.encode()) + field(2, feature))
+    def feature(value):
+        if isinstance(value, int):
+            return field(3, field(1, varint(value)))
+        return field(1, b"".join(field(1, item) for item in value))
 
-    bytes_list = field(1, field(1, image))
-    int64_list = field(3, field(1, varint(label)))
-    return field(1, entry("image", bytes_list) + entry("label", int64_list))
+    entries = (field(1, field(1, name.encode()) + field(2, feature(value))) for name, value in features.items())
+    return field(1, b"".join(entries))
 
 
 def test_tfds_is_read_without_tensorflow(tfds_folder):
@@ -188,6 +229,24 @@ def test_tfds_is_read_without_tensorflow(tfds_folder):
     assert examples[2].control.tolist() == [[20, 30, 0, 4]] * 2, "20 x 30 pixels, resized to 16 x 24"
     assert ("tensorflow" in sys.modules) == had_tensorflow
     assert len(open_source("tfds:mini_photos", 16, data_dir=str(tfds_folder), split="train[:2]")) == 2
+
+
+def test_tfds_captions(tfds_folder):
+    options = dict(data_dir=str(tfds_folder))
+    source = open_source("tfds:mini_captions", 16, captions=("text",), **options)
+    assert source.class_names == ("all",) and [source[i].captions for i in range(2)] == [("a cat",), ("a dog",)]
+    with pytest.raises(InputError, match="mini_captions/train/2: its caption 'text' is empty"):
+        source[2]
+    lists = open_source("tfds:mini_lists", 16, captions=("texts",), **options)
+    assert [lists[i].captions for i in range(2)] == [("one",), ("three",)]
+    with pytest.raises(InputError, match="mini_lists/train/2: feature 'texts' holds no text"):
+        lists[2]
+    labelled = open_source("tfds:mini_photos", 16, **options)
+    assert labelled.class_names == ("cat", "dog") and labelled.caption_columns == ()
+    with pytest.raises(InputError, match="no feature 'words'; possible: .*text"):
+        open_source("tfds:mini_captions", 16, captions=("words",), **options)
+    with pytest.raises(InputError, match="no feature 'label'"):
+        open_source("tfds:mini_captions", 16, **options)
 
 
 def test_tfds_mistakes_are_named(tfds_folder):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import shutil
@@ -9,7 +10,9 @@ import pytest
 
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.data import FolderSource, LatentStore, Subset, check_autoencoder, write_store
-from lpl_jax.data.encode import encode_flips, encode_source
+from lpl_jax.data.encode import encode, encode_flips
+from lpl_jax.data.examples import work_units
+from lpl_jax.data.reading import load_units
 from lpl_jax.errors import InputError
 
 
@@ -17,6 +20,11 @@ from lpl_jax.errors import InputError
 def damaged(store, tmp_path):
     """A copy of the store, to be spoilt."""
     return shutil.copytree(store.path, tmp_path / "copy")
+
+
+def encoded(source, autoencoder, batch_size, records=100):
+    loaded = load_units(enumerate(work_units(source, records)), threads=2, ahead=4)
+    return list(encode(loaded, autoencoder, batch_size=batch_size, dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +61,13 @@ def test_float32_store_is_exact(tmp_path, image_folder, autoencoder, direct):
     store = write_store(tmp_path / "exact", source, autoencoder, batch_size=8, dtype="float32")
     stored = np.stack([[store[i].mean, store[i].logvar] for i in range(11)]).swapaxes(1, 2)
     assert stored.dtype == np.float32
-    batches = encode_source(source, autoencoder, batch_size=8, dtype="float32")
-    np.testing.assert_array_equal(stored, np.concatenate([moments for _, moments in batches]))
+    batches = encoded(source, autoencoder, batch_size=8)
+    np.testing.assert_array_equal(stored, np.concatenate([batch.moments for batch in batches]))
     np.testing.assert_allclose(stored, direct, atol=1e-5)
 
 
 def test_a_store_of_format_1_is_read_without_control(store, old_store, image_folder, autoencoder):
-    assert (old_store.manifest.format, store.manifest.format) == (1, 2)
+    assert (old_store.manifest.format, store.manifest.format) == (1, 3)
     assert not old_store.manifest.has_control and store.manifest.has_control
     for i in range(11):
         old, new = old_store[i], store[i]
@@ -74,14 +82,22 @@ def test_a_store_of_format_1_is_read_without_control(store, old_store, image_fol
 def test_padding_and_batch_size_change_nothing(image_folder, autoencoder, direct):
     """A batch size that the eight devices do not divide is rounded up; the last batch comes out unpadded."""
     source = FolderSource(image_folder, 24)
-    parts = list(encode_source(source, autoencoder, batch_size=5, dtype="float32"))
-    assert [len(examples) for examples, _ in parts] == [8, 3] == [len(moments) for _, moments in parts]
-    np.testing.assert_allclose(np.concatenate([moments for _, moments in parts]), direct, atol=1e-5)
+    parts = encoded(source, autoencoder, batch_size=5)
+    assert [len(part.examples) for part in parts] == [8, 3] == [len(part.moments) for part in parts]
+    np.testing.assert_allclose(np.concatenate([part.moments for part in parts]), direct, atol=1e-5)
+
+
+def test_batches_are_filled_across_units(image_folder, autoencoder):
+    """Four units of three images: one full batch and three images, each unit's end behind its last image."""
+    parts = encoded(FolderSource(image_folder, 24), autoencoder, batch_size=8, records=3)
+    assert [len(part.examples) for part in parts] == [8, 3]
+    order = [(unit, what is None) for part in parts for unit, what in part.loaded]
+    assert order == [(unit, last) for unit in range(4) for last in [False] * (3 if unit < 3 else 2) + [True]]
 
 
 def test_manifest_says_what_was_done(store, autoencoder):
     manifest = json.loads((store.path / "manifest.json").read_text())
-    assert manifest["format"] == 2
+    assert manifest["format"] == 3
     assert manifest["autoencoder"] == "tiny" and manifest["weights_hash"] == weights_hash(autoencoder)
     assert (manifest["scaling_factor"], manifest["shift_factor"]) == (0.5, 0.0)
     assert (manifest["latent_channels"], manifest["downsample"]) == (4, 8)
@@ -93,6 +109,9 @@ def test_manifest_says_what_was_done(store, autoencoder):
     files = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
     assert list(files)[1] == "latents-00001-of-00003.array_record"
     on_disk = {file.name: file.stat().st_size for file in store.path.glob("latents-*")}
+    assert [shard["sha256"] for shard in manifest["shards"]] == [
+        hashlib.sha256((store.path / name).read_bytes()).hexdigest() for name in files
+    ]
     assert files == on_disk and manifest["num_bytes"] == sum(files.values())
     assert store.manifest.latent_shape == (3, 3, 4)
 
@@ -147,27 +166,88 @@ def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_a_write_that_fails_leaves_no_file(tmp_path, image_folder, autoencoder):
+def test_a_write_that_fails_keeps_what_is_finished(tmp_path, image_folder, autoencoder, store):
+    """The ninth image is in the third of four shards: two are kept, and are not made again."""
     progress = []
+    options = dict(batch_size=8, shard_records=3, on_progress=progress.append)
     with pytest.raises(InputError, match="bee/08.png"):
-        write_store(tmp_path, Damaged(image_folder, 24), autoencoder, shard_records=3, on_progress=progress.append)
-    assert progress == [0] and names(tmp_path) == []
+        write_store(tmp_path, Damaged(image_folder, 24), autoencoder, **options)
+    kept = ["latents-00000-of-00004", "latents-00001-of-00004"]
+    assert names(tmp_path) == [f"{name}.{end}" for name in kept for end in ("array_record", "json")] + ["plan.json"]
+    progress.clear()
+    finished = write_store(tmp_path, FolderSource(image_folder, 24), autoencoder, **options)
+    assert progress == [0, 5] and names(tmp_path) == sorted(
+        [*(shard.file for shard in finished.manifest.shards), "manifest.json", "report.json"]
+    )
+    assert_same_records(finished, store)
 
 
-def test_an_interrupted_write_leaves_no_file(tmp_path, image_folder, autoencoder):
-    """Ctrl-C while the last 3 of 11 images come, the shard of the others being half full."""
+def test_a_write_that_finishes_nothing_leaves_no_file(tmp_path, image_folder, autoencoder):
+    with pytest.raises(InputError, match="bee/08.png"):
+        write_store(tmp_path, Damaged(image_folder, 24), autoencoder, batch_size=8)
+    assert names(tmp_path) == []
+
+
+def test_an_interrupted_write_removes_only_its_partial_file(tmp_path, image_folder, autoencoder):
+    """Ctrl-C when 8 of 11 images are written: the first shard is full, the second has two."""
     found = []
 
     def interrupt(images):
-        if images == 3:
+        if images == 8:
             found.extend(names(tmp_path))
             raise KeyboardInterrupt
 
+    source = FolderSource(image_folder, 24)
     with pytest.raises(KeyboardInterrupt):
-        source = FolderSource(image_folder, 24)
         write_store(tmp_path, source, autoencoder, batch_size=8, shard_records=6, on_progress=interrupt)
-    assert found == ["latents-00000-of-00002.array_record", "latents-00001-of-00002.array_record.partial"]
-    assert names(tmp_path) == []
+    kept = ["latents-00000-of-00002.array_record", "latents-00000-of-00002.json", "plan.json"]
+    assert found == [*kept[:2], "latents-00001-of-00002.array_record.0.partial", kept[2]]
+    assert names(tmp_path) == kept
+
+
+def test_a_store_can_be_read_while_it_grows(tmp_path, image_folder, autoencoder, store):
+    seen = []
+
+    def look(images):
+        if images:
+            seen.append(len(LatentStore(tmp_path, partial=True)))
+            with pytest.raises(InputError, match="is not finished, . of its 4 parts.*no manifest.json"):
+                LatentStore(tmp_path)
+
+    source = FolderSource(image_folder, 24)
+    finished = write_store(tmp_path, source, autoencoder, batch_size=8, shard_records=3, on_progress=look)
+    assert seen == [6, 11] and finished.finished
+    assert LatentStore(tmp_path, partial=True).finished
+
+
+def test_two_hosts_write_what_one_writes(tmp_path, image_folder, autoencoder, store):
+    source, options = FolderSource(image_folder, 24), dict(batch_size=8, shard_records=3, host_count=2)
+    first = write_store(tmp_path, source, autoencoder, host_index=0, **options)
+    assert not first.finished and [record.label for record in first] == [0, 0, 0, 1, 1, 1]
+    second = write_store(tmp_path, source, autoencoder, host_index=1, **options)
+    assert second.finished
+    assert_same_records(second, store)
+    with pytest.raises(InputError, match="host_index=2 of host_count=2"):
+        write_store(tmp_path, source, autoencoder, host_index=2, **options)
+
+
+def test_a_store_that_was_begun_otherwise_is_not_gone_on_with(tmp_path, image_folder, autoencoder, other_autoencoder):
+    source = FolderSource(image_folder, 24)
+    write_store(tmp_path, source, autoencoder, batch_size=8, shard_records=3, host_count=2)
+    with pytest.raises(InputError, match="begun with 4 parts, not these 3"):
+        write_store(tmp_path, source, autoencoder, batch_size=8, shard_records=4)
+    with pytest.raises(InputError, match="another latent store .autoencoder tiny, not other"):
+        write_store(tmp_path, source, other_autoencoder, batch_size=8, shard_records=3)
+
+
+def assert_same_records(left, right):
+    """Same images, labels and keys in the same order; moments up to the last bit of float16 (batches differ)."""
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert (a.key, a.label, a.captions) == (b.key, b.label, b.captions)
+        np.testing.assert_array_equal(a.control, b.control)
+        np.testing.assert_allclose(a.mean, b.mean, rtol=2**-10, atol=1e-5)
+        np.testing.assert_allclose(a.logvar, b.logvar, rtol=2**-10, atol=1e-5)
 
 
 def test_what_a_killed_write_left_is_no_store_and_is_replaced(tmp_path, image_folder, autoencoder, store):
@@ -250,7 +330,7 @@ def test_changed_bytes_are_seen_when_read(damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(format=3), "store format 3; this version reads formats 1 and 2"),
+        (lambda fields: fields.update(format=4), "store format 4; this version reads formats 1, 2, 3"),
         (lambda fields: fields.pop("crop"), "not a manifest.*crop"),
         (lambda fields: fields.update(extra=1), "not a manifest.*extra"),
         (lambda fields: fields.update(num_records=12), "num_records=12, but its other fields give 11"),

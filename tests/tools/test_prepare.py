@@ -59,7 +59,8 @@ def test_an_unreadable_image_leaves_no_file_and_no_bar(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.run_main(main, argv)
     err = capsys.readouterr().err
-    assert "prepare:   0%" in err and err.split("\r")[-1] == f"error: {broken}: not an image that can be read\n"
+    reason = f"{broken}: not an image that can be read (max_skipped, a number or a share, passes over such images)"
+    assert "prepare:   0%" in err and err.split("\r")[-1] == f"error: {reason}\n"
     assert list((tmp_path / "store").iterdir()) == []
 
 

@@ -1,0 +1,107 @@
+"""What a source of images gives: examples, cut into units of work that several hosts can share out among themselves.
+
+A source that can be read at any place (`ImageSource`) knows its length, and is cut into units of so many examples. A
+source that can only be read from the front (`StreamSource`: tar files) says itself what its units are. `work_units`
+makes the two alike: there is one way to write a store.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lpl_jax.data.images import Crop
+
+
+class Example(NamedTuple):
+    """One image: uint8 (H, W, 3), class index, a name that is unique in its source, int32 (2, 4): original size and
+    place of the crop, as `Crop.with_control` counts them, of the image [as is, mirrored]; its captions, one for each
+    of the source's `caption_columns`.
+    """
+
+    image: np.ndarray
+    label: int
+    key: str
+    control: np.ndarray
+    captions: tuple[str, ...] = ()
+
+
+class Item(NamedTuple):
+    """An example that has yet to be decoded: `load` gives it, or raises the InputError that says why it cannot."""
+
+    key: str
+    load: Callable[[], Example]
+
+
+class Unit(NamedTuple):
+    """A part of a source that is read from the front by one host and becomes one file of a store."""
+
+    name: str
+    items: Callable[[], Iterator[Item]]
+
+
+class Skipped(NamedTuple):
+    """An image that is not in the store, the unit it would have come from, and why."""
+
+    key: str
+    unit: str
+    reason: str
+
+
+class Source(Protocol):
+    """What every source tells: the crop, class names, the names of its caption columns, and who it is.
+
+    `description` is for people; `fingerprint` (hexadecimal) is equal only for sources with the same examples.
+    """
+
+    crop: Crop
+    class_names: Sequence[str]
+    caption_columns: Sequence[str]
+    description: str
+    fingerprint: str
+
+
+class ImageSource(Source, Protocol):
+    """A source of known length; every example is a pure function of its index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def key(self, index: int) -> str: ...
+
+
+class StreamSource(Source, Protocol):
+    """A source that is read unit by unit."""
+
+    def units(self) -> Sequence[Unit]: ...
+
+
+def is_stream(source: Source) -> bool:
+    """Whether a source can only be read from the front, so that its length is not known."""
+    return hasattr(source, "units")
+
+
+def work_units(source: Source, records: int) -> Sequence[Unit]:
+    """The units of a source; `records`: examples in a unit of a source that does not say itself what its units are."""
+    if is_stream(source):
+        return source.units()
+
+    def items(start: int) -> Iterator[Item]:
+        for index in range(start, min(start + records, len(source))):
+            yield Item(source.key(index), functools.partial(source.__getitem__, index))
+
+    starts = range(0, len(source), records)
+    return [
+        Unit(f"{start}-{min(start + records, len(source)) - 1}", functools.partial(items, start)) for start in starts
+    ]
+
+
+def fingerprint(*parts: str) -> str:
+    """SHA-256 of some texts, hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ from lpl_jax.training.build import Experiment
 
 def check_captions(experiment: Experiment, store: LatentStore, tokenizer: WordTokenizer) -> None:
     """Raises an InputError unless the store's captions were made into numbers as the run takes them."""
-    text, made = experiment.text, getattr(store.manifest, "text", None)
+    text, made = experiment.text, store.manifest.text
     if made is None:
         raise InputError(
             f"text.source={text.source!r}, but latent store {store.path} has no captions: prepare it from a source "

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from lpl_jax import autoencoders, distributed, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoencoder, open_source, prepare
+from lpl_jax.data.examples import is_stream
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.errors import InputError
@@ -349,9 +350,10 @@ def _periodic_evaluation(experiment: Experiment, autoencoder, text, given, mesh:
         return None
     from lpl_jax.evaluation.periodic import periodic_evaluation  # most runs do without
 
+    source = data_source(experiment)
     return periodic_evaluation(
         config,
-        data_source(experiment),
+        None if is_stream(source) else source,
         autoencoder,
         model=experiment.model,
         paradigm=experiment.paradigm,

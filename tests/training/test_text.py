@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,24 @@ import pytest
 
 from configs import base
 from lpl_jax import autoencoders, denoisers, parallel
+from lpl_jax import text as text_models
+from lpl_jax.data import FolderSource, TextOptions, write_store
 from lpl_jax.diffusion import paradigm
 from lpl_jax.errors import InputError
 from lpl_jax.losses import ComparisonConfig
 from lpl_jax.text import TextSource, load_conditioner
-from lpl_jax.training import Objective, OptimizerConfig, build, create_state, losses, resolve, to_dict, train_step
+from lpl_jax.training import (
+    Objective,
+    OptimizerConfig,
+    build,
+    create_state,
+    losses,
+    resolve,
+    to_dict,
+    train,
+    train_step,
+)
+from lpl_jax.training.logging import read_metrics
 from lpl_jax.training.optimizer import make_optimizer
 
 BATCH, LENGTH = 4, 6
@@ -124,3 +138,62 @@ def test_widths_come_from_the_tower(text, autoencoder):
 def test_configs_that_cannot_be(changes, message):
     with pytest.raises(InputError, match=message):
         build(config(**changes))
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory, image_folder, tiny_folder):
+    """A latent store of images with captions."""
+    folder, root = tmp_path_factory.mktemp("captions"), tmp_path_factory.mktemp("stores")
+    for index, path in enumerate(sorted(image_folder.rglob("*.png"))):
+        shutil.copy(path, folder / path.name)
+        (folder / path.name).with_suffix(".txt").write_text(f"a {path.parent.name}, number {index}")
+    source = FolderSource(folder, 32, captions=("txt",))
+    write_store(root / "store", source, autoencoders.load(tiny_folder), text=TextOptions(length=LENGTH))
+    return root / "store"
+
+
+def captioned_config(tiny_config, captioned, **changes):
+    c = tiny_config(data__store=str(captioned), model__num_classes=None, train__steps=2, train__log_every=1)
+    c.text.source, c.text.length = "bundled", LENGTH
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        c[section][field] = value
+    return c
+
+
+def test_a_run_on_captions_trains_and_resumes(tiny_config, captioned, tmp_path):
+    """Calibrated, with pictures of the store's first captions on the way."""
+    changes = dict(lpl__preset="paper", lpl__tau=3.0, lpl__tau_ref_resolution=32, lpl__taps=1)
+    c = captioned_config(tiny_config, captioned, **changes)
+    first = train(build(c), tmp_path)
+    assert first.step == 2 and float(first.state.lpl_weight) > 0
+    c.train.steps = 3
+    assert train(build(c), tmp_path).step == 3
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3] and all(np.isfinite(line["lpl"]) for line in lines)
+    c.text.layer = "penultimate"
+    with pytest.raises(InputError, match="text.layer was 'last', is 'penultimate'"):
+        train(build(c), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(text__length=8), "has 6 tokens a caption, but text.length=8"),
+        (dict(text__second_caption=0.5), "has one caption column, txt"),
+        (dict(text__embeddings="store"), r"needs outputs of the tower of widths \(128, 128\)"),
+    ],
+)
+def test_stores_of_other_captions_are_refused(tiny_config, captioned, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(build(captioned_config(tiny_config, captioned, **changes)), tmp_path)
+
+
+def test_stores_without_captions_or_of_another_tokeniser_are_refused(tiny_config, captioned, tmp_path, monkeypatch):
+    c = captioned_config(tiny_config, captioned)
+    monkeypatch.setattr(text_models.bundled.HashTokenizer, "fingerprint", 64 * "0")
+    with pytest.raises(InputError, match="has tokens of tokeniser bundled .*, not of bundled"):
+        train(build(c), tmp_path)
+    c.data.store = tiny_config().data.store
+    with pytest.raises(InputError, match="has no captions"):
+        train(build(c), tmp_path)

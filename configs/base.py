@@ -189,7 +189,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.evaluation.features = "inception"  # inception (FID) | classifier (our small network: relative comparisons only)
     c.evaluation.inception = placeholder(str)  # weights file of the FID Inception; None: looked for in the usual places
     c.evaluation.clip = placeholder(str)  # CLIPScore: CLIP folder or hub id, such as openai/clip-vit-large-patch14
-    c.evaluation.prompts = placeholder(str)  # CLIPScore: text file, a line for each class (or image of a given set)
+    # Text file with a line for each image, in turn (of a run on classes: for each class), or a store with captions.
+    c.evaluation.prompts = placeholder(str)  # what a run on text draws (None: captions of its store); CLIPScore's texts
     c.evaluation.reference = placeholder(str)  # folder of images | .npz images or statistics; None: the run's data
     c.evaluation.reference_images = placeholder(int)  # use so many of the reference images, drawn at random; None: all
     c.evaluation.cache = placeholder(str)  # where features are kept; None: in the output folder

@@ -81,7 +81,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.model.context_modulation_chunks = placeholder(int)  # 6 (own) | 3 (own, without MLP) | 0 (the image stream's)
     c.model.context_pre_only = placeholder(bool)  # the last block's context only feeds the attention
     c.model.base_grid = placeholder(int)  # patches per side at the base resolution: range of the position embedding
-    c.model.attention = placeholder(str)  # implementation of attention: xla
+    c.model.attention = "auto"  # xla | cudnn (NVIDIA GPUs) | splash (TPUs) | auto (the platform's own, else xla)
     c.model.remat = placeholder(str)  # what the backward pass recomputes: none | full | dots
     c.model.dtype = "auto"  # compute type: float32 | bfloat16 | auto (bfloat16 on accelerators)
 

@@ -228,6 +228,39 @@ def no_mesh():
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
+def _automatic_axes(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the axes that the mesh which is set, if any, leaves to the partitioner."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(axis for axis in names if types.get(axis) == AxisType.Auto)
+
+
+def on_own_heads(function):
+    """function of arrays (B, N, heads, size), to one such array, on each device's own images and heads alone.
+
+    For kernels that the partitioner cannot split. Inside jit, under `jax.set_mesh(mesh)`: images lie on the batch axes
+    and heads on `tensor`. An axis that does not divide them is left out, so that each of its devices computes the same;
+    without a mesh the function is called as it is.
+    """
+
+    def call(*arrays):
+        shape = jax.sharding.get_abstract_mesh().shape
+        batch, heads = _automatic_axes(BATCH_AXES), _automatic_axes(("tensor",))
+        manual = {*batch, *heads}
+        if not manual:
+            return function(*arrays)
+        if arrays[0].shape[0] % math.prod(shape[axis] for axis in batch):
+            batch = ()
+        if arrays[0].shape[2] % math.prod(shape[axis] for axis in heads):
+            heads = ()
+        spec = PartitionSpec(batch or None, None, heads or None, None)
+        # The check of what varies over which axis does not know kernels.
+        split = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=manual, check_vma=False)
+        return split(*arrays)
+
+    return call
+
+
 def constrain_batch(tree):
     """Inside jit, under `jax.set_mesh(mesh)`: the first axis of every leaf, and of its gradient, on the batch axes.
 
@@ -235,10 +268,8 @@ def constrain_batch(tree):
     rather move those than the weights that they meet, and pays for it later. No hint where no mesh is set or the batch
     does not divide; the other axes are left to the partitioner.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(axis for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
-    shards = math.prod(mesh.shape[axis] for axis in axes)
+    axes = _automatic_axes(BATCH_AXES)
+    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
     def constrain(leaf):
         if shards == 1 or leaf.shape[0] % shards:

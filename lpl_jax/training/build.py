@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from lpl_jax.autoencoders import AutoencoderConfig
 from lpl_jax.denoisers import MMDiTConfig, preset
+from lpl_jax.denoisers.attention import check_attention, choose_attention, current_platform
 from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm, rescaled_guidance
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.config import EvaluationConfig
@@ -196,9 +195,10 @@ class Experiment:
     evaluation: EvaluationConfig
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(config: Mapping[str, Any], *, platform: str | None = None) -> Experiment:
     """The experiment that a config (a ConfigDict, or nested dicts) describes.
 
+    platform: what it is for, cpu | tpu | cuda | rocm: decides every "auto". None: what this process computes on.
     Raises:
       InputError: an unknown section or field, a value that is not possible, or fields that contradict each other.
     """
@@ -216,7 +216,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         data=_typed(DataConfig, config, "data"),
         autoencoder=_typed(AutoencoderSource, config, "autoencoder"),
         text=text,
-        model=_model(_given(config, "model"), text),
+        model=_model(_given(config, "model"), text, platform or current_platform()),
         paradigm=_paradigm(_given(config, "paradigm")),
         loss=_typed(LossConfig, config, "loss"),
         lpl=_lpl(_given(config, "lpl")),
@@ -284,7 +284,7 @@ def _text(values: dict[str, Any]) -> TextSource | None:
     return _typed(TextSource, {"text": values}, "text") if "source" in values else None
 
 
-def _model(values: dict[str, Any], text: TextSource | None) -> MMDiTConfig:
+def _model(values: dict[str, Any], text: TextSource | None, platform: str) -> MMDiTConfig:
     name = values.pop("preset", "tiny")
     if text is None:
         _require(not values.get("context_dim"), "model.context_dim", values.get("context_dim"), "0 without text.source")
@@ -293,9 +293,16 @@ def _model(values: dict[str, Any], text: TextSource | None) -> MMDiTConfig:
         _require(not classes, "model.num_classes", classes, "left out with text.source: prompts stand in its place")
         # Until `resolve` knows the tower: the widths of CLIP ViT-L/14.
         values = {"context_dim": CLIP_L_WIDTH, "pooled_dim": CLIP_L_WIDTH * text.pooled, **values, "num_classes": 0}
+    automatic = values.get("attention") == "auto"
+    values = {field: value for field, value in values.items() if field != "attention" or not automatic}
     if values.get("dtype") == "auto":
-        values["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return _typed(MMDiTConfig, {"model": values}, "model") if name == "fields" else preset(name, **values)
+        values["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+    model = _typed(MMDiTConfig, {"model": values}, "model") if name == "fields" else preset(name, **values)
+    given = platform, model.head_dim, model.dtype
+    if automatic:
+        return dataclasses.replace(model, attention=choose_attention(*given))
+    check_attention(model.attention, *given)
+    return model
 
 
 def _paradigm(values: dict[str, Any]) -> Paradigm:

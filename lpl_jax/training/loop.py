@@ -27,6 +27,7 @@ from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoen
 from lpl_jax.data.examples import is_stream
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.denoisers import MMDiT
+from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.losses.gate import check_groups
 from lpl_jax.text import WordTokenizer, load_conditioner
@@ -48,6 +49,7 @@ RESUMABLE = (
     "data.store",
     "mesh",
     "loss.lpl_chunk",
+    "model.attention",
     "sampling",
     "evaluation",
     "train.steps",
@@ -249,6 +251,8 @@ def _announce(experiment: Experiment, objective: Objective, state: TrainState, w
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     text = f"{label}: {parameters:.1f}M parameters, batch {settings.batch_size}, "
     text += f"steps {int(state.step)} to {settings.steps} in {workdir}"
+    model = experiment.model
+    text += f"; {describe_attention(model.attention, current_platform(), model.head_dim, model.dtype)}"
     if lpl is not None:
         share = 100 * experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
         decoded = objective.capacity or settings.batch_size
@@ -395,11 +399,14 @@ def _write_config(experiment: Experiment, workdir: Path) -> None:
 def _read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG
     try:
-        return json.loads(path.read_text())
+        raw = json.loads(path.read_text())
     except OSError:
         raise InputError(f"{path}: no such file; is {workdir} the folder of a run?") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from None
+    # Each machine has its own kernel: a run of a TPU is sampled from on a CPU.
+    model = raw.get("model") if isinstance(raw, dict) else None
+    return raw | {"model": model | {"attention": "auto"}} if isinstance(model, dict) else raw
 
 
 def _check_same_run(experiment: Experiment, workdir: Path) -> None:

@@ -151,3 +151,21 @@ def test_groups_and_chunk():
     assert (loss.groups(8), loss.chunk) == (8, None)
     given = dataclasses.replace(loss, lpl_groups="16", lpl_chunk=2)
     assert (given.groups(8), given.chunk) == (16, 2)
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "dtype"),
+    [("cpu", "xla", "float32"), ("tpu", "splash", "bfloat16"), ("cuda", "cudnn", "bfloat16")],
+)
+def test_attention_follows_the_platform_and_is_recorded(platform, name, dtype):
+    experiment = build(imagenet.get_config("512,lpl"), platform=platform)
+    assert (experiment.model.attention, experiment.model.dtype) == (name, dtype)
+    assert to_dict(experiment)["model"]["attention"] == name
+    assert build(to_dict(experiment), platform=platform) == experiment
+
+
+def test_attention_that_the_platform_lacks_is_refused():
+    config = imagenet.get_config("512")
+    config.model.attention = "splash"
+    with pytest.raises(InputError, match="model.attention='splash': .* runs on cpu; possible here: auto, xla"):
+        build(config)

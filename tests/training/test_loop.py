@@ -109,6 +109,14 @@ def test_post_training_starts_from_the_parameters_at_another_resolution(whole, t
     assert_same_state(result.state.emas["0.9"], result.state.params)
 
 
+def test_a_run_made_with_another_machines_kernel_is_read_here(whole, tmp_path):
+    workdir, _ = whole
+    raw = json.loads((workdir / "config.json").read_text())
+    raw["model"]["attention"] = "splash"
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert loop.read_experiment(tmp_path) == loop.read_experiment(workdir)
+
+
 def test_a_folder_holds_one_run(whole, tiny_config, with_lpl):
     workdir, _ = whole
     config = tiny_config(lpl__taps=3, **with_lpl)

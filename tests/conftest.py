@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("LPL_JAX_COMPILE_CACHE", "off")  # nothing is written into the user's home
 # Programs here are tiny, so that compiling them is most of the time: LLVM's optimisation is switched off.
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):

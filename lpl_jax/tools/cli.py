@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from lpl_jax import compile_cache
 from lpl_jax.errors import InputError
 
 
@@ -20,14 +21,19 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+def run_main(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, *, keep_programs: bool = True
+) -> None:
     """Runs main(argv) and exits with its status; an InputError is one line on stderr and status 2.
 
     Args:
       main: takes the arguments without the program's name, returns an exit status (None is 0).
       argv: the arguments; None takes those of the process. With "--debug" among them errors keep their traceback.
+      keep_programs: whether what main compiles is kept (`lpl_jax.compile_cache`); not where compiling is measured.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if keep_programs:
+        compile_cache.enable()
     try:
         status = main(argv)
     except InputError as error:

@@ -367,4 +367,4 @@ def text_variants() -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, keep_programs=False)

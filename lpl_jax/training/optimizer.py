@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lpl_jax.errors import InputError
@@ -55,19 +56,22 @@ class OptimizerConfig:
             require(self.total_steps is None, "total_steps", f"None with schedule {self.schedule!r}, which has no end")
 
 
-def learning_rate_schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
+def learning_rate_schedule(config: OptimizerConfig) -> Callable[[jax.Array | int], jax.Array | np.floating]:
     """Learning rate of the update made at step n (counted from 0), as a float32 scalar.
+
+    For an int it is computed on the host: on a device it would come after all steps that are waiting there.
 
     Warm-up: (n + 1) / warmup_steps of the full rate, so the first update does something and update `warmup_steps` is
     the first at the full rate.
     """
 
     def schedule(step):
-        step = jnp.asarray(step, jnp.float32)
-        factor = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+        xp = np if isinstance(step, int) else jnp
+        step = xp.asarray(step, xp.float32)
+        factor = xp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
         if config.schedule == "cosine":
             done = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
-            factor *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+            factor *= 0.5 * (1 + xp.cos(xp.pi * xp.clip(done, 0.0, 1.0)))
         return config.learning_rate * factor
 
     return schedule

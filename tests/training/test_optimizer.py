@@ -24,6 +24,9 @@ def test_cosine_goes_to_zero_at_the_end_and_stays():
     steps = np.array([4, 9, 10, 35, 60, 110, 200])
     expected = [0.5, 1.0, 1.0, 0.5 * (1 + np.cos(np.pi / 4)), 0.5, 0.0, 0.0]
     np.testing.assert_allclose(jax.vmap(rate)(steps), expected, atol=1e-6)
+    on_host = [rate(int(step)) for step in steps]
+    assert not any(isinstance(value, jax.Array) for value in on_host)
+    np.testing.assert_allclose(on_host, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Several processes: flags, parts of a batch, and runs of two CPU processes against one."""
 
 import fcntl
+import inspect
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -78,10 +80,17 @@ def test_pieces_shared_unevenly_are_refused():
         host_parts(np.array([[0, 0, 0], [0, 1, 1]]), 0)
 
 
-class Pair:
-    """Two processes with two devices each that run train.py together."""
+def small_step(state, batch, key, autoencoder, network=None, *_, **__):
+    """In place of `train_step`, which takes most of a minute to compile in three processes."""
+    moment = jnp.mean(batch["mean"] * (1 + batch["label"])[:, None, None, None])
+    params = jax.tree.map(lambda leaf: leaf + moment, state.params)
+    return state.replace(step=state.step + 1, params=params), {"loss": moment, "diffusion_loss": jnp.max(batch["mean"])}
 
-    def __init__(self, folder: Path, config, *overrides: str):
+
+class Pair:
+    """Two processes with two devices each that run train.py together; small: with `small_step`."""
+
+    def __init__(self, folder: Path, config, *overrides: str, small: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config.to_json_best_effort())
         text = "import json\nfrom ml_collections import ConfigDict\n"
@@ -91,7 +100,10 @@ class Pair:
         self.workdir = folder / "run"
         flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        command = [sys.executable, "train.py", f"--config={folder / 'config.py'}", f"--workdir={self.workdir}"]
+        program = f"import jax\nimport jax.numpy as jnp\nimport train\n{inspect.getsource(small_step)}\n"
+        program += "from lpl_jax.tools import cli\nfrom lpl_jax.training import loop\nloop.train_step = small_step\n"
+        program = ["-c", program + "cli.run_main(train.main)"] if small else ["train.py"]
+        command = [sys.executable, *program, f"--config={folder / 'config.py'}", f"--workdir={self.workdir}"]
         command += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=60", *overrides]
         self._files = [(folder / f"output{index}.txt").open("w+") for index in (0, 1)]
         self.processes = [
@@ -142,15 +154,16 @@ def four_devices():
     "changes",
     [
         pytest.param(dict(lpl__taps=2, loss__lpl_capacity="4"), id="lpl"),
-        pytest.param(dict(mesh__data=1, mesh__fsdp=2, mesh__tensor=2), id="tensor", marks=pytest.mark.slow),
-        pytest.param(dict(mesh__data=1, mesh__fsdp=1, mesh__tensor=4), id="tensor_over_hosts", marks=pytest.mark.slow),
+        pytest.param(dict(lpl__taps=2, train__accumulate=2), id="lpl_in_parts"),
+        pytest.param(dict(mesh__data=1, mesh__fsdp=2, mesh__tensor=2), id="tensor"),
+        pytest.param(dict(mesh__data=1, mesh__fsdp=1, mesh__tensor=4), id="tensor_over_hosts"),
         pytest.param(
             dict(evaluation__every=3, evaluation__every_images=8, sampling__steps=2),
             id="evaluation",
-            marks=pytest.mark.slow,
         ),
     ],
 )
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(changes, tmp_path, tiny_config, with_lpl, four_devices):
     """Float32 sums in another order: gloo's reductions against those inside one process."""
     changes = changes | with_lpl if "lpl__taps" in changes else changes
@@ -172,6 +185,26 @@ def test_two_processes_do_what_one_does(changes, tmp_path, tiny_config, with_lpl
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_two_processes_read_train_and_save_what_one_does(tmp_path, tiny_config, four_devices, monkeypatch):
+    """Everything around the step: parts of batches, metrics and config of one process, checkpoints of both."""
+    config = tiny_config(train__steps=4)
+    monkeypatch.setattr(loop, "train_step", small_step)
+    pair = Pair(tmp_path / "two", config, small=True)
+    try:
+        result = train(build(config), tmp_path / "one")
+        assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
+    finally:
+        pair.end()
+    assert_same_run(pair.workdir, tmp_path / "one", rtol=1e-5)
+    assert checkpoints.steps(pair.workdir / "checkpoints") == [3, 4]
+    assert len(list(pair.workdir.glob("events.out.tfevents*"))) == 1
+    assert f"{pair.workdir}: step 4" in pair.output(0) and "first step after" in pair.output(0)
+    assert str(pair.workdir) not in pair.output(1) and "first step after" not in pair.output(1)
+    state = train(build(config), pair.workdir).state  # one process restores what two have saved
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(result.state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def wait_for(condition, pair: Pair, seconds: float = 120):
     end = time.monotonic() + seconds
     while not condition():
@@ -180,6 +213,7 @@ def wait_for(condition, pair: Pair, seconds: float = 120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, tiny_config):
     config = tiny_config(train__steps=10**6, train__checkpoint_every=10**6)
     pair = Pair(tmp_path, config)

@@ -16,6 +16,7 @@ Call it again with the same --workdir to resume. Every field of a config and its
 Exit status: 0 when all steps are done, 2 for a mistake in what was given, 130 when a signal stopped the run.
 """
 
+import time
 from collections.abc import Sequence
 
 from absl import flags
@@ -31,6 +32,7 @@ def _flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+    began = time.perf_counter()
     config, values = config_file.parse(argv, _flags)
     if values.help:
         print(__doc__)
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     from lpl_jax.training import build, train  # imports jax: only once the flags are known to be good
 
-    result = train(build(config), values.workdir)
+    result = train(build(config), values.workdir, began=began)
     end = (
         f"stopped by a signal at step {result.step}; call again to resume" if result.stopped else f"step {result.step}"
     )

@@ -162,9 +162,11 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.mesh.data = -1  # batch split, parameters copied
     c.mesh.fsdp = 1  # batch and parameters split
     c.mesh.tensor = 1  # attention heads and hidden units split
+    c.mesh.decoder = "replicated"  # the first stage: replicated | fsdp (split, and gathered where it is used)
 
     c.train = ConfigDict()  # length and output of a run
     c.train.batch_size = 256  # images of a step, over all devices
+    c.train.accumulate = 1  # parts that a batch is taken in, one after another, to save memory
     c.train.steps = 100_000  # updates in all
     c.train.log_every = 50  # steps between lines of metrics
     c.train.checkpoint_every = 5000  # steps between checkpoints

@@ -26,6 +26,7 @@ from lpl_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+DECODERS = ("replicated", "fsdp")
 
 # (pattern searched in the path of a leaf, mesh axes of its *last* dimensions; none: whole on every device). The first
 # match counts; what no rule names is left to `fsdp`. Projections into heads or hidden units are split by output,
@@ -47,13 +48,20 @@ MIN_SHARD_SIZE = 2**14
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1, for at most one of them, means "all devices that the others leave"."""
+    """Sizes of the mesh axes; -1, for at most one of them, means "all devices that the others leave".
+
+    decoder: where the frozen first stage lies, whole on every device ("replicated") or split over `fsdp` and gathered
+    in each step that decodes.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    decoder: str = "replicated"
 
     def __post_init__(self):
+        if self.decoder not in DECODERS:
+            raise InputError(f"mesh.decoder is {self.decoder!r}; it must be {' or '.join(DECODERS)}")
         for axis in AXES:
             size = getattr(self, axis)
             if not isinstance(size, int) or (size < 1 and size != -1):
@@ -223,16 +231,34 @@ def put_replicated(tree, mesh: Mesh):
     return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))(tree)
 
 
+def put_decoder(tree, mesh: Mesh, how: str):
+    """The frozen first stage on the mesh, as `MeshConfig.decoder` says; see `whole_decoder`."""
+    if how == "replicated":
+        return put_replicated(tree, mesh)
+    return jax.jit(lambda leaves: leaves, out_shardings=param_sharding(tree, mesh))(tree)
+
+
+def whole_decoder(tree):
+    """Inside jit, under `jax.set_mesh(mesh)`: what `put_decoder` has split, gathered for use; else as it is."""
+    if not set(AXES) <= _free_axes().keys():
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
+
+
 def no_mesh():
     """Context manager: no mesh is set inside, for programs of one device that run while a mesh is set around them."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
-def _automatic_axes(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the axes that the mesh which is set, if any, leaves to the partitioner."""
+def constrain_params(tree):
+    """Inside jit, under `jax.set_mesh(mesh)`: what is shaped like parameters lies where they do (`param_sharding`)."""
     mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return tuple(axis for axis in names if types.get(axis) == AxisType.Auto)
+    if not set(AXES) <= _free_axes().keys():
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(leaf, partition_spec(leaf_path(path), leaf.shape, mesh)),
+        tree,
+    )
 
 
 def on_own_heads(function):
@@ -244,18 +270,17 @@ def on_own_heads(function):
     """
 
     def call(*arrays):
-        shape = jax.sharding.get_abstract_mesh().shape
-        batch, heads = _automatic_axes(BATCH_AXES), _automatic_axes(("tensor",))
-        manual = {*batch, *heads}
-        if not manual:
+        sizes = _free_axes()
+        if not sizes:
             return function(*arrays)
-        if arrays[0].shape[0] % math.prod(shape[axis] for axis in batch):
-            batch = ()
-        if arrays[0].shape[2] % math.prod(shape[axis] for axis in heads):
-            heads = ()
-        spec = PartitionSpec(batch or None, None, heads or None, None)
+
+        def fitting(names, dim):
+            axes = tuple(axis for axis in names if axis in sizes)
+            return axes if axes and arrays[0].shape[dim] % math.prod(sizes[axis] for axis in axes) == 0 else None
+
+        spec = PartitionSpec(fitting(BATCH_AXES, 0), None, fitting(("tensor",), 2), None)
         # The check of what varies over which axis does not know kernels.
-        split = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=manual, check_vma=False)
+        split = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=frozenset(sizes), check_vma=False)
         return split(*arrays)
 
     return call
@@ -268,8 +293,7 @@ def constrain_batch(tree):
     rather move those than the weights that they meet, and pays for it later. No hint where no mesh is set or the batch
     does not divide; the other axes are left to the partitioner.
     """
-    axes = _automatic_axes(BATCH_AXES)
-    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    axes, shards = tuple(axis for axis in BATCH_AXES if axis in _free_axes()), context_shards()
 
     def constrain(leaf):
         if shards == 1 or leaf.shape[0] % shards:

@@ -58,7 +58,8 @@ def analyse(experiment: Experiment, autoencoder: Autoencoder, text: TextConditio
     active, images, reweighting = 0.0, 0, _kind(experiment) == "reweighting"
     if lpl is not None:
         active = experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        images = batch if reweighting else make_objective(experiment).capacity or batch
+        capacity = make_objective(experiment).capacity
+        images = batch if reweighting or capacity is None else capacity * experiment.train.accumulate
     analytic, source = {}, experiment.text
     options = dict(context_tokens=source.length if source else 1, decoded=images / batch)
     if source and source.embeddings == "step":

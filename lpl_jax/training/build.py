@@ -102,12 +102,13 @@ class LossConfig:
         """Images that a device decodes at a time; None: by their size."""
         return None if self.lpl_chunk == "auto" else self.lpl_chunk
 
-    def capacity(self, batch_size: int, active_fraction: float, groups: int) -> int | None:
-        """Images that a step decodes, or None for all of a batch.
+    def capacity(self, batch_size: int, active_fraction: float, groups: int, parts: int = 1) -> int | None:
+        """Images that a step decodes, or None for all of a batch; with several parts of a batch, that one of them does.
 
         "auto": 1.1 times the expected number under the threshold, rounded up to equal parts of the groups.
         "economical": `ECONOMICAL_SHARE` of the batch, rounded down to equal parts, but at least one of each group.
         """
+        batch_size //= parts
         if self.lpl_capacity == "all":
             return None
         if self.lpl_capacity == "auto":
@@ -115,7 +116,7 @@ class LossConfig:
         elif self.lpl_capacity == "economical":
             wanted = max(1, int(ECONOMICAL_SHARE * batch_size / groups))
         else:
-            return self.lpl_capacity
+            return self.lpl_capacity // parts
         return min(batch_size, wanted * groups)
 
 
@@ -132,6 +133,7 @@ class TrainConfig:
     """Length of a run, what it starts from and what it leaves behind."""
 
     batch_size: int = 256
+    accumulate: int = 1
     steps: int = 100_000
     log_every: int = 50
     checkpoint_every: int = 5000
@@ -141,10 +143,12 @@ class TrainConfig:
     init_weights: str = "params"
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep"):
+        for name in ("batch_size", "accumulate", "steps", "log_every", "checkpoint_every", "keep"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "1 or more")
         if self.init_from == "":
             raise InputError("post-training starts from another run: give train.init_from, the folder of that run")
+        whole = f"a divisor of train.batch_size={self.batch_size}"
+        _require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +334,11 @@ def _check_together(experiment: Experiment) -> None:
     batch, lpl, capacity = experiment.train.batch_size, experiment.lpl, experiment.loss.lpl_capacity
     if isinstance(capacity, int) and capacity > batch:
         raise InputError(f"loss.lpl_capacity={capacity} is more than train.batch_size={batch}")
+    parts = experiment.train.accumulate
+    if isinstance(capacity, int) and capacity % parts:
+        raise InputError(
+            f"loss.lpl_capacity={capacity} is not divisible by train.accumulate={parts}: each part decodes as many"
+        )
     if lpl is not None and lpl.tau is None:
         raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
     if lpl is not None and lpl.weight is None and lpl.target_share is None:

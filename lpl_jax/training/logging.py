@@ -242,6 +242,13 @@ class Progress:
         if self._bar is None and self._news and self._clock() - self._printed >= self._every:
             self._print()
 
+    def note(self, text: str) -> None:
+        """A line of its own, in its place above or between those of the progress."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._file)
+        elif self._shown:
+            print(text, file=self._file, flush=True)
+
     def _print(self) -> None:
         print(f"{self._label} {self._step}/{self._total}  {self._text}".rstrip(), file=self._file, flush=True)
         self._printed, self._news = self._clock(), False

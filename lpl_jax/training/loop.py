@@ -4,6 +4,7 @@
     WORKDIR/latents/           the latent store, where the config names no other
     WORKDIR/checkpoints/       see `training.checkpoints`
     WORKDIR/metrics.jsonl      and TensorBoard's event files
+    WORKDIR/startup.jsonl      where the time to the first step went, a line for each start
 
 The same call begins a run, resumes it where its folder holds a checkpoint, and starts from another run's parameters or
 from weights in files.
@@ -39,6 +40,7 @@ from lpl_jax.training.ema import ema_name
 from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from lpl_jax.training.start import CHECKPOINTS, comparison_network, first_state, perceptual_weight
+from lpl_jax.training.startup import Startup
 from lpl_jax.training.state import TrainState
 from lpl_jax.training.step import Objective, train_step
 
@@ -69,47 +71,57 @@ class Result:
     stopped: bool
 
 
-def train(experiment: Experiment, workdir: str | Path, *, label: str = "train") -> Result:
+def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", began: float | None = None) -> Result:
     """Train, from the beginning or from the newest checkpoint in `workdir`, up to `train.steps`.
 
+    began: `time.perf_counter()` when the program began, for the report of its start; None: now.
     Raises:
       InputError: nothing has been written over; the message says what does not fit.
     """
-    workdir = Path(workdir)
+    workdir, startup = Path(workdir), Startup(began)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: give a folder as --workdir")
-    autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
-    text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
+    with startup.part("autoencoder"):
+        autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
+        text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
     # Before anything is made, so that a mistake leaves nothing behind.
     experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
     mesh = parallel.make_mesh(experiment.mesh)
-    if experiment.train.batch_size % parallel.batch_shards(mesh):
+    settings, shards = experiment.train, parallel.batch_shards(mesh)
+    if settings.batch_size % (shards * settings.accumulate):
+        turns = f" in each of train.accumulate={settings.accumulate} turns" if settings.accumulate > 1 else ""
         raise InputError(
-            f"train.batch_size={experiment.train.batch_size} is not divisible by the {parallel.batch_shards(mesh)} "
-            "parts (data x fsdp) that the mesh splits a batch into"
+            f"train.batch_size={settings.batch_size} is not divisible by the {shards} "
+            f"parts (data x fsdp) that the mesh splits a batch into{turns}"
         )
     objective = make_objective(experiment, parallel.batch_shards(mesh))
     begun_before = (workdir / CONFIG).exists()
     if begun_before:
         _check_same_run(experiment, workdir)
-    store = open_store(experiment, autoencoder, workdir, tokenizer)
+    with startup.part("store"):
+        store = open_store(experiment, autoencoder, workdir, tokenizer)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    autoencoder, text = parallel.put_replicated((autoencoder, text), mesh)
+    autoencoder = parallel.put_decoder(autoencoder, mesh, experiment.mesh.decoder)
+    text = parallel.put_replicated(text, mesh)
     with jax.set_mesh(mesh), _only_run_in(workdir):
-        state = first_state(experiment, optimizer, mesh, workdir)
-        network = comparison_network(experiment, state, mesh)
+        with startup.part("state"):
+            state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
+            network = comparison_network(experiment, state, mesh)
         # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
         # run that was stopped behind the calibration.
         if not int(state.step) and not float(state.lpl_weight):
             stream = _stream(experiment, store, mesh)
-            weight = perceptual_weight(experiment, objective, state, autoencoder, network, text, stream, mesh)
+            with startup.part("calibration"):
+                weight = perceptual_weight(experiment, objective, state, autoencoder, network, text, stream, mesh)
             state = state.replace(lpl_weight=weight)
         _write_config(experiment, workdir)
         _announce(experiment, objective, state, workdir, label)
         frozen = autoencoder, network, text
         start_step = int(state.step) if begun_before else None
         given = _evaluated(experiment, store, tokenizer)
-        return _loop(experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step)
+        return _loop(
+            experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step, startup
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -186,13 +198,13 @@ def make_objective(experiment: Experiment, shards: int | None = None) -> Objecti
     shards: parts that devices split a batch into; None: as the mesh that is set does.
     Raises InputError where the images to decode cannot be drawn evenly from these parts.
     """
-    loss, lpl, paradigm = experiment.loss, experiment.lpl, experiment.paradigm
+    loss, lpl, paradigm, settings = experiment.loss, experiment.lpl, experiment.paradigm, experiment.train
     shards = parallel.context_shards() if shards is None else shards
     capacity, groups = None, loss.groups(shards)
     if lpl is not None:
         active = paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        capacity = loss.capacity(experiment.train.batch_size, active, groups)
-        check_groups(experiment.train.batch_size, capacity, groups, shards)
+        capacity = loss.capacity(settings.batch_size, active, groups, settings.accumulate)
+        check_groups(settings.batch_size // settings.accumulate, capacity, groups, shards)
     return Objective(
         model=MMDiT(experiment.model),
         paradigm=paradigm,
@@ -207,6 +219,7 @@ def make_objective(experiment: Experiment, shards: int | None = None) -> Objecti
         chunk=loss.chunk,
         lpl_start=loss.lpl_start,
         comparison=experiment.comparison,
+        accumulate=settings.accumulate,
     )
 
 
@@ -255,7 +268,7 @@ def _announce(experiment: Experiment, objective: Objective, state: TrainState, w
     text += f"; {describe_attention(model.attention, current_platform(), model.head_dim, model.dtype)}"
     if lpl is not None:
         share = 100 * experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        decoded = objective.capacity or settings.batch_size
+        decoded = objective.capacity * objective.accumulate if objective.capacity else settings.batch_size
         text += (
             f"; LPL weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, {decoded} images decoded a step"
         )
@@ -264,17 +277,16 @@ def _announce(experiment: Experiment, objective: Objective, state: TrainState, w
     print(text, flush=True)
 
 
-def _loop(experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step) -> Result:
+def _loop(
+    experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step, startup
+) -> Result:  # fmt: skip
     """frozen: autoencoder, comparison's network, text tower. given: what evaluations draw. start_step: where a run goes
     on; None: it begins."""
     settings = experiment.train
     begun = int(state.step)
-    step_fn = jax.jit(
-        functools.partial(train_step, objective=objective, optimizer=optimizer, ema_start=experiment.ema.start),
-        donate_argnums=0,
-        # Stated, so that the new state lies where the old one does and can take its memory.
-        out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
-    )
+    step_fn = make_step(experiment, objective, optimizer, state, mesh)
+    # Where the step puts it from now on, so that there is one program for all steps.
+    state = jax.device_put(state, parallel.param_sharding(state, mesh))
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)
     stream = _stream(experiment, store, mesh, start_step=begun)
@@ -304,13 +316,25 @@ def _loop(experiment, objective, optimizer, state, frozen, store, given, mesh, w
                 }
                 progress.update(step, shown, rate)
 
+        def report_start():
+            line = startup.finish()
+            if jax.process_index() == 0:
+                startup.write(workdir, begun)
+                progress.note(f"{label}: {line}")
+
         step = begun
         while step < settings.steps and not stop.before(step + 1):
-            state, metrics = step_fn(state, parallel.put_batch(next(stream), mesh), seed_key, *frozen)
+            batch = parallel.put_batch(next(stream), mesh)
+            if step == begun:  # by itself, so that its time is known
+                with startup.part("compile"):
+                    step_fn = step_fn.lower(state, batch, seed_key, *frozen).compile()
+                with startup.part("first step"):
+                    state, metrics = jax.block_until_ready(step_fn(state, batch, seed_key, *frozen))
+                report_start()
+                meter.start(step + 1)
+            else:
+                state, metrics = step_fn(state, batch, seed_key, *frozen)
             step += 1
-            if step == begun + 1:  # the first step compiled the program: time from its end
-                jax.block_until_ready(state.step)
-                meter.start(step)
             buffer.push(metrics)
             progress.update(step)
             if step % settings.log_every == 0:
@@ -329,6 +353,19 @@ def _loop(experiment, objective, optimizer, state, frozen, store, given, mesh, w
         log(buffer.flush(step), meter.close(step))
         checkpointer.save(state)
     return Result(state, step, meter.mean, stop.requested is not None)
+
+
+def make_step(experiment: Experiment, objective: Objective, optimizer, state: TrainState, mesh: Mesh):
+    """The jitted train step of a run: (state, batch, seed_key, autoencoder, network) -> (state, metrics).
+
+    The state is donated. state: may be ShapeDtypeStructs.
+    """
+    return jax.jit(
+        functools.partial(train_step, objective=objective, optimizer=optimizer, ema_start=experiment.ema.start),
+        donate_argnums=0,
+        # Stated, so that the new state lies where the old one does and can take its memory.
+        out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
+    )
 
 
 def _averaged(experiment: Experiment, state: TrainState):

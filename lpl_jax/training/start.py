@@ -18,6 +18,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.losses import calibrate_weight, calibrate_weight_by_variance, latent_lpips_weights
 from lpl_jax.text import TextConditioner
 from lpl_jax.training import checkpoints
+from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
 from lpl_jax.training.build import Experiment
 from lpl_jax.training.state import TrainState, abstract_state, create_state
 from lpl_jax.training.step import Objective, losses
@@ -107,7 +108,16 @@ def perceptual_weight(
         return state.lpl_weight + config.weight
     if lpl is not None:
         objective = dataclasses.replace(objective, comparison=None)
-    measure = jax.jit(functools.partial(losses, objective=objective))
+
+    @jax.jit
+    def measure(params, batch, key, autoencoder, weight, network, text):
+        whole = parallel.whole_decoder(autoencoder)
+
+        def one(carry, rows, key):
+            return carry, losses(params, rows, key, whole, weight, objective, network=network, text=text)[1]
+
+        return over_parts(one, (), batch, key, objective.accumulate)
+
     # Draws of the calibration are no step's draws: steps fold in numbers from 0 up.
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31)
     diffusion, perceptual = [], []
@@ -116,13 +126,12 @@ def perceptual_weight(
     for index in tqdm(rounds, desc="calibrate the weight", leave=False, disable=silent):
         batch = parallel.put_batch(next(stream), mesh)
         key_of_batch = jax.random.fold_in(key, index)
-        given = state.params, batch, key_of_batch, autoencoder, state.lpl_weight
-        _, metrics = measure(*given, network=network, text=text)
+        _, metrics = measure(state.params, batch, key_of_batch, autoencoder, state.lpl_weight, network, text)
         if lpl is not None:
             diffusion.append(metrics["diffusion_loss"])
             perceptual.append(metrics["lpl"])
         else:
-            samples = jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))(metrics["samples"])
+            samples = jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))(metrics[BY_SAMPLE])
             losses_of_samples, values, active = jax.device_get(samples)
             diffusion.extend(losses_of_samples)
             perceptual.extend(values[active])

@@ -32,7 +32,9 @@ from lpl_jax.losses import (
     reweighted,
     update_variances,
 )
+from lpl_jax.parallel import constrain_params, whole_decoder
 from lpl_jax.text import TextConditioner
+from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
 from lpl_jax.training.state import TrainState, apply_gradients
 
 
@@ -48,8 +50,9 @@ class Objective:
       label_dropout: probability of training without the condition (class or prompt), for classifier-free guidance.
       weighting, gamma: weight of the diffusion loss over t, see `lpl_jax.diffusion.loss_weight`.
       lpl: the perceptual loss; None trains with the diffusion loss alone.
-      capacity: how many images of the batch are decoded at the most; None decodes all and masks.
-      groups, chunk: of the batch in the draw of these, and images decoded at a time; see `gated_perceptual_loss`.
+      accumulate: number of equal parts that a batch is taken in, one after another.
+      capacity: how many images of a part are decoded at the most; None decodes all and masks.
+      groups, chunk: of a part in the draw of these, and images decoded at a time; see `gated_perceptual_loss`.
       lpl_start: the perceptual loss counts from this step on.
       comparison: one of the paper's comparison losses; "reweighting" takes what it needs of `lpl`, others exclude it.
     """
@@ -67,6 +70,7 @@ class Objective:
     chunk: int | None = None
     lpl_start: int = 0
     comparison: ComparisonConfig | None = None
+    accumulate: int = 1
 
 
 def losses(
@@ -219,14 +223,28 @@ def train_step(
     """One update of parameters, optimizer state and EMAs. Pure; jit it once with the keyword arguments bound.
 
     Every random draw comes from `fold_in(seed_key, state.step)`: a run that is stopped and resumed draws the same.
-    Arguments as in `losses`. The metrics also hold the norms of gradient and parameters.
+    Arguments as in `losses`. The metrics also hold the norms of gradient and parameters. With several parts of a batch
+    the gradient is summed in float32, and the variances of Eq. 15 are updated by each part.
     """
+    autoencoder = whole_decoder(autoencoder)
     key = jax.random.fold_in(seed_key, state.step)
     gradient = jax.grad(losses, has_aux=True)
     weight = jnp.where(state.step >= objective.lpl_start, state.lpl_weight, 0.0)
-    given = dict(network=network, text=text, variances=state.variances, t=t, noise=noise)
-    grads, metrics = gradient(state.params, batch, key, autoencoder, weight, objective, **given)
-    metrics.pop("samples", None)
-    state = state.replace(variances=metrics.pop("variances", state.variances))
+
+    def add_part(carry, rows, key):
+        total, variances = carry
+        batch, fixed = rows
+        given = dict(network=network, text=text, variances=variances, **fixed)
+        grads, metrics = gradient(state.params, batch, key, autoencoder, weight, objective, **given)
+        metrics.pop(BY_SAMPLE, None)
+        variances = metrics.pop("variances", variances)
+        return (grads if total is None else jax.tree.map(jnp.add, total, grads), variances), metrics
+
+    # Sums lie where the parameters do, so that no device ever holds a whole gradient.
+    zeros = None if objective.accumulate == 1 else constrain_params(jax.tree.map(jnp.zeros_like, state.params))
+    rows = batch, dict(t=t, noise=noise)
+    (grads, variances), metrics = over_parts(add_part, (zeros, state.variances), rows, key, objective.accumulate)
+    grads = jax.tree.map(lambda total: total / objective.accumulate, grads)
+    state = state.replace(variances=variances)
     state, norms = apply_gradients(state, grads, optimizer, ema_start=ema_start)
     return state, metrics | norms

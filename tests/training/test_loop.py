@@ -1,5 +1,6 @@
 """Runs: what they leave, resuming bit for bit, starting from another run, and what is refused."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -10,8 +11,10 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
@@ -107,6 +110,45 @@ def test_post_training_starts_from_the_parameters_at_another_resolution(whole, t
     for a, b in zip(jax.tree.leaves(result.state.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     assert_same_state(result.state.emas["0.9"], result.state.params)
+
+
+def test_the_host_waits_for_no_step(tmp_path, tiny_config, monkeypatch):
+    """Values are fetched every `log_every` steps only, and then those of an interval that ended as long ago.
+
+    Counted where jax turns an array into a host value: `jax.transfer_guard` sees no transfers on a CPU.
+    """
+    fetched, step, original = collections.Counter(), [0], ArrayImpl._value
+    put, blocked = loop.parallel.put_batch, []
+
+    def counting_put(batch, mesh):
+        step[0] += 1
+        return put(batch, mesh)
+
+    def counting_value(array):
+        fetched[step[0]] += 1
+        return original.fget(array)
+
+    def small_step(state, batch, *_, **__):  # the loop is what is looked at
+        return state.replace(step=state.step + 1), {"loss": jnp.mean(batch["mean"]), "lpl": jnp.max(batch["mean"])}
+
+    monkeypatch.setattr(loop, "train_step", small_step)
+    monkeypatch.setattr(loop.parallel, "put_batch", counting_put)
+    monkeypatch.setattr(ArrayImpl, "_value", property(counting_value))
+    monkeypatch.setattr(jax, "block_until_ready", lambda tree: blocked.append(step[0]) or tree)
+    train(build(tiny_config(train__steps=13, train__log_every=4, train__checkpoint_every=100)), tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [4, 8, 12, 13]
+    # The two values of steps 1 to 4 and 5 to 8; no learning rate, which would have to wait for its turn on the device.
+    assert {at: count for at, count in fetched.items() if 1 < at < 13} == {8: 2, 12: 2}
+    assert max(blocked) == 1
+
+
+def test_the_start_is_reported_by_part(whole):
+    workdir, _ = whole
+    (line,) = [json.loads(text) for text in (workdir / "startup.jsonl").read_text().splitlines()]
+    parts = ["autoencoder", "store", "state", "calibration", "compile", "first step", "other"]
+    assert (line["step"], list(line["seconds"])) == (0, parts)
+    assert all(value >= 0 for value in line["seconds"].values()) and line["seconds"]["compile"] > 0
 
 
 def test_a_run_made_with_another_machines_kernel_is_read_here(whole, tmp_path):

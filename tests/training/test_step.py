@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lpl_jax import autoencoders, denoisers, parallel
@@ -154,7 +155,21 @@ def one_device(params, batch, autoencoder):
     return steps((1, 1, 1), params, batch, autoencoder, capacity=4, groups=4)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 4, 2)], ids=str)
+@pytest.mark.slow
+def test_meshes_of_1_2_4_and_8_devices_agree_without_the_perceptual_loss(params, batch, autoencoder):
+    meshes = (1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (8, 1, 1), (2, 2, 2)
+    runs = [steps(sizes, params, batch, autoencoder, lpl=None)[0] for sizes in meshes]
+    for run_of_mesh in runs[1:]:
+        for here, there in zip(run_of_mesh, runs[0], strict=True):
+            for name in ("loss", "grad_norm"):
+                np.testing.assert_allclose(here[name], there[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 1), (1, 4, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((1, 2, 1), (2, 1, 2)))],
+    ids=str,
+)
 def test_meshes_agree(sizes, params, batch, autoencoder, one_device):
     expected, expected_state = one_device
     metrics, state = steps(sizes, params, batch, autoencoder, capacity=4, groups=4)
@@ -166,6 +181,40 @@ def test_meshes_agree(sizes, params, batch, autoencoder, one_device):
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
         np.testing.assert_allclose(a, b, atol=6e-3)
         assert np.mean(np.abs(a - b)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lpl", [None, LPL], ids=["diffusion", "lpl"])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(lpl, params, batch, autoencoder):
+    """With fixed t and noise, and no other draw: four parts of two images, one after another, against eight at once."""
+    noise = np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
+    still = batch | {"logvar": np.full_like(batch["logvar"], -200)}
+    state = fresh_state(parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1]), optax.sgd(1.0), params)
+    results = []
+    for parts in (1, 4):
+        chosen = objective(lpl=lpl, label_dropout=0.0, accumulate=parts)
+        step = functools.partial(
+            train_step, objective=chosen, optimizer=optax.sgd(1.0), t=jnp.arange(BATCH) * 100, noise=noise
+        )
+        results.append(jax.jit(step)(state, still, jax.random.key(0), autoencoder))
+    (whole, whole_metrics), (parts, metrics) = results
+    names = ("loss", "diffusion_loss", "grad_norm")
+    for name in names + (("lpl", "lpl/active_fraction", "lpl/decoded") if lpl else ()):
+        np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-5, err_msg=name)
+    for a, b, start in zip(*map(jax.tree.leaves, (parts.params, whole.params, state.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(b - start).max()) + 1e-8)
+
+
+@pytest.mark.slow
+def test_each_part_draws_for_itself_wherever_it_lies(params, batch, autoencoder):
+    """Two parts that decode two images each, on one device and on two."""
+    one, two = (
+        steps(sizes, params, batch, autoencoder, count=1, capacity=2, groups=2, accumulate=2)[0][0]
+        for sizes in ((1, 1, 1), (1, 2, 1))
+    )
+    assert one["lpl/decoded"] == 4
+    for name in ("loss", "diffusion_loss", "lpl", "grad_norm"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
 
 
 def test_every_step_draws_anew_and_the_same_step_the_same(params, batch, autoencoder, one_device):

@@ -28,6 +28,7 @@ Call it again after it was stopped: features that were computed are not computed
 
 from collections.abc import Sequence
 
+from lpl_jax import xla_flags
 from lpl_jax.tools import cli
 
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"--help", "-h", "--helpshort"} & set(argv):
         print(__doc__)
         return 0
+    xla_flags.set_for_gpu()
     from configs import base
     from lpl_jax.tools import evaluate  # imports jax: not for the help
 

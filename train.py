@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from lpl_jax import distributed
+from lpl_jax import distributed, xla_flags
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, config_file
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not values.workdir:
         raise InputError("no folder for the run given: --workdir FOLDER")
+    xla_flags.set_for_gpu()
     distributed.initialize_from(values)
     import jax
 

@@ -49,6 +49,7 @@ def run(tmp_path_factory, tiny_config, tiny_folder, clip_folder, write_run):
     return workdir
 
 
+@pytest.mark.slow
 def test_images_are_drawn_for_prompts_and_scored_against_them(
     run, clip_folder, image_folder, tiny_folder, tmp_path, monkeypatch
 ):

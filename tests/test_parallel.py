@@ -14,6 +14,7 @@ from lpl_jax.parallel import (
     batch_sharding,
     batch_shards,
     constrain_batch,
+    gathered,
     make_mesh,
     param_sharding,
     partition_spec,
@@ -136,6 +137,29 @@ def test_constrain_batch_is_a_hint_under_a_mesh(mesh):
     inside = jax.shard_map(double, mesh=mesh, in_specs=rows, out_specs=rows)  # the batch axes are not XLA's there
     with jax.set_mesh(mesh):
         np.testing.assert_array_equal(jax.jit(inside)(x), x * 2)
+
+
+def test_weights_of_a_block_are_gathered_for_use(mesh):
+    params = {"attn": {"q": {"kernel": np.ones((128, 256), np.float32), "bias": np.ones(256, np.float32)}}}
+    split = jax.device_put(params, param_sharding({"block": params}, mesh)["block"])
+    assert split["attn"]["q"]["kernel"].sharding.spec == P("fsdp", "tensor")
+    with jax.set_mesh(mesh):
+        used = jax.jit(gathered)(split)["attn"]["q"]
+    assert used["kernel"].addressable_shards[0].data.shape == (128, 128) and used["bias"].is_fully_replicated
+    np.testing.assert_array_equal(used["kernel"], params["attn"]["q"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "sizes, remat, some", [((1, 4, 2), "full", True), ((1, 4, 2), "none", False), ((8, 1, 1), "full", False)]
+)
+def test_blocks_gather_where_weights_are_split_and_computed_again(sizes, remat, some):
+    config = denoisers.preset("tiny", hidden=128, depth=2, remat=remat)
+    shapes = jax.eval_shape(functools.partial(denoisers.init, config), jax.random.key(0))
+    inputs = jnp.zeros((8, 4, 4, config.latent_channels)), jnp.zeros(8), jnp.zeros(8, jnp.int32)
+    with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
+        traced = jax.make_jaxpr(lambda params: denoisers.MMDiT(config).apply({"params": params}, *inputs))(shapes)
+    kernel = "f32[128,512]"  # of an MLP
+    assert any(kernel in line and "sharding_constraint" in line for line in str(traced).splitlines()) == some
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ quickstart: .venv/base.stamp
 test: .venv/dev.stamp lint
 	$(BIN)/python -m pytest -n 2
 
-test-all: .venv/dev.stamp lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-all: .venv/dev.stamp .venv/tpu.stamp lint
+	TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -41,6 +41,11 @@ clean:
 .venv/base.stamp: .venv/python.stamp requirements/base.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# libtpu, to compile for TPUs; outside the packages, as jax looks for a TPU at every start where it can import libtpu.
+.venv/tpu.stamp: .venv/base.stamp requirements/tpu.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/tpu -r requirements/tpu.txt
 	touch $@
 
 .venv/dev.stamp: .venv/base.stamp requirements/dev.txt

@@ -304,10 +304,15 @@ def traced_flops(function, *args, loops: bool = True) -> int:
     args: arrays or ShapeDtypeStructs. loops: False counts each body once, as XLA does. The body of a while loop is
     counted once either way (its length is not known before it runs); of a conditional the dearest branch.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, loops)
+    return jaxpr_flops(jax.make_jaxpr(function)(*args), loops=loops)
 
 
-def _jaxpr_flops(jaxpr, loops: bool) -> int:
+def jaxpr_flops(closed: jax.extend.core.ClosedJaxpr, *, loops: bool = True, kernels: bool = True) -> int:
+    """`traced_flops` of a program that has been traced; kernels: False leaves out what Pallas kernels do."""
+    return _jaxpr_flops(closed.jaxpr, loops, kernels)
+
+
+def _jaxpr_flops(jaxpr, loops: bool, kernels: bool) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
@@ -318,13 +323,15 @@ def _jaxpr_flops(jaxpr, loops: bool) -> int:
         elif name == "conv_general_dilated":
             kernel, spec = eqn.invars[1].aval, params["dimension_numbers"].rhs_spec
             total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[spec[0]]
-        else:
-            inner = [_jaxpr_flops(each, loops) for each in jax.extend.core.jaxprs_in_params(params)]
+        elif name != "pallas_call" or kernels:
+            inner = [_jaxpr_flops(each, loops, kernels) for each in jax.extend.core.jaxprs_in_params(params)]
             if name == "cond":
                 inner = [max(inner)]
             repeats = params["length"] if name == "scan" and loops else 1
             if name == "shard_map":  # inside are the shapes of one device
                 axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # by JAX version
                 repeats = math.prod(params["mesh"].shape[axis] for axis in axes)
+            elif name == "pallas_call" and loops:  # a program for each place of the grid
+                repeats = math.prod(params["grid_mapping"].grid)
             total += sum(inner) * repeats
     return total

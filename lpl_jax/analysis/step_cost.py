@@ -25,7 +25,7 @@ from lpl_jax.losses.latent_lpips import init as init_latent_lpips
 from lpl_jax.losses.latent_lpips import shapes as latent_lpips_shapes
 from lpl_jax.text import TextConditioner
 from lpl_jax.training import Experiment, abstract_state, create_state, train_step
-from lpl_jax.training.loop import make_objective
+from lpl_jax.training.loop import make_objective, make_step
 from lpl_jax.training.optimizer import make_optimizer
 
 # Dense bfloat16 peaks in TFLOP/s from the vendors' data sheets, by what `device_kind` contains; the first match counts.
@@ -97,7 +97,7 @@ def trace(
     experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
 ) -> dict[str, int]:
     """Operations of the products and convolutions of one step over all devices, as `flops.traced_flops` counts them."""
-    arguments = _abstract_arguments(experiment, autoencoder, mesh, text)
+    arguments = abstract_arguments(experiment, autoencoder, mesh, text)
     step = _step(experiment)
     return {
         "step": flops.traced_flops(step, *arguments),
@@ -110,13 +110,16 @@ def compile_step(
 ) -> tuple[Any, dict[str, Any]]:
     """The compiled step, and XLA's count of operations and memory plan for one device, in bytes.
 
-    `peak` is arguments, output and temporaries less what the output takes over from the arguments.
+    `traced` are the operations over all devices in the program that was compiled, as `trace` counts them, and
+    `traced_kernels` those in Pallas kernels, which XLA does not see. `peak` is arguments, output and temporaries less
+    what the output takes over from the arguments.
     """
-    state, *rest = _abstract_arguments(experiment, autoencoder, mesh, text)
-    # As the training loop does it: the new state takes the memory of the old one.
-    shardings = (parallel.param_sharding(state, mesh), parallel.replicated(mesh))
+    state, *rest = abstract_arguments(experiment, autoencoder, mesh, text)
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    step = make_step(experiment, make_objective(experiment), optimizer, state, mesh)
     start = time.perf_counter()
-    compiled = jax.jit(_step(experiment), donate_argnums=0, out_shardings=shardings).lower(state, *rest).compile()
+    traced = step.trace(state, *rest)
+    compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
     cost, plan = compiled.cost_analysis() or {}, compiled.memory_analysis()
     sizes = {}
@@ -125,8 +128,10 @@ def compile_step(
         sizes = {kind: int(getattr(plan, f"{kind}_size_in_bytes")) for kind in kinds}
         sizes["peak"] = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
     return compiled, {
-        "backend": jax.default_backend(),
+        "backend": mesh.devices.flat[0].platform,
         "compile_seconds": seconds,
+        "traced": flops.jaxpr_flops(traced.jaxpr),
+        "traced_kernels": flops.jaxpr_flops(traced.jaxpr) - flops.jaxpr_flops(traced.jaxpr, kernels=False),
         "flops": float(cost.get("flops", float("nan"))),
         "memory": sizes,
     }
@@ -146,7 +151,8 @@ def measure(
     batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     network = _network(experiment, state, autoencoder, mesh)
-    frozen = _with_weights(autoencoder, mesh), network, _text_with_weights(text, mesh)
+    autoencoder = parallel.put_decoder(_with_weights(autoencoder, mesh), mesh, experiment.mesh.decoder)
+    frozen = autoencoder, network, _text_with_weights(text, mesh)
     seconds = []
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
@@ -194,34 +200,40 @@ def _step(experiment: Experiment):
     )
 
 
-def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.ndarray]:
-    """Random moments and labels of one batch, and sizes and crops where the model takes them."""
-    rng = np.random.default_rng(experiment.seed)
+def batch_shapes(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of a batch as the store gives it: moments and labels, and sizes and crops where the model takes them."""
     size, side = experiment.train.batch_size, experiment.resolution // autoencoder.config.downsample
-    shape = (size, side, side, autoencoder.config.latent_channels)
-    return {
-        "mean": rng.standard_normal(shape, np.float32),
-        "logvar": np.full(shape, -10.0, np.float32),
-        "label": rng.integers(0, max(1, experiment.model.num_classes), size, dtype=np.int32),
-        **_text_batch(experiment),
-        **({"control": np.zeros((size, 4), np.float32)} if experiment.model.control else {}),
-    }
+    moments = jax.ShapeDtypeStruct((size, side, side, autoencoder.config.latent_channels), jnp.float32)
+    control = {"control": jax.ShapeDtypeStruct((size, 4), jnp.float32)} if experiment.model.control else {}
+    label = jax.ShapeDtypeStruct((size,), jnp.int32)
+    return {"mean": moments, "logvar": moments, "label": label, **_text_shapes(experiment), **control}
 
 
-def _text_batch(experiment: Experiment) -> dict[str, np.ndarray]:
+def _text_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Of a run on text: tokens, and the tower's outputs where these are in the store."""
     size, source, model = experiment.train.batch_size, experiment.text, experiment.model
     if source is None:
         return {}
-    batch = {"tokens": np.zeros((size, source.length), np.int32)}
+    shapes = {"tokens": jax.ShapeDtypeStruct((size, source.length), jnp.int32)}
     if source.embeddings == "store":
-        batch["text_hidden"] = np.zeros((size, source.length, model.context_dim), np.float16)
+        shapes["text_hidden"] = jax.ShapeDtypeStruct((size, source.length, model.context_dim), jnp.float16)
         if model.pooled_dim:
-            batch["text_pooled"] = np.zeros((size, model.pooled_dim), np.float16)
+            shapes["text_pooled"] = jax.ShapeDtypeStruct((size, model.pooled_dim), jnp.float16)
+    return shapes
+
+
+def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.ndarray]:
+    """One with random latents."""
+    rng, shapes = np.random.default_rng(experiment.seed), batch_shapes(experiment, autoencoder)
+    batch = {name: np.zeros(each.shape, each.dtype) for name, each in shapes.items()}
+    batch["mean"] = rng.standard_normal(shapes["mean"].shape, np.float32)
+    batch["logvar"] -= 10.0
+    classes = max(1, experiment.model.num_classes)
+    batch["label"] = rng.integers(0, classes, shapes["label"].shape, dtype=np.int32)
     return batch
 
 
-def _abstract_arguments(
+def abstract_arguments(
     experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
 ) -> tuple:
     """State, batch, key, autoencoder, the comparison's network and the text tower as ShapeDtypeStructs, sharded as in
@@ -234,8 +246,12 @@ def _abstract_arguments(
     def placed(tree, sharding):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
-    batch = placed(_batch(experiment, autoencoder), parallel.batch_sharding(mesh))
-    key, autoencoder, text = placed((jax.random.key(0), autoencoder, text), parallel.replicated(mesh))
+    batch = placed(batch_shapes(experiment, autoencoder), parallel.batch_sharding(mesh))
+    if experiment.mesh.decoder == "fsdp":
+        autoencoder = jax.tree.map(placed, autoencoder, parallel.param_sharding(autoencoder, mesh))
+    else:
+        autoencoder = placed(autoencoder, parallel.replicated(mesh))
+    key, text = placed((jax.random.key(0), text), parallel.replicated(mesh))
     network = None
     if _kind(experiment) == "latent_lpips":
         channels = autoencoder.config.latent_channels

@@ -1,0 +1,191 @@
+"""The full-size training step compiled ahead of time for devices that need not be there: what it takes on each of them.
+
+Nothing of full size is allocated: state, batch and autoencoder are shapes with shardings.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lpl_jax import parallel
+from lpl_jax.analysis import hlo, step_cost
+from lpl_jax.analysis.topology import GIB, Topology, devices, mesh_context
+from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.errors import InputError
+from lpl_jax.text import TextConditioner
+from lpl_jax.training import Experiment
+
+# The partitioner copies a whole array to every device where it knows no better way from one sharding to another.
+FULL_REMATERIALIZATION = "Involuntary full rematerialization"
+ATTEMPTS = 6  # to compile at the batch size that `find_batch` expects to fit
+
+
+def compile_report(
+    experiment: Experiment,
+    autoencoder: Autoencoder,
+    topology: Topology,
+    text: TextConditioner | None = None,
+    *,
+    hlo_file: str | Path | None = None,
+) -> dict[str, Any]:
+    """What the step of a resolved experiment takes on each device, as plain values.
+
+    `memory`: bytes; `hbm`, `fits`; where the step does not fit, `memory` holds `peak` alone, or nothing if the state
+    alone is too large and nothing was compiled. `flops`: a step on one device; `analytic` (usual convention, nothing
+    computed again), `traced`, `compiled` (matrix products and convolutions in the optimised program, loops as often as
+    they run, and the traced ones of `kernels`), `xla` (its own count, loops once). `collectives`: see `hlo.summary`.
+    `rematerializations`: warnings. hlo_file: where the text of the program goes.
+
+    Raises InputError as `topology.devices` and `parallel.make_mesh` do, or for a batch that does not divide.
+    """
+    mesh = parallel.make_mesh(experiment.mesh, devices(topology))
+    batch = experiment.train.batch_size
+    with mesh_context(mesh):
+        analytic = step_cost.analyse(experiment, autoencoder, text)
+        state = step_cost.abstract_arguments(experiment, autoencoder, mesh, text)[0]
+        report = {
+            "topology": topology.name,
+            "devices": mesh.size,
+            "mesh": dict(mesh.shape),
+            "batch_size": batch,
+            "resolution": experiment.resolution,
+            "decoded": analytic["decoding"]["images"],
+            "effort": jax.config.jax_exec_time_optimization_effort,
+            "versions": versions(topology),
+            "state": _bytes_on_each(state),
+            "state_whole": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+            "hbm": topology.hbm,
+        }
+        if topology.hbm is not None and report["state"] > topology.hbm:
+            return report | {"fits": False, "memory": {}}
+        with _stderr() as messages:
+            try:
+                compiled, measured = step_cost.compile_step(experiment, autoencoder, mesh, text)
+            except jax.errors.JaxRuntimeError as error:
+                needed = _memory_needed(str(error))
+                if needed is None:
+                    raise
+                return report | {"fits": False, "memory": {"peak": needed}}
+    lines = compiled.as_text()
+    if hlo_file is not None:
+        Path(hlo_file).write_text(lines)
+    program = hlo.summary(lines)
+    memory = measured["memory"]
+    return report | {
+        "fits": None if topology.hbm is None or not memory else memory["peak"] <= topology.hbm,
+        "memory": memory,
+        "flops": {
+            "analytic": analytic["analytic"]["usual"]["total"] * batch / mesh.size,
+            "traced": measured["traced"] / mesh.size,
+            "compiled": program.pop("flops") + measured["traced_kernels"] / mesh.size,
+            "kernels": measured["traced_kernels"] / mesh.size,
+            "xla": measured["flops"],
+        },
+        **program,
+        "rematerializations": messages().count(FULL_REMATERIALIZATION),
+        "compile_seconds": measured["compile_seconds"],
+    }
+
+
+def versions(topology: Topology) -> dict[str, str]:
+    """Of what a compiled program depends on."""
+    names = ["jax", "jaxlib", *(["libtpu"] if topology.platform == "tpu" else [])]
+    # libtpu may lie where nothing is imported from, and be named by its file.
+    places = [*sys.path, *map(str, Path(os.environ.get("TPU_LIBRARY_PATH", "")).parents[1:2])]
+    found = {}
+    for name in names:
+        for each in importlib.metadata.distributions(name=name, path=places):
+            found.setdefault(name, each.version)
+    return found
+
+
+def find_batch(measure: Callable[[int], dict[str, Any]], first: int, shards: int) -> tuple[int | None, list[dict]]:
+    """The largest batch that fits, a multiple of `shards`, and the reports of all that was compiled on the way.
+
+    Two compiled plans, of `first` and of twice as many images, give a line; what that expects to fit is compiled, too,
+    and corrected with what is found. None: not even one image for each shard fits.
+
+    measure: batch size -> report, whose `memory["peak"]` is compared with `hbm`.
+    Raises InputError where the memory of the devices is not known.
+    """
+    reports: dict[int, dict[str, Any]] = {}
+
+    def peak(batch: int) -> float:
+        if batch not in reports:
+            reports[batch] = measure(batch)
+        return reports[batch]["memory"].get("peak", float("inf"))
+
+    first = max(first // shards, 1) * shards
+    peak(first)
+    hbm = reports[first]["hbm"]
+    if hbm is None:
+        raise InputError("--find_batch: the memory of these devices is not known; name a TPU topology")
+    second = 2 * first if peak(first) <= hbm else max(first // 2 // shards, 1) * shards
+    peak(second)
+    for _ in range(ATTEMPTS):
+        known = {batch: peak(batch) for batch in reports if peak(batch) < float("inf")}
+        fitting = [batch for batch in known if known[batch] <= hbm]
+        too_large = [batch for batch in reports if peak(batch) > hbm]
+        batch = _expected(known, hbm, shards)
+        if too_large:
+            batch = min(batch, min(too_large) - shards)
+        if batch < shards:
+            break
+        if fitting and batch <= max(fitting):
+            break
+        peak(batch)
+    fitting = [batch for batch in reports if peak(batch) <= hbm]
+    return max(fitting, default=None), [reports[batch] for batch in sorted(reports)]
+
+
+def _expected(known: dict[int, float], hbm: float, shards: int) -> int:
+    """Where the line through the two plans nearest to `hbm` meets it, rounded down."""
+    points = sorted(known.items(), key=lambda point: abs(point[1] - hbm))[:2]
+    if len(points) < 2 or points[0][1] == points[1][1]:
+        return 0
+    (a, low), (b, high) = sorted(points)
+    return int(a + (hbm - low) * (b - a) / (high - low)) // shards * shards
+
+
+def _bytes_on_each(tree) -> int:
+    """Bytes of a tree of arrays or shapes on each device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        size = 1
+        for side in leaf.sharding.shard_shape(leaf.shape):
+            size *= side
+        total += size * leaf.dtype.itemsize
+    return total
+
+
+def _memory_needed(message: str) -> float | None:
+    """Bytes, from libtpu's message that they are not there; None where the message is another one."""
+    match = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+    if match is None:
+        return None
+    return float(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB}[match[2]]
+
+
+@contextlib.contextmanager
+def _stderr():
+    """Keeps what is written on stderr, by C++ too, from it; yields a function that returns that text afterwards."""
+    sys.stderr.flush()
+    kept, text = os.dup(2), ""
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: text
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            text = file.read().decode(errors="replace")

@@ -1,0 +1,100 @@
+"""Whether the compiled training step has grown: its operations, memory and communication at tiny size, against values
+that are kept in a file and renewed on purpose (`python -m lpl_jax.tools.compile_check --update-guard`).
+
+The step is compiled for emulated CPU devices: what grows there by more than the tolerance, grows elsewhere, too. The
+values depend on the version of jax.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lpl_jax import autoencoders
+from lpl_jax.analysis import topology
+from lpl_jax.analysis.compile_report import compile_report
+from lpl_jax.errors import InputError
+from lpl_jax.training import build, resolve
+
+FILE = Path(__file__).parents[2] / "tests" / "guard" / "compiled_step.json"
+UPDATE = "python -m lpl_jax.tools.compile_check --update-guard"
+TOLERANCE = 0.05
+# paper796 in small, wide enough that matrices are split over a mesh (`parallel.MIN_SHARD_SIZE`).
+CONFIG = {
+    "resolution": 32,
+    "model": {"preset": "small", "hidden": 64, "depth": 3, "num_classes": 2, "base_grid": 2, "remat": "full"},
+    "ema": {"decays": ()},
+    "train": {"batch_size": 16},
+}
+LPL = {"lpl": {"preset": "paper", "tau": 3.0, "tau_ref_resolution": 32, "weight": 1.0, "taps": 3}}  # one of them masked
+MESHES = {"1 device": (1, {}), "mesh of 8": (8, {"data": 2, "fsdp": 4})}
+CASES = {
+    f"{devices}, {loss}": (CONFIG | extra | {"mesh": mesh}, count)
+    for devices, (count, mesh) in MESHES.items()
+    for loss, extra in (("diffusion loss", {}), ("LPL", LPL))
+}
+
+
+# These two hold all that the others do, for a test that has to be fast.
+FAST = ("1 device, diffusion loss", "mesh of 8, LPL")
+
+
+def measure(cases: Sequence[str] = tuple(CASES)) -> dict[str, dict[str, float]]:
+    """Of every case the quantities by name. The process needs eight CPU devices."""
+    return {name: _quantities(*CASES[name]) for name in cases}
+
+
+def _quantities(config: dict[str, Any], devices: int) -> dict[str, float]:
+    init = functools.partial(autoencoders.init, autoencoders.AutoencoderConfig.tiny())
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    experiment = resolve(build(config), shapes.config)
+    report = compile_report(experiment, shapes, topology.parse(f"cpu:{devices}"))
+    memory, found = report["memory"], {}
+    for name in ("traced", "compiled"):
+        found[f"{name} operations"] = report["flops"][name]
+    for name in ("argument", "temp", "peak"):
+        found[f"memory: {name}, bytes"] = memory[name]
+    for kind, total in report["collectives"].items():
+        found |= {f"{kind}: number": total["count"], f"{kind}: bytes": total["bytes"]}
+    return found | {"full rematerializations": report["rematerializations"]}
+
+
+def grown(
+    now: dict[str, dict[str, float]], before: dict[str, dict[str, float]], tolerance: float = TOLERANCE
+) -> list[str]:
+    """A line for each quantity of each case that is larger than before by more than the tolerance."""
+    lines = []
+    for case, quantities in now.items():
+        for name, value in quantities.items():
+            old = before.get(case, {}).get(name, 0)
+            if value > old * (1 + tolerance):
+                percent = f" (+{value / old - 1:.1%})" if old else ""
+                lines.append(f"{case}: {name} was {old:,.0f}, is {value:,.0f}{percent}")
+    return lines
+
+
+def read(file: Path = FILE) -> dict[str, Any]:
+    """{"jax": version, "cases": as `measure` returns them}. Raises InputError where there is no such file."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}; make it: {UPDATE}") from error
+
+
+def write(file: Path = FILE) -> list[str]:
+    """Measures, writes the file and returns a line for each quantity that changed."""
+    before = read(file)["cases"] if file.exists() else {}
+    now = measure()
+    file.write_text(json.dumps({"jax": jax.__version__, "cases": now}, indent=1) + "\n")
+    lines = []
+    for case in now | before:
+        old, new = before.get(case, {}), now.get(case, {})
+        lines += [
+            f"{case}: {name}: {old.get(name, 0):,.0f} -> {new.get(name, 0):,.0f}"
+            for name in new | old
+            if old.get(name, 0) != new.get(name, 0)
+        ]
+    return lines

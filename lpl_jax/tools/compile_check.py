@@ -1,0 +1,243 @@
+"""What a run's training step takes on each device of a machine that is not there: memory, operations, communication.
+
+    python -m lpl_jax.tools.compile_check --config configs/imagenet.py:512,lpl --topology v5e-16 \
+        --config.mesh.data=1 --config.mesh.fsdp=-1 --config.autoencoder.dtype=bfloat16
+    python -m lpl_jax.tools.compile_check --config configs/quickstart.py:lpl --topology cpu:8
+
+    --config FILE[:ARGUMENTS]       config file; --config.SECTION.FIELD=VALUE changes a field of it
+    --topology NAME                 v5e:4x4, v5p:2x2x4 (chips along each axis) | v5e-16, v5p-16 (the cloud's names)
+                                    | cpu:8 (emulated devices)
+    --batch N                       images of a step over all devices, in place of train.batch_size
+    --find-batch                    the largest batch that fits: compiled, not only computed
+    --json FILE                     write the report there
+    --hlo FILE                      write the text of the optimised program there
+    --update-guard                  measure the tiny step that tests/guard compares with, and keep its values
+    --debug                         show the traceback of an error
+
+The step is the training loop's own, in full size, compiled ahead of time: no TPU, no data set and no weights are
+needed, and nothing of full size is allocated. For TPUs libtpu has to be installed: pip install "lpl_jax[tpu-compile]".
+Compiling takes half a minute to some minutes. What the numbers mean: docs/scaling.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from lpl_jax.analysis import topology as topologies
+from lpl_jax.analysis.topology import GIB, Topology
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli, config_file
+
+# Set in the process that compiles, whose environment fits the topology; JAX is imported there only.
+CHILD = "LPL_JAX_COMPILE_FOR"
+DASHES = {"--find-batch": "--find_batch", "--update-guard": "--update_guard"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Arguments without the program's name -> exit status: 0, or 1 where the step does not fit."""
+    argv = [DASHES.get(arg, arg) for arg in argv]
+    config, values = config_file.parse(argv, _flags, ConfigDict() if "--update_guard" in argv else None)
+    if values.help:
+        print(__doc__)
+        return 0
+    if values.update_guard:
+        return update_guard(argv)
+    if values.topology is None:
+        raise InputError("no topology given: --topology v5e-16, or cpu:8 for emulated devices")
+    topology = topologies.parse(values.topology)
+    if topology.platform == "tpu" and not topologies.has_libtpu():
+        raise InputError(topologies.INSTALL)
+    if values.batch is not None and values.batch < 1:
+        raise InputError(f"--batch={values.batch} is not 1 or more")
+    if os.environ.get(CHILD) != topology.name:
+        return _in_child(topology, argv)
+    report = check(config, topology, batch=values.batch, find=values.find_batch, hlo=values.hlo)
+    print(text(report), end="")
+    if values.json:
+        Path(values.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written to {values.json}")
+    return 1 if report["fits"] is False else 0
+
+
+def _in_child(topology: Topology, argv: Sequence[str]) -> int:
+    environment = os.environ | topologies.environment(topology) | {CHILD: topology.name}
+    return subprocess.run([sys.executable, "-m", "lpl_jax.tools.compile_check", *argv], env=environment).returncode
+
+
+def update_guard(argv: Sequence[str]) -> int:
+    """Writes the values of `analysis.guard` and prints what changed."""
+    topology = topologies.parse("cpu:8")
+    if os.environ.get(CHILD) != topology.name:
+        # As the tests have it: machine code is not optimised, which no value depends on.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+        return _in_child(topology, argv)
+    from lpl_jax.analysis import guard
+
+    print("\n".join(guard.write() or ["nothing changed"]))
+    return 0
+
+
+def _flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("topology", None, "what to compile for", flag_values=values)
+    flags.DEFINE_integer("batch", None, "images of a step", flag_values=values)
+    flags.DEFINE_boolean("find_batch", False, "the largest batch that fits", flag_values=values)
+    flags.DEFINE_boolean("update_guard", False, "renew the values of tests/guard", flag_values=values)
+    flags.DEFINE_string("hlo", None, "file for the text of the program", flag_values=values)
+    flags.DEFINE_string("json", None, "file for the report", flag_values=values)
+
+
+def check(
+    config, topology: Topology, *, batch: int | None = None, find: bool = False, hlo: str | None = None
+) -> dict[str, Any]:
+    """The report of a ConfigDict's step, see `analysis.compile_report`; with `find` of the largest batch that fits.
+
+    hlo: file that the text of the optimised program goes to, the last one where several are compiled.
+
+    The process has to have the topology's environment. Raises InputError for a config that is not possible.
+    """
+    import dataclasses
+
+    from lpl_jax import parallel
+    from lpl_jax.analysis import compile_report
+    from lpl_jax.tools.profile import open_autoencoder, open_text
+    from lpl_jax.training import build, resolve
+
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.init_from = None  # what a run starts from costs nothing
+        config.train.batch_size = batch or config.train.batch_size
+    experiment = build(config, platform=topology.platform)
+    autoencoder, note = open_autoencoder(experiment)
+    tower = open_text(experiment)
+    experiment = resolve(experiment, autoencoder.config, tower.clip.config.text if tower else None)
+    head = {
+        "given": topology.text,
+        "autoencoder": f"{note}; computes in {autoencoder.config.dtype}",
+        "dtype": experiment.model.dtype,
+    }
+
+    def measure(images: int) -> dict[str, Any]:
+        train = dataclasses.replace(experiment.train, batch_size=images)
+        return compile_report.compile_report(
+            dataclasses.replace(experiment, train=train), autoencoder, topology, tower, hlo_file=hlo
+        )
+
+    if not find:
+        return head | measure(experiment.train.batch_size)
+    shards = parallel.batch_shards(parallel.make_mesh(experiment.mesh, topologies.devices(topology)))
+    largest, tried = compile_report.find_batch(measure, experiment.train.batch_size, shards)
+    report = next((each for each in tried if each["batch_size"] == largest), tried[0])
+    plans = {each["batch_size"]: each["memory"].get("peak") for each in tried}
+    return head | report | {"largest_batch": largest, "plans": plans}
+
+
+# --- text ---
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report as lines for a reader."""
+    lines = [
+        f"{report['given']}; mesh {', '.join(f'{axis} {size}' for axis, size in report['mesh'].items())}; "
+        + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        f"{report['resolution']} px, batch {report['batch_size']}, {report['batch_size'] / report['devices']:g} images "
+        f"for each device, {report['decoded']} of the batch decoded; denoiser in {report['dtype']}",
+        f"autoencoder {report['autoencoder']}",
+        "",
+        *_memory(report),
+    ]
+    if "flops" in report:
+        lines += ["", *_operations(report), "", *_communication(report)]
+    if "plans" in report:
+        lines += ["", *_largest(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _memory(report):
+    memory, hbm = report["memory"], report["hbm"]
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "memory of the device unknown"}[report["fits"]]
+    limit = "" if hbm is None else f" of {_size(hbm)}"
+    lines = ["memory of each device"]
+    if "argument" in memory:
+        lines += [
+            f"  arguments    {_size(memory['argument'])}, of which state {_size(report['state'])}",
+            f"  temporaries  {_size(memory['temp'])}",
+            f"  output       {_size(memory['output'])}, of which {_size(memory['alias'])} take the arguments' place",
+        ]
+    if memory:
+        lines.append(f"  peak         {_size(memory['peak'])}{limit}: {verdict}")
+    elif report["fits"] is False:
+        lines.append(f"  state alone  {_size(report['state'])}{limit}: {verdict}; nothing was compiled")
+    else:
+        lines.append("  the backend has no plan")
+    copies = report["mesh"]["data"]
+    if copies > 1 and hbm is not None and (report["fits"] is False or report["state"] > hbm / 4):
+        split = _size(report["state_whole"] / report["devices"])
+        lines.append(
+            f"  the mesh keeps {copies} copies of the state; --config.mesh.data=1 --config.mesh.fsdp=-1 splits it over "
+            f"all devices: about {split} on each"
+        )
+    return lines
+
+
+def _operations(report):
+    names = {
+        "analytic": "formulas, nothing computed again (docs/flops.md)",
+        "traced": "traced program, with what remat computes again",
+        "compiled": "compiled program, products and convolutions, bodies of loops as often as they run",
+        "xla": "XLA's own count: bodies of loops once, so too low where layers are scanned",
+    }
+    unit, name_of_unit = (1e12, "TFLOP") if report["flops"]["traced"] >= 1e12 else (1e9, "GFLOP")
+    lines = [f"operations of a step on each device, {name_of_unit}"]
+    lines += [f"  {report['flops'][name] / unit:10,.3f}  {title}" for name, title in names.items()]
+    if report["kernels"]:
+        kernels = f"{report['kernels']} calls of kernels, {report['flops']['kernels'] / unit:,.3f} as traced"
+        lines.append(f"  of the compiled program {kernels}: XLA does not see inside")
+    if report["unknown_loops"]:
+        lines.append(f"  {report['unknown_loops']} loops of unknown length, counted once (for each iteration)")
+    return lines
+
+
+def _communication(report):
+    lines = ["collectives of a step on each device"]
+    for kind, total in report["collectives"].items():
+        lines.append(f"  {kind:20} {total['count']:6}  {_size(total['bytes'])}")
+    if not report["collectives"]:
+        lines.append("  none")
+    lines += [
+        "",
+        f"partitioner: {report['rematerializations']} involuntary full rematerializations (0 expected); instructions "
+        f"that the compiler repeats to save memory: {report['recomputed']}",
+        f"compiled in {report['compile_seconds']:.1f} s",
+    ]
+    return lines
+
+
+def _largest(report):
+    limit = report["hbm"]
+    lines = ["batch   for each device   peak"]
+    for batch, peak in report["plans"].items():
+        size = "not compiled: the state alone is too large" if peak is None else _size(peak)
+        lines.append(
+            f"{batch:<8}{batch / report['devices']:<18g}{size}{' (too large)' if peak and peak > limit else ''}"
+        )
+    found = report["largest_batch"]
+    return [*lines, f"largest batch that fits: {found}" if found else "no batch fits"]
+
+
+def _size(size: float) -> str:
+    for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
+        if size >= unit:
+            return f"{size / unit:,.2f} {name}"
+    return f"{size / 2**10:,.2f} KiB"
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,178 @@
+"""The table of docs/scaling.md: what full-size steps take on TPU slices, compiled one by one.
+
+    python -m lpl_jax.tools.compile_table --results benchmarks/results/compile.json --run
+    python -m lpl_jax.tools.compile_table --results benchmarks/results/compile.json
+
+    --results FILE      JSON with what was compiled; the table is made of it
+    --run               compile what is missing there, each in a process of its own; may be stopped and called again
+    --only TEXT         with --run: cells whose name has all of these words, such as "paper796 512 lpl"
+    --debug             show the traceback of an error
+
+A cell is a model, an image side, a loss and a slice; the denoiser and the autoencoder compute in bfloat16, the state is
+split over all chips, and attention is XLA's own, whose operations can be counted. Needs what `compile_check` needs.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpl_jax.analysis.topology import GIB
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli, compile_check
+
+MODELS = ("paper796", "xl_two_stream")
+RESOLUTIONS = (256, 512)
+SLICES = ("v5e-16", "v5e-256", "v5p-16", "v6e-16")
+CHIPS = {"v5e-16": 16, "v5e-256": 256, "v5p-16": 8, "v6e-16": 16}
+# Images for each chip; the batch of the paper's runs at 256 px would leave 4 to a chip of v5e-256.
+IMAGES = {256: 64, 512: 16}
+IMAGES_OF_256_CHIPS = {256: 16, 512: 16}
+# Decoded images out of 16: the paper's share is 0.307.
+DECODED = 5
+LOSSES = {"none": "", "lpl": "lpl"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One step to compile."""
+
+    model: str
+    resolution: int
+    loss: str
+    slice: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.resolution} {self.loss} {self.slice}"
+
+    @property
+    def batch(self) -> int:
+        images = IMAGES_OF_256_CHIPS if CHIPS[self.slice] == 256 else IMAGES
+        return images[self.resolution] * CHIPS[self.slice]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `compile_check`."""
+        config = ",".join(filter(None, (str(self.resolution), self.model, LOSSES[self.loss])))
+        result = [
+            f"--config=configs/imagenet.py:{config}",
+            f"--topology={self.slice}",
+            f"--batch={self.batch}",
+            "--config.mesh.data=1",
+            "--config.mesh.fsdp=-1",
+            "--config.autoencoder.dtype=bfloat16",
+            "--config.model.attention=xla",
+        ]
+        if self.loss != "none":
+            result.append(f"--config.loss.lpl_capacity={self.batch * DECODED // 16}")
+        return result
+
+
+def cells() -> list[Cell]:
+    """All of the table; steps without LPL first, which compile faster."""
+    return [
+        Cell(model, resolution, loss, each)
+        for loss in LOSSES
+        for model in MODELS
+        for resolution in RESOLUTIONS
+        for each in SLICES
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Arguments without the program's name -> exit status."""
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--results", required=True, help="JSON with what was compiled")
+    parser.add_argument("--run", action="store_true", help="compile what is missing there")
+    parser.add_argument("--only", default="", help="with --run: cells whose name has all of these words")
+    values = parser.parse_args(argv)
+    file = Path(values.results)
+    if values.run:
+        run(file, values.only.split())
+    print(table(read(file)), end="")
+    return 0
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Reports by the name of the cell; none where there is no file."""
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"--results {file} is damaged: {error}") from None
+
+
+def run(file: Path, words: Sequence[str] = ()) -> None:
+    """Compiles the cells that the file lacks, and keeps each report there as soon as it is made."""
+    wanted = [cell for cell in cells() if set(words) <= set(cell.name.split())]
+    if not wanted:
+        raise InputError(f"--only {' '.join(words)!r}: no cell has these words; the first is {cells()[0].name!r}")
+    for cell in wanted:
+        if cell.name in read(file):
+            continue
+        print(f"{cell.name}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.json"
+            if compile_check.main([*cell.arguments, f"--json={report}"]) not in (0, 1) or not report.exists():
+                print(f"{cell.name}: not compiled", flush=True)
+                continue
+            found = {"command": cell.arguments, **json.loads(report.read_text())}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Read again: another process may have added to it in the meantime.
+        file.write_text(json.dumps(read(file) | {cell.name: found}, indent=1) + "\n")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: a line for each model, image side and slice, without and with LPL side by side."""
+    lines = [
+        "| model | px | slice | images a chip | state | peak, GiB | peak with LPL | ratio | HBM | collectives, GiB "
+        "| with LPL | TFLOP a chip | with LPL | ratio | formulas |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in (each for each in cells() if each.loss == "none"):
+        with_lpl = Cell(cell.model, cell.resolution, "lpl", cell.slice)
+        lines.append(_line(cell, results.get(cell.name), results.get(with_lpl.name)))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cell: Cell, without: dict | None, with_lpl: dict | None) -> str:
+    both = [without, with_lpl]
+    either = without or with_lpl or {}
+
+    def values(read):
+        return [None if each is None or read(each) is None else read(each) for each in both]
+
+    def cell_of(value, form=".2f"):
+        return "-" if value is None else f"{value:{form}}"
+
+    def ratio(pair):
+        return "-" if None in pair else f"{pair[1] / pair[0]:.2f}"
+
+    peaks = values(lambda each: each["memory"].get("peak"))
+    traffic = values(lambda each: sum(kind["bytes"] for kind in each.get("collectives", {}).values()))
+    operations = values(lambda each: each.get("flops", {}).get("compiled"))
+    formulas = values(lambda each: each.get("flops", {}).get("traced"))
+    marks = ["" if each is None or each["fits"] else " (does not fit)" for each in both]
+    columns = [
+        cell.model,
+        str(cell.resolution),
+        cell.slice,
+        str(cell.batch // CHIPS[cell.slice]),
+        cell_of(either.get("state", 0) / GIB if either else None),
+        *(cell_of(None if peak is None else peak / GIB) + mark for peak, mark in zip(peaks, marks, strict=True)),
+        ratio(peaks),
+        cell_of(either["hbm"] / GIB if either else None),
+        *(cell_of(None if total is None else total / GIB) for total in traffic),
+        *(cell_of(None if count is None else count / 1e12, ".1f") for count in operations),
+        ratio(operations),
+        ratio(formulas),
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

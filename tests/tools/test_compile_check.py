@@ -1,0 +1,224 @@
+"""The compile check as a user calls it, and its parts: plans of a tiny step, the search for a batch, messages."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lpl_jax import autoencoders
+from lpl_jax.analysis import compile_report, hlo, topology
+from lpl_jax.errors import InputError
+from lpl_jax.tools import compile_check, compile_table, config_file
+from lpl_jax.training import build, resolve
+
+ROOT = Path(compile_check.__file__).parents[2]
+TINY = [
+    "--config=configs/base.py",
+    "--config.resolution=32",
+    "--config.model.preset=small",
+    "--config.model.hidden=64",
+    "--config.model.depth=2",
+    "--config.model.num_classes=2",
+    "--config.autoencoder.source=bundled",
+    "--config.train.batch_size=16",
+]
+SPLIT = ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def call(argv, folder, **environment):
+    """The program as a user starts it: (finished process, its report)."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv, f"--json={folder / 'report.json'}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished, json.loads((folder / "report.json").read_text())
+
+
+def test_emulated_devices(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(compile_check.CHILD, "cpu:8")  # this process has them
+    argv = [*TINY, *SPLIT, "--topology=cpu:8", "--batch=24", f"--json={tmp_path / 'report.json'}"]
+    assert compile_check.main([*argv, f"--hlo={tmp_path / 'hlo.txt'}"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert f"{compile_check.text(report)}written to" in capsys.readouterr().out
+    assert (report["devices"], report["mesh"], report["batch_size"]) == (8, {"data": 1, "fsdp": 8, "tensor": 1}, 24)
+    memory = report["memory"]
+    assert memory["peak"] == memory["argument"] + memory["temp"] + memory["output"] - memory["alias"]
+    assert report["fits"] is None and report["state"] < report["state_whole"]
+    # The new state takes the old one's place.
+    assert memory["alias"] >= report["state"] > 0.9 * memory["alias"]
+    assert report["flops"]["compiled"] == pytest.approx(report["flops"]["traced"], rel=0.2)
+    assert report["flops"]["compiled"] > report["flops"]["analytic"] * 0.9
+    assert {"all-gather", "all-reduce"} <= set(report["collectives"]) and report["rematerializations"] == 0
+    assert hlo.summary((tmp_path / "hlo.txt").read_text())["collectives"] == report["collectives"]
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_has_as_many_devices_as_asked_for(tmp_path):
+    finished, report = call([*TINY, "--topology=cpu:3", "--batch=6"], tmp_path)
+    assert finished.stderr == "" and report["devices"] == 3 and report["mesh"]["data"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not topology.has_libtpu(), reason="libtpu is not installed: pip install 'lpl_jax[tpu-compile]'")
+def test_a_tpu_slice(tmp_path):
+    finished, report = call([*TINY, *SPLIT, "--topology=v5e-4"], tmp_path)
+    assert "v5e-4 = v5e:2x2: 4 v5e chips" in finished.stdout and "of 15.75 GiB: fits" in finished.stdout
+    assert finished.stderr == ""
+    assert report["fits"] and 0 < report["memory"]["peak"] < 2**30 and report["dtype"] == "bfloat16"
+    assert report["flops"]["compiled"] == pytest.approx(report["flops"]["traced"], rel=0.2)
+    assert report["collectives"] and report["rematerializations"] == report["unknown_loops"] == 0
+    assert set(report["versions"]) == {"jax", "jaxlib", "libtpu"}
+
+
+# --- what does not fit ---
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A resolved experiment whose data axis copies the state, and its autoencoder's shapes."""
+    init = functools.partial(autoencoders.init, autoencoders.AutoencoderConfig.tiny())
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    experiment = build({"resolution": 32, "model": {"hidden": 64, "num_classes": 2}, "train": {"batch_size": 8}})
+    return resolve(experiment, shapes.config), shapes
+
+
+def test_a_state_that_does_not_fit_is_not_compiled_for(tiny, monkeypatch):
+    monkeypatch.setattr(compile_report.step_cost, "compile_step", None)
+    small = dataclasses.replace(topology.parse("cpu:8"), hbm=2**20)
+    report = compile_report.compile_report(*tiny, small)
+    assert report["fits"] is False and report["state"] == report["state_whole"] > 2**20
+    lines = compile_check.text({"given": small.text, "autoencoder": "", "dtype": ""} | report)
+    assert "DOES NOT FIT; nothing was compiled" in lines
+    assert "keeps 8 copies of the state; --config.mesh.data=1 --config.mesh.fsdp=-1" in lines
+
+
+def test_what_the_compiler_needed_is_reported(tiny, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used "
+            "20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+        )
+
+    monkeypatch.setattr(compile_report.step_cost, "compile_step", fail)
+    report = compile_report.compile_report(*tiny, dataclasses.replace(topology.parse("cpu:8"), hbm=15.75 * 2**30))
+    assert report["fits"] is False and report["memory"] == {"peak": 20.5 * 2**30}
+
+
+def test_warnings_of_the_partitioner_are_counted(tiny, monkeypatch, capfd):
+    """They come from C++, past sys.stderr."""
+
+    class Program:
+        def as_text(self):
+            return "ENTRY %main () -> () {\n  ROOT %nothing = () tuple()\n}\n"
+
+    def compile_step(*_):
+        for _ in range(2):
+            os.write(
+                2, f"W0000 spmd_partitioner.cc:652] {compile_report.FULL_REMATERIALIZATION}. The compiler\n".encode()
+            )
+        values = {"memory": {}, "traced": 0, "traced_kernels": 0, "flops": 0.0, "compile_seconds": 0.0}
+        return Program(), values
+
+    monkeypatch.setattr(compile_report.step_cost, "compile_step", compile_step)
+    assert compile_report.compile_report(*tiny, topology.parse("cpu:8"))["rematerializations"] == 2
+    assert capfd.readouterr().err == ""
+
+
+# --- the search for a batch ---
+
+
+@pytest.mark.parametrize("curve", [0.0, 0.002, -0.0001])
+@pytest.mark.parametrize("first", [16, 64, 4096])
+def test_largest_batch(curve, first):
+    """Plans that are a line, or bend: the batch fits, and one of an image more for each shard would not."""
+    tried = []
+
+    def peak(batch):
+        return 100 + 2 * batch + curve * batch**2
+
+    def measure(batch):
+        tried.append(batch)
+        return {"batch_size": batch, "memory": {"peak": peak(batch)}, "hbm": 1000.0}
+
+    found, reports = compile_report.find_batch(measure, first, 16)
+    assert peak(found) <= 1000 and found % 16 == 0
+    assert len(tried) == len(set(tried)) == len(reports) <= 2 + compile_report.ATTEMPTS
+    assert peak(found + 16) > 1000
+
+
+def test_no_batch_fits():
+    def measure(batch):
+        return {"batch_size": batch, "memory": {}, "hbm": 1.0}
+
+    assert compile_report.find_batch(measure, 16, 16)[0] is None
+
+
+def test_unknown_memory_has_no_largest_batch():
+    with pytest.raises(InputError, match="name a TPU topology"):
+        compile_report.find_batch(lambda batch: {"memory": {"peak": 1}, "hbm": None}, 16, 16)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([*TINY], "no topology given"),
+        ([*TINY, "--topology=v5e-17"], "v5e-17 is no slice that there is"),
+        ([*TINY, "--topology=v5e-16"], 'pip install "lpl_jax\\[tpu-compile\\]"'),
+        ([*TINY, "--topology=cpu:8", "--batch=0"], "--batch=0 is not 1 or more"),
+        (["--topology=cpu:8"], "no config given"),
+    ],
+)
+def test_mistakes_are_named(argv, message, monkeypatch):
+    monkeypatch.setattr(topology, "has_libtpu", lambda: False)
+    with pytest.raises(InputError, match=message):
+        compile_check.main(argv)
+
+
+# --- the table ---
+
+
+def test_cells_of_the_table_are_configs_that_exist():
+    cells = compile_table.cells()
+    assert len(cells) == 32 == len({cell.name for cell in cells})
+    for cell in cells:
+        flags = [flag for flag in cell.arguments if flag.startswith("--config")]
+        experiment = build(config_file.parse([*flags, f"--config.train.batch_size={cell.batch}"])[0])
+        assert experiment.resolution == cell.resolution and (experiment.lpl is None) == (cell.loss == "none")
+        slice_ = topology.parse(cell.slice)
+        assert slice_.devices == compile_table.CHIPS[cell.slice] and cell.batch % slice_.devices == 0
+
+
+def test_table_shows_both_steps_and_what_is_missing():
+    def report(peak, compiled):
+        return {
+            "state": 2**30, "hbm": 16 * 2**30, "fits": peak < 16, "memory": {"peak": peak * 2**30},
+            "flops": {"compiled": compiled * 1e12, "traced": compiled * 2e12},
+            "collectives": {"all-gather": {"count": 1, "bytes": 2**29}},
+        }  # fmt: skip
+
+    results = {"paper796 256 none v5e-16": report(4, 10), "paper796 256 lpl v5e-16": report(5, 15)}
+    results["paper796 512 none v5e-16"] = report(20, 10)
+    lines = compile_table.table(results).splitlines()
+    assert len(lines) == 2 + 16
+    assert (
+        "| paper796 | 256 | v5e-16 | 64 | 1.00 | 4.00 | 5.00 | 1.25 | 16.00 | 0.50 | 0.50 | 10.0 | 15.0 | 1.50 |"
+        in lines[2]
+    )
+    assert "| 20.00 (does not fit) | - | - |" in lines[6]

@@ -103,17 +103,18 @@ def test_the_second_caption_is_mixed_in(text_store):
         return batch["tokens"], batch["index"]
 
     options = dict(batch_size=40, text=True)
-    drawn = take(10, text_store, second_caption=0.25, **options)
-    # 400 draws: standard deviation sqrt(400 * 0.25 * 0.75) = 8.7; 5 of them either side
-    assert abs(columns(drawn).sum() - 100) < 44
-    assert columns(take(2, text_store, second_caption=1.0, **options)).all()
-    assert not columns(take(2, text_store, **options)).any()
+    drawn = take(5, text_store, second_caption=0.25, **options)
+    # 200 draws: standard deviation sqrt(200 * 0.25 * 0.75) = 6.1; 5 of them either side
+    assert abs(columns(drawn).sum() - 50) < 31
+    assert columns(take(1, text_store, second_caption=1.0, **options)).all()
+    plain = take(2, text_store, **options)
+    assert not columns(plain).any()
     for name in ("mean", "index"):
-        np.testing.assert_array_equal(drawn[3][name], take(4, text_store, **options)[3][name])
-    assert_equal(drawn[4:], take(6, text_store, second_caption=0.25, start_step=4, **options))
-    parts = [take(2, text_store, second_caption=0.25, process_index=p, process_count=2, **options) for p in (0, 1)]
+        np.testing.assert_array_equal(drawn[1][name], plain[1][name])
+    assert_equal(drawn[4:], take(1, text_store, second_caption=0.25, start_step=4, **options))
+    parts = [take(1, text_store, second_caption=0.25, process_index=p, process_count=2, **options) for p in (0, 1)]
     for name in ("tokens", "mean"):
-        np.testing.assert_array_equal(np.concatenate([part[1][name] for part in parts]), drawn[1][name])
+        np.testing.assert_array_equal(np.concatenate([part[0][name] for part in parts]), drawn[0][name])
 
 
 def test_text_that_is_not_there_is_refused(store, text_store, shards, autoencoder, tmp_path):

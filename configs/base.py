@@ -104,6 +104,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.loss.lpl_capacity = "auto"  # decoded images of a batch: auto (expected + 10 %) | economical | all | a number
     c.loss.lpl_groups = "auto"  # they are drawn from as many equal groups of it: auto (parts on devices) | a number
     c.loss.lpl_chunk = "auto"  # images that a device decodes at a time: auto (as many as fill 512 x 512 px) | a number
+    c.loss.stratified_t = False  # spread the timesteps of each group evenly over their distribution: less noise in LPL
     c.loss.calibration_batches = 50  # batches that weights are calibrated on, before the first step
     c.loss.lpl_start = 0  # LPL, or a comparison loss, counts from this step on
 

@@ -7,7 +7,8 @@
     python train.py --config configs/cc12m.py:512,post,lpl --workdir runs/lpl512 \
         --config.train.init_from=runs/pretrain --config.data.store=/data/cc12m512
 
-Arguments are those of configs/imagenet.py (256 | 512, eps | v | flow, lpl | reference, post, size of the model).
+Arguments are those of configs/imagenet.py (256 | 512, eps | v | flow, lpl | reference, economical, post, size of the
+model).
 The tars are img2dataset's. Stated by the paper: autoencoder of the main results, steps, batch, guidance, DDIM 50 steps,
 captions rewritten by Florence-2 (ours are those of the tars: put others into them as a field of the json). From the
 companion paper: CLIP ViT-L/14 and its 77 tokens. Not stated: layer of CLIP and pooled vector (docs/decisions.md).

@@ -11,6 +11,8 @@ Arguments, comma separated (defaults first):
                                 carry the perceptual loss
   eps | v | flow                paradigm
   lpl | reference               add the Latent Perceptual Loss: the paper's reading, or the public PyTorch example's
+  economical                    an unbiased estimate of it from one image in 12, at stratified timesteps: a step then
+                                takes about 1.2 times the operations of one without (docs/flops.md)
   post                          post-training: 200k steps at 256, 120k at 512, with a new optimizer from train.init_from
   paper796 | xl_two_stream | sd3_faithful | small | tiny    size of the model
 Values that the paper states: quadratic schedule, batch and steps, guidance 1.5 (256) and 2.0 (512), DDIM 50 steps. Not

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs import base
+from lpl_jax.errors import InputError
 
 SIZES = ("paper796", "xl_two_stream", "sd3_faithful", "small", "tiny")
 PARADIGMS = ("eps", "v", "flow")
@@ -14,7 +15,7 @@ def get_config(file: str, arguments: str) -> ConfigDict:
 
     file: the config file that takes them, for messages.
     """
-    chosen = base.choose(file, arguments, ("256", "512", *PARADIGMS, *LOSSES, "post", *SIZES))
+    chosen = base.choose(file, arguments, ("256", "512", *PARADIGMS, *LOSSES, "economical", "post", *SIZES))
     large = base.one_of(file, chosen, ("256", "512")) == "512"
     c = base.get_config()
     c.resolution = 512 if large else 256
@@ -24,6 +25,11 @@ def get_config(file: str, arguments: str) -> ConfigDict:
     c.paradigm.schedule_rescale = 2.0 if large else 1.0
     loss = base.one_of(file, chosen, ("none", *LOSSES))
     c.lpl.preset = LOSSES.get(loss, "none")
+    if "economical" in chosen:
+        if loss == "none":
+            raise InputError(f"{file}: economical says how LPL is estimated: add lpl or reference")
+        c.loss.lpl_capacity = "economical"
+        c.loss.stratified_t = True
     c.ema.decays = (0.9999, 0.99975)  # the best without and with the perceptual loss (Fig. 10)
     c.train.batch_size = 256 if large else 1024
     c.train.steps = 600_000

@@ -54,6 +54,10 @@ class Paradigm(abc.ABC):
         """Draw training times."""
 
     @abc.abstractmethod
+    def time_of(self, u: jax.Array) -> jax.Array:
+        """The training times of uniform numbers u in [0, 1): distributed as those that are drawn, and monotone in u."""
+
+    @abc.abstractmethod
     def time_input(self, t: jax.Array) -> jax.Array:
         """What the network is fed for t: float32 of about 0 to 1000."""
 
@@ -131,6 +135,9 @@ class DiscreteParadigm(Paradigm):
 
     def sample_t(self, key, shape):
         return jax.random.randint(key, shape, 0, self.train_steps, jnp.int32)
+
+    def time_of(self, u):
+        return jnp.minimum((u * self.train_steps).astype(jnp.int32), self.train_steps - 1)
 
     def time_input(self, t):
         return jnp.asarray(t).astype(jnp.float32)
@@ -219,6 +226,9 @@ class FlowParadigm(Paradigm):
     def sample_t(self, key, shape):
         t = timesteps.sample_flow_time(key, shape, **self._time_distribution())
         return schedules.shift_time(t, self.schedule_rescale)
+
+    def time_of(self, u):
+        return schedules.shift_time(timesteps.flow_time(u, **self._time_distribution()), self.schedule_rescale)
 
     def time_input(self, t):
         return FLOW_TIME_SCALE * jnp.asarray(t).astype(jnp.float32)

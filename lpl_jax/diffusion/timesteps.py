@@ -1,4 +1,4 @@
-"""Distributions of the training time of flow matching, t in [0, 1] with t = 1 pure noise."""
+"""Stratified draws, and distributions of the training time of flow matching, t in [0, 1] with t = 1 pure noise."""
 
 import math
 
@@ -8,6 +8,19 @@ import numpy as np
 
 FLOW_TIME_SAMPLING = ("mode", "uniform", "logit_normal")
 MODE_SCALE_MIN, MODE_SCALE_MAX = -1.0, 2.0 / (math.pi - 2.0)  # mode_time is monotone between these
+
+
+def stratified_uniform(key, groups: int, size: int) -> jax.Array:
+    """(groups * size,) float32, uniform in [0, 1); each group has one in every interval [i / size, (i + 1) / size).
+
+    Groups are consecutive and independent of each other; within one the intervals come in random order. A mean over a
+    group then varies no more than with independent draws, and much less where the values depend on the number smoothly
+    or by a step.
+    """
+    order, place = jax.random.split(key)
+    intervals = jnp.argsort(jax.random.uniform(order, (groups, size)), axis=1)
+    u = (intervals + jax.random.uniform(place, (groups, size))) / size
+    return jnp.minimum(u, 1.0 - 2.0**-24).reshape(-1)  # the division may round up to 1
 
 
 def mode_time(u, scale: float = 1.29):
@@ -25,6 +38,13 @@ def sample_flow_time(key, shape, kind: str, *, mode_scale: float, logit_mean: fl
     if kind == "logit_normal":
         return jax.nn.sigmoid(logit_mean + logit_std * jax.random.normal(key, shape, jnp.float32))
     u = jax.random.uniform(key, shape, jnp.float32)
+    return flow_time(u, kind, mode_scale=mode_scale, logit_mean=logit_mean, logit_std=logit_std)
+
+
+def flow_time(u: jax.Array, kind: str, *, mode_scale: float, logit_mean: float, logit_std: float) -> jax.Array:
+    """The times of uniform numbers u in [0, 1): distributed as those of `sample_flow_time`, and monotone in u."""
+    if kind == "logit_normal":
+        return jax.nn.sigmoid(logit_mean + logit_std * jax.scipy.special.ndtri(u))
     return mode_time(u, mode_scale) if kind == "mode" else u
 
 

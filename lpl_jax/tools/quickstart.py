@@ -143,7 +143,7 @@ _measure = jax.jit(losses, static_argnames="objective")
 
 def _heldout_losses(params, objective: Objective, autoencoder, heldout: LatentStore, rounds: int = 3):
     """Mean diffusion and perceptual loss over the held-out crops, `rounds` times with other timesteps and noise."""
-    objective = dataclasses.replace(objective, label_dropout=0.0, capacity=None)
+    objective = dataclasses.replace(objective, label_dropout=0.0, capacity=None, groups=None)
     stream = batches(heldout, batch_size=len(heldout), seed=0)
     metrics = [
         _measure(params, next(stream), jax.random.key(index), autoencoder, jnp.float32(1), objective=objective)[1]

@@ -71,6 +71,7 @@ class LossConfig:
     lpl_capacity: str | int = "auto"
     lpl_groups: str | int = "auto"
     lpl_chunk: str | int = "auto"
+    stratified_t: bool = False
     calibration_batches: int = 50
     lpl_start: int = 0
 
@@ -339,6 +340,10 @@ def _check_together(experiment: Experiment) -> None:
         raise InputError(
             f"loss.lpl_capacity={capacity} is not divisible by train.accumulate={parts}: each part decodes as many"
         )
+    groups = experiment.loss.lpl_groups
+    if isinstance(groups, int) and batch // parts % groups:
+        whole = f"train.batch_size={batch} / train.accumulate={parts}"
+        raise InputError(f"loss.lpl_groups={groups} does not divide {whole}")
     if lpl is not None and lpl.tau is None:
         raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
     if lpl is not None and lpl.weight is None and lpl.target_share is None:

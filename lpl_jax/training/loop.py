@@ -217,6 +217,7 @@ def make_objective(experiment: Experiment, shards: int | None = None) -> Objecti
         capacity=capacity,
         groups=groups,
         chunk=loss.chunk,
+        stratified_t=loss.stratified_t,
         lpl_start=loss.lpl_start,
         comparison=experiment.comparison,
         accumulate=settings.accumulate,

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import sample_posterior
 from lpl_jax.diffusion import Paradigm, loss_weight
+from lpl_jax.diffusion.timesteps import stratified_uniform
 from lpl_jax.losses import (
     ComparisonConfig,
     LossVariances,
@@ -53,6 +55,7 @@ class Objective:
       accumulate: number of equal parts that a batch is taken in, one after another.
       capacity: how many images of a part are decoded at the most; None decodes all and masks.
       groups, chunk: of a part in the draw of these, and images decoded at a time; see `gated_perceptual_loss`.
+      stratified_t: timesteps are spread evenly over their distribution within each of the groups.
       lpl_start: the perceptual loss counts from this step on.
       comparison: one of the paper's comparison losses; "reweighting" takes what it needs of `lpl`, others exclude it.
     """
@@ -68,6 +71,7 @@ class Objective:
     capacity: int | None = None
     groups: int | None = None
     chunk: int | None = None
+    stratified_t: bool = False
     lpl_start: int = 0
     comparison: ComparisonConfig | None = None
     accumulate: int = 1
@@ -108,7 +112,7 @@ def losses(
     paradigm = objective.paradigm
     latent_key, t_key, noise_key, drop_key, gate_key = jax.random.split(key, 5)
     z0 = autoencoder.scale(sample_posterior(latent_key, batch["mean"], batch["logvar"]))
-    t = paradigm.sample_t(t_key, z0.shape[:1]) if t is None else t
+    t = _times(t_key, len(z0), objective) if t is None else t
     noise = jax.random.normal(noise_key, z0.shape) if noise is None else noise
     conditions = _conditions(batch, drop_key, objective, text)
 
@@ -135,6 +139,14 @@ def _conditions(batch, key, objective: Objective, text: TextConditioner | None) 
     else:
         condition = text(batch, dropped, jax.random.fold_in(key, 1))
     return (*condition, batch.get("control"))
+
+
+def _times(key, batch: int, objective: Objective):
+    paradigm = objective.paradigm
+    if not objective.stratified_t:
+        return paradigm.sample_t(key, (batch,))
+    groups = parallel.context_shards() if objective.groups is None else objective.groups
+    return paradigm.time_of(stratified_uniform(key, groups, batch // groups))
 
 
 class _Prediction(NamedTuple):

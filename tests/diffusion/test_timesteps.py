@@ -107,6 +107,36 @@ def test_drawn_indices_are_uniform_over_the_whole_schedule():
     assert np.abs(counts - 200).max() < 6 * 200**0.5
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_stratified_numbers(groups):
+    """One in every interval of each group, each place uniform over all of them, and groups unlike each other."""
+    size, draws = 8, 2000
+    keys = jax.random.split(jax.random.key(0), draws)
+    u = np.asarray(jax.jit(jax.vmap(lambda key: timesteps.stratified_uniform(key, groups, size)))(keys))
+    assert u.shape == (draws, groups * size) and u.min() >= 0 and u.max() < 1
+    u = u.reshape(draws, groups, size)
+    np.testing.assert_array_equal(np.sort(np.floor(u * size), axis=2), np.broadcast_to(np.arange(size), u.shape))
+    for place in u.reshape(draws, -1).T:  # Kolmogorov-Smirnov, p = 0.0001
+        assert np.abs(np.sort(place) - (np.arange(draws) + 0.5) / draws).max() < 2.23 / draws**0.5
+    if groups > 1:
+        assert abs(np.corrcoef(u[:, 0, 0], u[:, 1, 0])[0, 1]) < 4 / draws**0.5
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_times_of_uniform_numbers_have_the_drawn_distribution(factor):
+    u = (np.arange(1000, dtype=np.float32) + 0.5) / 1000
+    for name in ("eps", "v"):
+        np.testing.assert_array_equal(paradigm(name, schedule_rescale=factor).time_of(jnp.asarray(u)), np.arange(1000))
+    ends = paradigm("eps").time_of(jnp.array([0.0, 1 - 2.0**-24]))
+    assert ends.dtype == jnp.int32 and ends.tolist() == [0, 999]
+    for kind in FLOW_KINDS:
+        p = paradigm("flow", time_sampling=kind, schedule_rescale=factor)
+        t = np.asarray(p.time_of(jnp.asarray(u)), np.float64)
+        below = [timesteps.flow_time_cdf(x, kind, **DEFAULTS) for x in t / (factor - (factor - 1) * t)]
+        np.testing.assert_allclose(below, 1 - u if kind == "mode" else u, atol=1e-5)
+        assert np.isfinite(p.time_of(jnp.array([0.0, 1 - 2.0**-24]))).all()
+
+
 def test_time_input_is_on_the_scale_of_the_indices():
     index = paradigm("eps").time_input(jnp.array([0, 999], jnp.int32))
     time = paradigm("flow").time_input(jnp.array([0.0, 0.25, 1.0]))

@@ -52,9 +52,11 @@ def pulled_back(function, autoencoder, pred, target, config, cotangent):
         (LPLConfig.paper(taps=3), 2),  # the last chunk is filled up
         (LPLConfig.reference(taps=3), 1),
         (LPLConfig.paper(taps=2, mask_layers="all", stats="separate"), 5),
-        (LPLConfig.paper(taps="rgb"), None),
+        pytest.param(LPLConfig.paper(taps="rgb"), None, marks=pytest.mark.slow),
+        pytest.param(LPLConfig.paper(), 2, marks=pytest.mark.slow),
+        pytest.param(LPLConfig.reference(), 3, marks=pytest.mark.slow),
     ],
-    ids=["paper", "reference", "all_at_once", "rgb"],
+    ids=["paper", "reference", "all_at_once", "rgb", "paper_5_taps", "reference_5_taps"],
 )
 def test_equals_the_joint_computation(config, chunk, tiny_autoencoder, latents):
     pred, target = (each[:5] for each in latents)
@@ -112,7 +114,9 @@ def gated(autoencoder, z0_hat, z0, alpha, sigma, capacity=8):
 gated_gradient = jax.value_and_grad(gated, argnums=1, has_aux=True)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 1), (1, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(8, 1, 1), (2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 4, 1), (1, 1, 4)))], ids=str
+)
 def test_meshes_agree_and_devices_do_not_talk(sizes, tiny_autoencoder, latents):
     (expected, expected_metrics), expected_gradient = jax.jit(gated_gradient)(
         tiny_autoencoder, *latents, *gate_levels()
@@ -155,7 +159,7 @@ def test_memory_does_not_grow_with_the_decoded_rows(tiny_autoencoder):
         def gradient(autoencoder, *rows):
             def loss(z0_hat, *rest):
                 options = dict(resolution=64, capacity=capacity, chunk=1)
-                config = LPLConfig.paper(taps=2)
+                config = LPLConfig.paper(taps=3)
                 return gated_perceptual_loss(autoencoder, z0_hat, *rest, jax.random.key(0), config, **options)[0]
 
             return jax.grad(loss)(*rows)

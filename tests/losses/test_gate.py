@@ -36,13 +36,13 @@ def levels(*active):
     return alpha, sigma
 
 
-def evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity=None, sample_weight=None):
+def evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity=None, sample_weight=None, groups=None):
     """Loss, its gradient by z0_hat, and metrics; all arguments are passed on, so that equal calls share a program."""
-    return _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, sample_weight)
+    return _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, sample_weight, groups)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity"))
-def _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, sample_weight):
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "groups"))
+def _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, sample_weight, groups):
     def total(z0_hat):
         return gated_perceptual_loss(
             autoencoder,
@@ -54,6 +54,7 @@ def _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, samp
             config,
             resolution=256,
             capacity=capacity,
+            groups=groups,
             sample_weight=sample_weight,
         )
 
@@ -112,6 +113,28 @@ def test_too_little_capacity_is_right_on_average(tiny_autoencoder, latents):
             gradients[drawn[:, row], row], np.broadcast_to(expected, gradients[drawn[:, row], row].shape),
             rtol=1e-3, atol=1e-5 * np.abs(expected).max(),
         )  # fmt: skip
+
+
+def test_groups_draw_each_for_itself_and_are_right_on_average(tiny_autoencoder, latents):
+    """Rows 0 and 1 of the first three, 3 to 5 of the others: one of each is decoded, for two and for three."""
+    rows, draws = (0, 1, 3, 4, 5), 400
+    dense_loss, dense_gradient, _ = evaluate(tiny_autoencoder, *latents, *levels(*rows), KEY, ALL)
+
+    @jax.jit
+    def many(autoencoder, keys):
+        options = dict(capacity=2, groups=2)
+        draw = lambda key: evaluate(autoencoder, *latents, *levels(*rows), key, ALL, **options)[:2]  # noqa: E731
+        return jax.lax.map(draw, keys)
+
+    losses, gradients = (np.asarray(each, np.float64) for each in many(tiny_autoencoder, jax.random.split(KEY, draws)))
+    for drawn, dense in ((losses, dense_loss), (gradients, np.asarray(dense_gradient, np.float64))):
+        error = drawn.std(0, ddof=1) / math.sqrt(draws)
+        assert np.all(np.abs(drawn.mean(0) - dense) <= 5 * error + 1e-6 * np.abs(dense).max())
+    decoded = np.any(gradients != 0, axis=(2, 3, 4))
+    np.testing.assert_array_equal(decoded[:, :3].sum(1), 1)
+    np.testing.assert_array_equal(decoded[:, 3:].sum(1), 1)
+    largest, expected = np.abs(gradients).max((0, 2, 3, 4)), np.abs(dense_gradient).max((1, 2, 3))
+    np.testing.assert_allclose(largest, [2, 2, 0, 3, 3, 3] * expected, rtol=1e-3)
 
 
 def test_too_little_capacity_by_batch_reduction(tiny_autoencoder, latents):

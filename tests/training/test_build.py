@@ -66,7 +66,7 @@ def test_quickstart_configs_build_and_survive_json(arguments):
 
 @pytest.mark.parametrize("size, process", itertools.product(("256", "512"), ("eps", "v", "flow")))
 def test_imagenet_configs_build(size, process):
-    for extra in ("", "lpl", "post,lpl", "post,reference", "xl_two_stream"):
+    for extra in ("", "lpl", "post,lpl", "post,reference", "lpl,economical", "xl_two_stream"):
         experiment = build(started(imagenet.get_config(f"{size},{process},{extra}")))
         assert build(to_dict(experiment)) == experiment
         assert experiment.resolution == int(size)
@@ -74,6 +74,13 @@ def test_imagenet_configs_build(size, process):
         assert experiment.paradigm.schedule_rescale == int(size) / 256
         if extra == "post,lpl":
             assert experiment.lpl.tau_at(experiment.resolution) == pytest.approx(3 * int(size) / 512)
+
+
+def test_economical_is_of_a_perceptual_loss():
+    loss = build(imagenet.get_config("512,lpl,economical")).loss
+    assert (loss.lpl_capacity, loss.stratified_t) == ("economical", True)
+    with pytest.raises(InputError, match="economical.*add lpl or reference"):
+        imagenet.get_config("512,economical")
 
 
 def test_the_same_timesteps_are_active_at_both_sizes():
@@ -107,6 +114,7 @@ def test_resolve_takes_channels_from_the_autoencoder():
         ({"lpl.preset": "paper", "loss.lpl_capacity": 300}, "lpl_capacity=300 is more than train.batch_size=256"),
         ({"loss.lpl_capacity": "some"}, "auto, economical, all, or a number"),
         ({"loss.lpl_groups": "0"}, "auto, or a number of groups"),
+        ({"loss.lpl_groups": 3}, "lpl_groups=3 does not divide train.batch_size=256 / train.accumulate=1"),
         ({"loss.lpl_chunk": -1}, "lpl_chunk=-1 is not possible"),
         ({"loss.weighting": "snr"}, "none, min_snr"),
         ({"sampling.sampler": "euler"}, "sampler='euler' with paradigm 'eps'; possible: ddim"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +110,27 @@ def test_dropped_labels_have_no_influence(params, batch, autoencoder):
     always, never = objective(lpl=None, label_dropout=1.0), objective(lpl=None, label_dropout=0.0)
     assert run(params, batch, autoencoder, always)[0] == run(params, other, autoencoder, always)[0]
     assert run(params, batch, autoencoder, never)[0] != run(params, other, autoencoder, never)[0]
+
+
+class TimeInput(nn.Module):
+    """Predicts the time that it is given, in every latent pixel."""
+
+    @nn.compact
+    def __call__(self, latents, t, *conditions):
+        return jnp.zeros_like(latents) + t[:, None, None, None] + self.param("zero", nn.initializers.zeros, ())
+
+
+def test_stratified_times(batch, autoencoder):
+    """Without noise the loss is the mean of t^2, which the intervals of the two groups leave little room."""
+    chosen = objective(lpl=None, model=TimeInput(), stratified_t=True, groups=2)
+    edges = np.arange(BATCH // 2 + 1) / (BATCH // 2) * 1000
+    noise = np.zeros((BATCH, 4, 4, 4), np.float32)
+    found = [float(run({"zero": 0.0}, batch, autoencoder, chosen, key=k, noise=noise)[0]) for k in range(20)]
+    assert np.mean(edges[:-1] ** 2) <= min(found) < max(found) <= np.mean(edges[1:] ** 2)
+    assert len(set(found)) == 20
+    plain = dataclasses.replace(chosen, stratified_t=False)
+    drawn = [float(run({"zero": 0.0}, batch, autoencoder, plain, key=k, noise=noise)[0]) for k in range(20)]
+    assert np.std(drawn) > 1.5 * np.std(found)
 
 
 def test_weights_of_min_snr_enter_both_losses(params, batch, autoencoder):

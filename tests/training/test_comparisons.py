@@ -53,6 +53,7 @@ def test_gated_latent_lpips_run(lpips_file, tiny_config, tmp_path):
     assert line["comparison"] > 0
 
 
+@pytest.mark.slow
 def test_reweighting_run_keeps_its_variances(tiny_config, with_lpl, tmp_path):
     config = tiny_config(train__steps=2, lpl__taps=1, **with_lpl)
     config.comparison.kind = "reweighting"
@@ -65,6 +66,7 @@ def test_reweighting_run_keeps_its_variances(tiny_config, with_lpl, tmp_path):
     assert all(line["loss"] > line["diffusion_loss"] for line in read_metrics(tmp_path))
 
 
+@pytest.mark.slow
 def test_lpl_from_a_step_on(tiny_config, with_lpl, tmp_path):
     config = tiny_config(train__steps=2, train__log_every=1, loss__lpl_start=1, lpl__taps=1, **with_lpl)
     train(build(config), tmp_path)

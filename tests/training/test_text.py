@@ -93,6 +93,7 @@ def test_self_perceptual_features_are_conditioned_on_the_same_prompts(params, ba
     assert np.isfinite(found).all() and found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_meshes_agree(params, batch, autoencoder, text):
     results = []
     for sizes in ((1, 1, 1), (2, 1, 2)):

@@ -19,7 +19,7 @@ def get_config(arguments=""):
     c.sampling.steps, c.sampling.per_class = 2, 1
     if "lpl" in arguments:
         c.lpl.taps, c.lpl.tau_ref_resolution = 3, 32
-        c.loss.lpl_capacity, c.loss.calibration_batches = "4", 1
+        c.loss.calibration_batches = 1
     return c
 """
 

@@ -36,7 +36,7 @@ def here(monkeypatch):
         (["--config=nowhere.py", WORKDIR], "config file nowhere.py:"),
         ([QUICK + ":fast", WORKDIR], "does not take 'fast'; possible: post, lpl"),
         (["--config=configs/imagenet.py:256,512", WORKDIR], "takes one of 256, 512, got 256 and 512"),
-        ([QUICK, WORKDIR, "--config.train.stepps=3"], "config.train has no field 'stepps'; possible: batch_size"),
+        ([QUICK, WORKDIR, "--config.train.stepps=3"], "config.train has no field 'stepps'; possible: accumulate"),
         ([QUICK, WORKDIR, "--config.trian.steps=3"], "config has no field 'trian'; possible: autoencoder"),
         ([QUICK, WORKDIR, "--config.train.steps=many"], "--config.train.steps=many"),
         ([QUICK, WORKDIR, "--config.paradigm.name=eps", "--config.paradigm.zero_terminal_snr=True"], "impossible with"),

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -137,6 +138,26 @@ def compile_step(
     }
 
 
+def runner(
+    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, compiled: Any, text: TextConditioner | None = None
+) -> Callable[[], dict[str, jax.Array]]:
+    """function() -> metrics: runs the next step of the compiled program on random latents and waits for it."""
+    state = _state(create_state, experiment, mesh, lpl_weight=1.0)  # with any weight, steps take as long
+    batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
+    seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
+    network = _network(experiment, state, autoencoder, mesh)
+    autoencoder = parallel.put_decoder(_with_weights(autoencoder, mesh), mesh, experiment.mesh.decoder)
+    frozen = autoencoder, network, _text_with_weights(text, mesh)
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, batch, seed_key, *frozen)
+        jax.block_until_ready((state, metrics))
+        return metrics
+
+    return step
+
+
 def measure(
     experiment: Experiment,
     autoencoder: Autoencoder,
@@ -147,17 +168,10 @@ def measure(
     repeats: int = 10,
 ) -> dict[str, Any]:
     """Steps of the compiled program on random latents, each one waited for: seconds, and memory where devices tell."""
-    state = _state(create_state, experiment, mesh, lpl_weight=1.0)  # with any weight, steps take as long
-    batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
-    seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
-    network = _network(experiment, state, autoencoder, mesh)
-    autoencoder = parallel.put_decoder(_with_weights(autoencoder, mesh), mesh, experiment.mesh.decoder)
-    frozen = autoencoder, network, _text_with_weights(text, mesh)
-    seconds = []
+    step, seconds = runner(experiment, autoencoder, mesh, compiled, text), []
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
-        state, metrics = compiled(state, batch, seed_key, *frozen)
-        jax.block_until_ready((state, metrics))
+        metrics = step()
         seconds.append(time.perf_counter() - start)
     seconds = seconds[WARM_UP:]
     median = statistics.median(seconds)

@@ -1,0 +1,401 @@
+"""Everything that wants a GPU, in one call of less than nine minutes: numerics, times, memory, kernels.
+
+    python -m benchmarks.gpu                    one large GPU (80 GB)
+    python -m benchmarks.gpu --miniature        the same program on a CPU at tiny size, so that it cannot rot
+
+Sections, each a process of its own with a time limit; what a section has found is in the result as soon as it is known,
+and one that fails or runs out of time is reported and keeps none of the others from running:
+
+  numerics    loss, gradient, decoder and samplers on the GPU against the CPU in float32, within the stated tolerances
+  steps_512   steps of paper796 without and with the loss (the paper's share, and economical): ratios, MFU, memory,
+  steps_256   and what the kernels of the step with the loss are
+  loss        the loss alone, forward and backward, and the share of its outlier mask
+  torch       the loss against PyTorch's, where PyTorch sees the GPU
+  sampler     images/s of DDIM with guidance and of the decoder
+  inception   images/s of the evaluator's network
+
+Exit status: 0, or 1 where a section failed or a number is outside its tolerance. Goals that are missed are printed.
+The result is written to benchmarks/results.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common, lpl, traces
+from lpl_jax import xla_flags
+from lpl_jax.errors import InputError
+from lpl_jax.tools.cli import parser, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+TOTAL_SECONDS = 520
+MFU_GOAL, MFU_LPL_GOAL = 0.50, 0.40
+Record = Callable[..., None]  # record(name=value, ...): adds to the section's result at once
+
+# Largest relative error (L2) against the CPU in float32: of values, and of gradients, where a pixel that crosses the
+# threshold of a mask counts. TF32 has 10 bits of mantissa, bfloat16 has 7.
+TOLERANCES = {
+    "float32, highest precision": (1e-4, 1e-3),
+    "float32, default precision": (2e-2, 5e-2),
+    "bfloat16": (5e-2, 2e-1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes of everything. steps: (resolution, batch) by section; sampler: (images, steps)."""
+
+    size: str
+    steps: dict[str, tuple[int, int]]
+    numerics_resolution: int
+    loss: tuple[tuple[int, int], ...]  # (resolution, images)
+    torch: tuple[str, ...]
+    sampler: tuple[int, int]
+    inception: int
+    repeats: int
+
+
+FULL = Scale(
+    size="paper796",
+    steps={"steps_512": (512, 16), "steps_256": (256, 64)},
+    numerics_resolution=64,
+    loss=((256, 4), (512, 4)),
+    torch=("--resolution=256", "--images=4", "--dtype=bfloat16", "--repeats=10"),
+    sampler=(64, 50),
+    inception=256,
+    repeats=10,
+)
+MINIATURE = Scale(
+    size="tiny",
+    steps={"steps_512": (32, 4), "steps_256": (16, 4)},
+    numerics_resolution=16,
+    loss=((16, 1),),
+    torch=("--size=tiny", "--resolution=16", "--images=1", "--repeats=1", "--modes", "eager"),
+    sampler=(1, 2),
+    inception=1,
+    repeats=1,
+)
+
+
+# --- sections: function(scale, record) ---
+
+
+def numerics(scale: Scale, record: Record) -> None:
+    import jax
+
+    from lpl_jax.losses import LPLConfig, latent_perceptual_loss
+
+    config = dataclasses.replace(lpl.autoencoder_config(lpl.SIZES[scale.size]), dtype="float32")
+    autoencoder = common.random_autoencoder(config)
+    predicted, clean = common.latents(config, scale.numerics_resolution, 1)
+
+    def loss(autoencoder, predicted, clean):
+        value, _ = latent_perceptual_loss(autoencoder, predicted, clean, LPLConfig.paper())
+        return value.sum()
+
+    functions = {"loss and gradient": jax.value_and_grad(loss, argnums=1), "decoder": lambda a, p, _: a.decode(p)}
+    for name, function in functions.items():
+        expected = _on("cpu", function, autoencoder, predicted, clean)
+        for mode in TOLERANCES:
+            lowered = dataclasses.replace(config, dtype="bfloat16" if mode == "bfloat16" else "float32")
+            found = _on(None, function, autoencoder.replace(config=lowered), predicted, clean, mode=mode)
+            errors = [_error(a, b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)]
+            record(**{f"{name}, {mode}": _judged(errors, mode)})
+    _samplers(scale, record)
+
+
+def _samplers(scale: Scale, record: Record) -> None:
+    """Whole trajectories of a small denoiser with random weights."""
+    import jax
+    import numpy as np
+
+    from lpl_jax import denoisers
+    from lpl_jax.diffusion import paradigm
+    from lpl_jax.evaluation.generate import sample_latents
+
+    model = denoisers.preset("tiny", num_classes=2, dtype="float32")
+    shapes = jax.eval_shape(lambda key: denoisers.init(model, key), jax.random.key(0))
+    rng = np.random.default_rng(0)  # an output layer of zeros, as training starts with, would show nothing
+    params = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    rows = np.arange(2)
+    for name, sampler, steps in (("eps", "ddim", 4), ("flow", "euler", 4), ("flow", "rk4", 2)):
+
+        def run(params, dtype, name=name, sampler=sampler, steps=steps):
+            options = dict(side=4, resolution=32, sampler=sampler, steps=steps, guidance=1.5)
+            config = dataclasses.replace(model, dtype=dtype)
+            return sample_latents(
+                params, jax.random.key(1), rows, rows, model=config, paradigm=paradigm(name), **options
+            )
+
+        expected = _on("cpu", lambda params, run=run: run(params, "float32"), params)
+        for mode in TOLERANCES:
+            dtype = "bfloat16" if mode == "bfloat16" else "float32"
+            found = _on(None, lambda params, run=run, dtype=dtype: run(params, dtype), params, mode=mode)
+            record(**{f"{sampler}, {mode}": _judged([_error(found, expected)], mode)})
+
+
+def _on(platform: str | None, function, *args, mode: str = "float32, highest precision"):
+    """The function's result on the first device of a platform (None: of the default one), on the host."""
+    import jax
+
+    device = jax.devices(platform)[0]
+    precision = "highest" if mode == "float32, highest precision" else None
+    with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+        return jax.device_get(jax.jit(function)(*jax.device_put(args, device)))
+
+
+def _error(found, expected) -> float:
+    import numpy as np
+
+    found, expected = (np.asarray(each, np.float64) for each in (found, expected))
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _judged(errors: list[float], mode: str) -> dict[str, Any]:
+    """Errors of a value and, where there is one, of a gradient."""
+    limits = TOLERANCES[mode][: len(errors)]
+    fits = all(error <= limit for error, limit in zip(errors, limits, strict=True))
+    return {"errors": errors, "tolerances": limits, "within": fits}
+
+
+def steps(scale: Scale, record: Record, section: str) -> None:
+    import jax
+
+    from lpl_jax.analysis import step_cost
+
+    size, (resolution, batch) = lpl.SIZES[scale.size], scale.steps[section]
+    given = lpl.experiments(size, resolution, batch, (lpl.PAPER_SHARE,))
+    record(resolution=resolution, batch=batch)
+    rows, kept = lpl.steps(given, size, scale.repeats, keep=f"q = {max(1, round(lpl.PAPER_SHARE * batch))}/{batch}")
+    judged = lpl.goals(rows, None, scale.size, resolution)
+    for name, row in rows.items():
+        limit = MFU_GOAL if name == lpl.BASE else MFU_LPL_GOAL
+        judged.append(common.goal(f"{name}: MFU", row["use"]["mfu"], limit, at_least=True))
+    memory = jax.devices()[0].memory_stats() or {}
+    record(steps=rows, goals=judged, peak_bytes_of_all=memory.get("peak_bytes_in_use"), table=lpl.table(rows))
+    step, compiled = kept
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(lpl.one_device()):
+        traces.capture(step, Path(folder))
+        record(kernels=traces.summary(Path(folder), compiled.as_text()))
+    record(peaks_tflops=dict(step_cost.PEAKS))
+
+
+def loss(scale: Scale, record: Record) -> None:
+    for resolution, images in scale.loss:
+        found = lpl.loss_alone(lpl.SIZES[scale.size], resolution, images, scale.repeats)
+        record(**{f"{resolution}px": found})
+        record(goals=[common.goal(f"mask's share of the loss, {resolution} px", found["mask_share"], lpl.MASK_GOAL)])
+
+
+def torch(scale: Scale, record: Record) -> None:
+    import jax
+
+    with contextlib.suppress(ImportError):
+        from benchmarks import torch_lpl
+
+        if jax.default_backend() == "cpu" or _torch_has_gpu():
+            device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+            record(**torch_lpl.compare(torch_lpl.arguments([*scale.torch, f"--device={device}"])))
+            return
+    record(skipped="PyTorch with CUDA and diffusers are not both installed")
+
+
+def _torch_has_gpu() -> bool:
+    import diffusers  # noqa: F401
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def sampler(scale: Scale, record: Record) -> None:
+    import jax
+    import numpy as np
+
+    from lpl_jax import denoisers
+    from lpl_jax.evaluation.generate import decode_to_uint8, sample_latents
+
+    size, (images, count) = lpl.SIZES[scale.size], scale.sampler
+    resolution, _ = scale.steps["steps_256"]
+    experiment = lpl.experiment(size, resolution, images, None)
+    autoencoder, model = common.random_autoencoder(lpl.autoencoder_config(size)), experiment.model
+    params = jax.jit(lambda key: denoisers.init(model, key))(jax.random.key(0))
+    rows = np.arange(images)
+    options = dict(model=model, paradigm=experiment.paradigm, side=resolution // 8, resolution=resolution)
+    options |= dict(sampler="ddim", steps=count, guidance=1.5)
+    runs = {
+        "ddim": common.blocking(lambda: sample_latents(params, jax.random.key(1), rows, 0 * rows, **options)),
+        "decoder": common.blocking(decode_to_uint8, autoencoder, jax.device_put(_noise(images, resolution // 8))),
+    }
+    for name, seconds in common.interleaved(runs, max(1, scale.repeats // 3)).items():
+        timed = common.spread(seconds)
+        record(**{name: timed | {"images": images, "images_per_second": images / timed["median_seconds"]}})
+    record(steps=count, guidance=1.5, resolution=resolution)
+
+
+def _noise(images: int, side: int):
+    import numpy as np
+
+    return np.random.default_rng(0).standard_normal((images, side, side, 4), np.float32)
+
+
+def inception(scale: Scale, record: Record) -> None:
+    import jax
+    import numpy as np
+
+    from lpl_jax.evaluation import inception as network
+
+    images = np.random.default_rng(0).integers(0, 256, (scale.inception, 256, 256, 3), np.uint8)
+    given = jax.device_put((network.init(jax.random.key(0)), images))
+    seconds = common.interleaved({"inception": common.blocking(jax.jit(network.Inception.features), *given)}, 3)
+    timed = common.spread(seconds["inception"])
+    record(**timed, images=scale.inception, images_per_second=scale.inception / timed["median_seconds"])
+
+
+# name -> (function, seconds that it may take)
+SECTIONS: dict[str, tuple[Callable[[Scale, Record], None], int]] = {
+    "numerics": (numerics, 120),
+    "steps_512": (lambda scale, record: steps(scale, record, "steps_512"), 180),
+    "steps_256": (lambda scale, record: steps(scale, record, "steps_256"), 150),
+    "loss": (loss, 100),
+    "torch": (torch, 120),
+    "sampler": (sampler, 90),
+    "inception": (inception, 60),
+}
+
+
+# --- running them ---
+
+
+def recorder(path: Path) -> Record:
+    """A function that merges what it is given into the JSON file, lists by appending."""
+
+    def record(**found: Any) -> None:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        for name, value in found.items():
+            known[name] = known[name] + value if isinstance(value, list) and name in known else value
+        path.write_text(json.dumps(known))
+
+    return record
+
+
+def run_section(name: str, scale: Scale, path: Path) -> str:
+    """Run it here; "ok" or what failed."""
+    try:
+        SECTIONS[name][0](scale, recorder(path))
+    except Exception as error:  # whatever it is: the other sections go on
+        return f"failed: {type(error).__name__}: {error}"[:500]
+    return "ok"
+
+
+def run_child(name: str, argv: Sequence[str], path: Path, seconds: float) -> str:
+    """Run it in a process of its own, which is ended behind so many seconds; "ok" or what failed."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    if name == "torch":  # both frameworks in one process: neither may take all of the memory
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    command = [sys.executable, "-m", "benchmarks.gpu", *argv, f"--section={name}", f"--part={path}"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"failed: not done in {seconds:.0f} s"
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        return f"failed: status {done.returncode}: {lines[-1]}"[:500]
+    return "ok"
+
+
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
+    """All sections; the result is written behind each of them."""
+    scale, start = MINIATURE if args.miniature else FULL, time.monotonic()
+    result: dict[str, Any] = {"benchmark": "gpu", "date": common.today(), "miniature": args.miniature}
+    result |= {"command": " ".join(["python -m benchmarks.gpu", *args.argv]), "sections": {}}
+    child_argv = ["--miniature"] if args.miniature else []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.only or SECTIONS:
+            path, begun = Path(scratch) / f"{name}.json", time.monotonic()
+            left = min(SECTIONS[name][1], args.seconds - (begun - start))
+            if left <= 0:
+                status = "failed: no time left"
+            elif args.in_process:
+                status = run_section(name, scale, path)
+            else:
+                status = run_child(name, child_argv, path, left)
+            found = json.loads(path.read_text()) if path.is_file() else {}
+            found = {"status": status, "seconds": round(time.monotonic() - begun, 1)} | found
+            result["sections"][name] = found
+            print(f"{name}: {status}, {found['seconds']} s", flush=True)
+            result["path"] = str(common.write(result, "gpu-miniature" if args.miniature else "gpu", args.results))
+    return result
+
+
+def complaints(result: dict[str, Any]) -> list[str]:
+    """Sections that failed, and numbers outside their tolerances."""
+    sections = result["sections"]
+    found = [f"{name}: {section['status']}" for name, section in sections.items() if section["status"] != "ok"]
+    for name, judged in sections.get("numerics", {}).items():
+        if isinstance(judged, dict) and not judged["within"]:
+            found.append(f"numerics, {name}: errors {judged['errors']}, tolerances {judged['tolerances']}")
+    return found
+
+
+def report(result: dict[str, Any]) -> str:
+    """Ratios, goals and the longest operations in words."""
+    lines = []
+    for name, section in result["sections"].items():
+        if table := section.get("table"):
+            lines += ["", f"{name}, {section['resolution']} px, {section['batch']} images", "", table]
+        if kernels := section.get("kernels"):
+            lines += ["", f"where the step's time goes: {kernels.get('parts')}", f"by kind: {kernels['kinds']}"]
+            lines += [f"  {each['share']:6.1%}  {each['calls']:5d} x {each['name']}" for each in kernels["top"]]
+        if goals := section.get("goals"):
+            lines += ["", common.goals_text(goals)]
+        if "ours_over_torch" in section:
+            lines += ["", f"time over PyTorch's: {section['ours_over_torch']}"]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parser(__doc__.splitlines()[0])
+    flags.add_argument("--miniature", action="store_true", help="tiny sizes, on any machine")
+    flags.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
+    flags.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="time limit of all sections together")
+    flags.add_argument("--in_process", action="store_true", help="run the sections here: no time limits")
+    flags.add_argument("--results", type=Path, default=common.RESULTS, help="folder for the result")
+    flags.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    flags.add_argument("--part", type=Path, help=argparse.SUPPRESS)
+    args = flags.parse_args(argv)
+    args.argv = list(argv)
+    if not args.miniature and not xla_flags.wants_gpu():
+        raise InputError("no GPU that jax can use is here: --miniature runs the same program on a CPU")
+    if (platforms := os.environ.get("JAX_PLATFORMS")) and "cpu" not in platforms.split(","):
+        os.environ["JAX_PLATFORMS"] = f"{platforms},cpu"  # numerics are compared with it
+    xla_flags.set_for_gpu()
+    if args.section:
+        SECTIONS[args.section][0](MINIATURE if args.miniature else FULL, recorder(args.part))
+        return 0
+    result = run_all(args)
+    if args.in_process:
+        result["machine"] = common.machine()
+    else:  # this process leaves the GPU to the sections: another one looks at it
+        code = "import json; from benchmarks import common; print(json.dumps(common.machine()))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        result["machine"] = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else "unknown"
+    path = common.write(result, "gpu-miniature" if args.miniature else "gpu", args.results)
+    print(report(result))
+    print(f"written to {path}")
+    wrong = complaints(result)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    run_main(main)

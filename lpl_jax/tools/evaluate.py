@@ -33,7 +33,8 @@ from lpl_jax.text import TextConditioner, load_conditioner
 from lpl_jax.tools import config_file
 from lpl_jax.tools.compare_cards import compare
 from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
-from lpl_jax.training.loop import CHECKPOINTS, data_source, default_weights, read_experiment
+from lpl_jax.training.inputs import data_source
+from lpl_jax.training.workdir import CHECKPOINTS, default_weights, read_experiment
 
 OUT = "evaluation"
 FEATURES = "features"

@@ -26,8 +26,8 @@ from lpl_jax.errors import InputError
 from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.tools import cli, config_file
 from lpl_jax.training import Experiment, build, checkpoints, create_state, load_run, resolve, to_dict
-from lpl_jax.training.loop import CHECKPOINTS, CONFIG, default_weights
 from lpl_jax.training.optimizer import make_optimizer
+from lpl_jax.training.workdir import CHECKPOINTS, CONFIG, default_weights
 from lpl_jax.whole import check_free, written_whole
 
 

@@ -33,7 +33,7 @@ from lpl_jax.text import load_conditioner
 from lpl_jax.tools import cli
 from lpl_jax.tools.evaluate import check_sampling, load_params
 from lpl_jax.training import Experiment, checkpoints, resolve
-from lpl_jax.training.loop import CHECKPOINTS, default_weights, read_experiment
+from lpl_jax.training.workdir import CHECKPOINTS, default_weights, read_experiment
 
 SLUG = 40  # characters of a prompt in a file name
 

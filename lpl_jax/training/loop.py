@@ -10,55 +10,33 @@ The same call begins a run, resumes it where its folder holds a checkpoint, and 
 from weights in files.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lpl_jax import autoencoders, distributed, parallel
-from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoencoder, open_source, prepare
+from lpl_jax import autoencoders, parallel
+from lpl_jax.data import LatentStore
 from lpl_jax.data.examples import is_stream
-from lpl_jax.data.store import MANIFEST
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.losses.gate import check_groups
 from lpl_jax.text import WordTokenizer, load_conditioner
-from lpl_jax.training import checkpoints
-from lpl_jax.training.build import Experiment, build, resolve, to_dict
-from lpl_jax.training.captions import check_captions
+from lpl_jax.training.build import Experiment, resolve, to_dict
 from lpl_jax.training.checkpoints import Checkpointer, StopSignal
 from lpl_jax.training.ema import ema_name
+from lpl_jax.training.inputs import data_source, open_store, open_stream
 from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from lpl_jax.training.start import CHECKPOINTS, comparison_network, first_state, perceptual_weight
+from lpl_jax.training.start import comparison_network, first_state, perceptual_weight
 from lpl_jax.training.startup import Startup
 from lpl_jax.training.state import TrainState
 from lpl_jax.training.step import Objective, train_step
-
-CONFIG = "config.json"
-LOCK = "lock"
-# What may change when a run is resumed: it does not touch the numbers, or only how far they go.
-RESUMABLE = (
-    "data.store",
-    "mesh",
-    "loss.lpl_chunk",
-    "model.attention",
-    "sampling",
-    "evaluation",
-    "train.steps",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep",
-)
+from lpl_jax.training.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +75,24 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     objective = make_objective(experiment, parallel.batch_shards(mesh))
     begun_before = (workdir / CONFIG).exists()
     if begun_before:
-        _check_same_run(experiment, workdir)
+        check_same_run(experiment, workdir)
     with startup.part("store"):
         store = open_store(experiment, autoencoder, workdir, tokenizer)
     optimizer, _ = make_optimizer(experiment.optimizer)
     autoencoder = parallel.put_decoder(autoencoder, mesh, experiment.mesh.decoder)
     text = parallel.put_replicated(text, mesh)
-    with jax.set_mesh(mesh), _only_run_in(workdir):
+    with jax.set_mesh(mesh), only_run_in(workdir):
         with startup.part("state"):
             state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
             network = comparison_network(experiment, state, mesh)
         # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
         # run that was stopped behind the calibration.
         if not int(state.step) and not float(state.lpl_weight):
-            stream = _stream(experiment, store, mesh)
+            stream = open_stream(experiment, store, mesh)
             with startup.part("calibration"):
                 weight = perceptual_weight(experiment, objective, state, autoencoder, network, text, stream, mesh)
             state = state.replace(lpl_weight=weight)
-        _write_config(experiment, workdir)
+        write_config(experiment, workdir)
         _announce(experiment, objective, state, workdir, label)
         frozen = autoencoder, network, text
         start_step = int(state.step) if begun_before else None
@@ -122,74 +100,6 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
         return _loop(
             experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step, startup
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _only_run_in(workdir: Path):
-    """Holds the folder's lock, which the system releases when the process ends, however it does."""
-    with contextlib.ExitStack() as stack:
-
-        def lock():
-            workdir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((workdir / LOCK).open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{workdir} is in use by another process that trains: give another --workdir"
-                raise InputError(message) from None
-
-        # Also the point up to which nobody writes: all processes have seen the folder as it was.
-        distributed.on_first(lock)
-        yield
-
-
-def open_store(
-    experiment: Experiment, autoencoder: Autoencoder, workdir: Path, tokenizer: WordTokenizer | None = None
-) -> LatentStore:
-    """The configured latent store, checked; made from the source first where it does not exist.
-
-    tokenizer: of a run on text.
-    """
-    data, resolution = experiment.data, experiment.resolution
-    path = Path(data.store) if data.store else workdir / "latents"
-    if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
-        if jax.process_count() > 1:
-            raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
-        prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
-    store = LatentStore(path, partial=data.unfinished)
-    check_autoencoder(store, autoencoder)
-    if store.manifest.resolution != resolution:
-        raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
-    if experiment.text is not None:
-        check_captions(experiment, store, tokenizer)
-    elif store.num_classes > experiment.model.num_classes:
-        raise InputError(
-            f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
-            "classes: give at least as many"
-        )
-    return store
-
-
-def data_source(experiment: Experiment) -> Source:
-    """The images that a run learns from."""
-    data = experiment.data
-    options = dict(crop=data.crop, split=data.split, data_dir=data.data_dir, limit=data.limit, captions=data.captions)
-    if experiment.text is not None and data.source != "photos" and not data.source.startswith("tfds:"):
-        options["captions"] = data.captions or ("txt",)
-    if data.source == "photos":  # documented as for photos only; a config made for them may be given another source
-        options["crops"] = data.crops
-    return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
-
-
-def _text_options(experiment: Experiment) -> TextOptions | None:
-    """How a store that is made for this run keeps captions."""
-    text = experiment.text
-    if text is None:
-        return None
-    options = TextOptions(text.tokenizer or text.source, text.tokenizer_subfolder, text.length)
-    if text.embeddings == "step":
-        return options
-    return dataclasses.replace(options, encoder=text.source, encoder_subfolder=text.subfolder, layer=text.layer)
 
 
 def make_objective(experiment: Experiment, shards: int | None = None) -> Objective:
@@ -222,34 +132,6 @@ def make_objective(experiment: Experiment, shards: int | None = None) -> Objecti
         comparison=experiment.comparison,
         accumulate=settings.accumulate,
     )
-
-
-def read_experiment(workdir: str | Path) -> Experiment:
-    """The resolved experiment of a run. Raises InputError where `workdir` is not the folder of one."""
-    raw = _read_config(Path(workdir))
-    try:
-        return build(raw)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than a config's
-        raise InputError(f"{Path(workdir) / CONFIG} is not the config of a run: {error}") from error
-
-
-def load_run(workdir: str | Path, weights: str | None = None, *, step: int | None = None) -> tuple[Experiment, Any]:
-    """The resolved experiment of a run, and its parameters for sampling.
-
-    weights: "params" or the name of an average; None is `default_weights`. step: of the checkpoint; None is the newest.
-    Raises InputError: not the folder of a run, no such step or average, or a damaged checkpoint.
-    """
-    workdir = Path(workdir)
-    experiment = read_experiment(workdir)
-    weights = default_weights(experiment) if weights is None else weights
-    return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights, step=step)
-
-
-def default_weights(experiment: Experiment) -> str:
-    """The name of what is sampled from: the first average that the run has, else the parameters themselves."""
-    return ema_name(experiment.ema.decays[0]) if experiment.ema.decays else "params"
 
 
 def _announce(experiment: Experiment, objective: Objective, state: TrainState, workdir: Path, label: str) -> None:
@@ -290,7 +172,7 @@ def _loop(
     state = jax.device_put(state, parallel.param_sharding(state, mesh))
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     learning_rate = learning_rate_schedule(experiment.optimizer)
-    stream = _stream(experiment, store, mesh, start_step=begun)
+    stream = open_stream(experiment, store, mesh, start_step=begun)
     evaluate = _periodic_evaluation(experiment, frozen[0], frozen[2], given, mesh, workdir)
     buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
     with (
@@ -409,62 +291,3 @@ def _periodic_evaluation(experiment: Experiment, autoencoder, text, given, mesh:
         guidance=sampling.guidance_at(experiment.resolution),
         spacing=sampling.spacing,
     )
-
-
-def _stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: int = 0):
-    index, count = parallel.batch_part(mesh)
-    captions = {}
-    if experiment.text is not None:
-        captions = dict(text=True, second_caption=experiment.text.second_caption)
-    return batches(
-        store,
-        batch_size=experiment.train.batch_size,
-        seed=experiment.seed,
-        start_step=start_step,
-        process_index=index,
-        process_count=count,
-        control=experiment.model.control,
-        **captions,
-    )
-
-
-def _write_config(experiment: Experiment, workdir: Path) -> None:
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG).write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
-
-
-def _read_config(workdir: Path) -> dict[str, Any]:
-    path = workdir / CONFIG
-    try:
-        raw = json.loads(path.read_text())
-    except OSError:
-        raise InputError(f"{path}: no such file; is {workdir} the folder of a run?") from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    # Each machine has its own kernel: a run of a TPU is sampled from on a CPU.
-    model = raw.get("model") if isinstance(raw, dict) else None
-    return raw | {"model": model | {"attention": "auto"}} if isinstance(model, dict) else raw
-
-
-def _check_same_run(experiment: Experiment, workdir: Path) -> None:
-    """A folder holds one run: what is configured now must be what it was begun with."""
-    try:
-        saved = build(_read_config(workdir))
-    except InputError as error:
-        raise InputError(f"{workdir} is not the folder of a run: {workdir / CONFIG}: {error}") from error
-    before, now = _flat(to_dict(saved)), _flat(to_dict(experiment))
-    differing = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE) and name != "model.latent_channels"
-    ]
-    if differing:
-        raise InputError(f"{workdir} holds a run with another config: {'; '.join(differing)}; give another --workdir")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result = {}
-    for name, value in tree.items():
-        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return result

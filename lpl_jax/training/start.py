@@ -22,8 +22,7 @@ from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
 from lpl_jax.training.build import Experiment
 from lpl_jax.training.state import TrainState, abstract_state, create_state
 from lpl_jax.training.step import Objective, losses
-
-CHECKPOINTS = "checkpoints"
+from lpl_jax.training.workdir import CHECKPOINTS
 
 
 def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path) -> TrainState:

@@ -18,7 +18,8 @@ from jax._src.array import ArrayImpl
 
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
-from lpl_jax.training import build, checkpoints, load_run, loop, train
+from lpl_jax.training import build, checkpoints, inputs, load_run, loop, train
+from lpl_jax.training import workdir as workdirs
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]
@@ -156,7 +157,7 @@ def test_a_run_made_with_another_machines_kernel_is_read_here(whole, tmp_path):
     raw = json.loads((workdir / "config.json").read_text())
     raw["model"]["attention"] = "splash"
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert loop.read_experiment(tmp_path) == loop.read_experiment(workdir)
+    assert workdirs.read_experiment(tmp_path) == workdirs.read_experiment(workdir)
 
 
 def test_a_folder_holds_one_run(whole, tiny_config, with_lpl):
@@ -221,7 +222,7 @@ def test_a_missing_store_is_made_from_the_source(tmp_path, tiny_config, image_fo
     config = tiny_config(32)
     config.data.store, config.data.source = None, str(image_folder)
     experiment = dataclasses.replace(build(config), resolution=32)
-    store = loop.open_store(experiment, autoencoders.load(config.autoencoder.source), tmp_path)
+    store = inputs.open_store(experiment, autoencoders.load(config.autoencoder.source), tmp_path)
     assert (len(store), store.path) == (16, tmp_path / "latents")
 
 

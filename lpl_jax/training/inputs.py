@@ -1,0 +1,83 @@
+"""What a run reads: its latent store, which is made where there is none, the images behind it, and its batches."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from lpl_jax import parallel
+from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoencoder, open_source, prepare
+from lpl_jax.data.store import MANIFEST
+from lpl_jax.errors import InputError
+from lpl_jax.text import WordTokenizer
+from lpl_jax.training.build import Experiment
+from lpl_jax.training.captions import check_captions
+
+
+def open_store(
+    experiment: Experiment, autoencoder: Autoencoder, workdir: Path, tokenizer: WordTokenizer | None = None
+) -> LatentStore:
+    """The configured latent store, checked; made from the source first where it does not exist.
+
+    tokenizer: of a run on text.
+    """
+    data, resolution = experiment.data, experiment.resolution
+    path = Path(data.store) if data.store else workdir / "latents"
+    if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
+        if jax.process_count() > 1:
+            raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
+        prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
+    store = LatentStore(path, partial=data.unfinished)
+    check_autoencoder(store, autoencoder)
+    if store.manifest.resolution != resolution:
+        raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
+    if experiment.text is not None:
+        check_captions(experiment, store, tokenizer)
+    elif store.num_classes > experiment.model.num_classes:
+        raise InputError(
+            f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
+            "classes: give at least as many"
+        )
+    return store
+
+
+def data_source(experiment: Experiment) -> Source:
+    """The images that a run learns from."""
+    data = experiment.data
+    options = dict(crop=data.crop, split=data.split, data_dir=data.data_dir, limit=data.limit, captions=data.captions)
+    if experiment.text is not None and data.source != "photos" and not data.source.startswith("tfds:"):
+        options["captions"] = data.captions or ("txt",)
+    if data.source == "photos":  # documented as for photos only; a config made for them may be given another source
+        options["crops"] = data.crops
+    return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
+
+
+def _text_options(experiment: Experiment) -> TextOptions | None:
+    """How a store that is made for this run keeps captions."""
+    text = experiment.text
+    if text is None:
+        return None
+    options = TextOptions(text.tokenizer or text.source, text.tokenizer_subfolder, text.length)
+    if text.embeddings == "step":
+        return options
+    return dataclasses.replace(options, encoder=text.source, encoder_subfolder=text.subfolder, layer=text.layer)
+
+
+def open_stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: int = 0):
+    """This process's part of the batches from a step on; see `data.batches`."""
+    index, count = parallel.batch_part(mesh)
+    captions = {}
+    if experiment.text is not None:
+        captions = dict(text=True, second_caption=experiment.text.second_caption)
+    return batches(
+        store,
+        batch_size=experiment.train.batch_size,
+        seed=experiment.seed,
+        start_step=start_step,
+        process_index=index,
+        process_count=count,
+        control=experiment.model.control,
+        **captions,
+    )

@@ -52,7 +52,10 @@ TOLERANCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Sizes of everything. steps: (resolution, batch) by section; sampler: (images, steps)."""
+    """Sizes of everything. steps: (resolution, batch) by section; sampler: (images, steps).
+
+    modes and samplers are those of the numerics; samplers: (paradigm, sampler, steps).
+    """
 
     size: str
     steps: dict[str, tuple[int, int]]
@@ -62,6 +65,8 @@ class Scale:
     sampler: tuple[int, int]
     inception: int
     repeats: int
+    modes: tuple[str, ...] = tuple(TOLERANCES)
+    samplers: tuple[tuple[str, str, int], ...] = (("eps", "ddim", 4), ("flow", "euler", 4), ("flow", "rk4", 2))
 
 
 FULL = Scale(
@@ -76,13 +81,15 @@ FULL = Scale(
 )
 MINIATURE = Scale(
     size="tiny",
-    steps={"steps_512": (32, 4), "steps_256": (16, 4)},
+    steps={"steps_512": (32, 4), "steps_256": (32, 4)},  # the same: compiled once
     numerics_resolution=16,
     loss=((16, 1),),
     torch=("--size=tiny", "--resolution=16", "--images=1", "--repeats=1", "--modes", "eager"),
     sampler=(1, 2),
     inception=1,
     repeats=1,
+    modes=("float32, default precision", "bfloat16"),
+    samplers=(("eps", "ddim", 4),),
 )
 
 
@@ -105,7 +112,7 @@ def numerics(scale: Scale, record: Record) -> None:
     functions = {"loss and gradient": jax.value_and_grad(loss, argnums=1), "decoder": lambda a, p, _: a.decode(p)}
     for name, function in functions.items():
         expected = _on("cpu", function, autoencoder, predicted, clean)
-        for mode in TOLERANCES:
+        for mode in scale.modes:
             lowered = dataclasses.replace(config, dtype="bfloat16" if mode == "bfloat16" else "float32")
             found = _on(None, function, autoencoder.replace(config=lowered), predicted, clean, mode=mode)
             errors = [_error(a, b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)]
@@ -127,7 +134,7 @@ def _samplers(scale: Scale, record: Record) -> None:
     rng = np.random.default_rng(0)  # an output layer of zeros, as training starts with, would show nothing
     params = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
     rows = np.arange(2)
-    for name, sampler, steps in (("eps", "ddim", 4), ("flow", "euler", 4), ("flow", "rk4", 2)):
+    for name, sampler, steps in scale.samplers:
 
         def run(params, dtype, name=name, sampler=sampler, steps=steps):
             options = dict(side=4, resolution=32, sampler=sampler, steps=steps, guidance=1.5)
@@ -137,7 +144,7 @@ def _samplers(scale: Scale, record: Record) -> None:
             )
 
         expected = _on("cpu", lambda params, run=run: run(params, "float32"), params)
-        for mode in TOLERANCES:
+        for mode in scale.modes:
             dtype = "bfloat16" if mode == "bfloat16" else "float32"
             found = _on(None, lambda params, run=run, dtype=dtype: run(params, dtype), params, mode=mode)
             record(**{f"{sampler}, {mode}": _judged([_error(found, expected)], mode)})

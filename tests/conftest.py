@@ -1,17 +1,37 @@
 """Test session set-up: CPU only, eight emulated devices (set before jax is imported); a tiny run for all tests."""
 
+import atexit
 import functools
+import gc
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("LPL_JAX_COMPILE_CACHE", "off")  # nothing is written into the user's home
-# Programs here are tiny, so that compiling them is most of the time: LLVM's optimisation is switched off.
-for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+# Programs here are tiny, so that compiling them is most of the time: LLVM's optimisation is switched off, and the
+# emitters of fusions are the older ones, which compile a step in 70 % of the time.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+for flag in FLAGS:
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+
+# Many tests need the same programs: each is compiled once in a session, for all workers and the processes they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.mkdtemp(prefix="lpl_jax-programs-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": programs,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 # ruff: noqa: E402
 import jax
@@ -21,6 +41,9 @@ from PIL import Image
 from configs import base
 from lpl_jax import autoencoders
 from lpl_jax.data import FolderSource, write_store
+
+# Tracing makes many objects that live long: looking through them again and again took a tenth of the time.
+gc.set_threshold(100_000, 20, 50)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -162,6 +162,26 @@ def test_blocks_gather_where_weights_are_split_and_computed_again(sizes, remat, 
     assert any(kernel in line and "sharding_constraint" in line for line in str(traced).splitlines()) == some
 
 
+def test_gathered_weights_give_the_value_and_gradient_of_one_device(mesh):
+    config = denoisers.preset("tiny", hidden=128, depth=2, num_classes=2, remat="full", dtype="float32")
+    shapes = jax.eval_shape(functools.partial(denoisers.init, config), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    inputs = rng.standard_normal((8, 4, 4, config.latent_channels), np.float32), np.arange(8.0), np.arange(8) % 2
+
+    def loss(params, latents, time, label):
+        return jnp.mean(denoisers.MMDiT(config).apply({"params": params}, latents, time, label) ** 2)
+
+    expected = jax.jit(jax.value_and_grad(loss))(params, *inputs)
+    split = jax.device_put(params, param_sharding(params, mesh))
+    assert not split["blocks"]["mlp"]["fc1"]["kernel"].is_fully_replicated
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(loss))(split, *put_batch(inputs, mesh))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        # sums of float32 in another order
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",

@@ -15,7 +15,7 @@ split over all chips, and attention is XLA's own, whose operations can be counte
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ IMAGES_OF_256_CHIPS = {256: 16, 512: 16}
 # Decoded images out of 16: the paper's share is 0.307.
 DECODED = 5
 LOSSES = {"none": "", "lpl": "lpl", "economical": "lpl,economical"}
+SHOWN = {"lpl": f"{DECODED} of 16", "economical": "economical"}
 # The economical setting's memory is shown on one slice.
 ECONOMICAL_SLICES = ("v5e-16",)
 
@@ -130,15 +131,16 @@ def run(file: Path, words: Sequence[str] = ()) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a line for each model, image side and slice, without and with LPL side by side."""
+    """Markdown: a line for each model, image side, slice and loss, with the step without LPL beside it."""
     lines = [
-        "| model | px | slice | images a chip | state | peak, GiB | peak with LPL | ratio | HBM | collectives, GiB "
+        "| model | px | slice | images a chip | LPL | state | peak, GiB | with LPL | ratio | HBM | collectives, GiB "
         "| with LPL | TFLOP a chip | with LPL | ratio | formulas |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for cell in (each for each in cells() if each.loss == "none"):
-        with_lpl = Cell(cell.model, cell.resolution, "lpl", cell.slice)
-        lines.append(_line(cell, results.get(cell.name), results.get(with_lpl.name)))
+    for cell in cells():
+        if cell.loss != "none":
+            base = replace(cell, loss="none")
+            lines.append(_line(cell, results.get(base.name), results.get(cell.name)))
     return "\n".join(lines) + "\n"
 
 
@@ -165,6 +167,7 @@ def _line(cell: Cell, without: dict | None, with_lpl: dict | None) -> str:
         str(cell.resolution),
         cell.slice,
         str(cell.batch // CHIPS[cell.slice]),
+        SHOWN[cell.loss],
         cell_of(either.get("state", 0) / GIB if either else None),
         *(cell_of(None if peak is None else peak / GIB) + mark for peak, mark in zip(peaks, marks, strict=True)),
         ratio(peaks),

@@ -35,7 +35,7 @@ def test_every_section_runs(miniature):
 
 def test_numerics_are_judged(miniature):
     numerics = {name: found for name, found in miniature[2]["sections"]["numerics"].items() if isinstance(found, dict)}
-    assert len(numerics) == 5 * len(gpu.TOLERANCES)  # loss, decoder, three samplers
+    assert len(numerics) == 3 * 2  # loss, decoder and one sampler in two modes
     # Both devices are CPUs here: the same program gives the same numbers, and bfloat16 others.
     for name, found in numerics.items():
         assert all(error == 0 for error in found["errors"]) or "bfloat16" in name

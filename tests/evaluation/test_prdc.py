@@ -257,6 +257,7 @@ def test_memory_at_full_size(dtype):
             assert extra < 0.5e9
 
 
+@pytest.mark.slow
 def test_benchmark_in_miniature(tmp_path):
     command = [sys.executable, "benchmarks/prdc.py", "--count", "60", "--width", "40", "--repeats", "1"]
     done = subprocess.run([*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -51,7 +51,7 @@ def pulled_back(function, autoencoder, pred, target, config, cotangent):
     [
         (LPLConfig.paper(taps=3), 2),  # the last chunk is filled up
         pytest.param(LPLConfig.reference(taps=3), 1, marks=pytest.mark.slow),
-        (LPLConfig.paper(taps=2, mask_layers="all", stats="separate"), 5),
+        pytest.param(LPLConfig.paper(taps=2, mask_layers="all", stats="separate"), 5, marks=pytest.mark.slow),
         pytest.param(LPLConfig.paper(taps="rgb"), None, marks=pytest.mark.slow),
         pytest.param(LPLConfig.paper(), 2, marks=pytest.mark.slow),
         pytest.param(LPLConfig.reference(), 3, marks=pytest.mark.slow),

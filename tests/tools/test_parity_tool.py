@@ -77,6 +77,7 @@ def test_text(run):
     assert rows["CLIP (tiny, random): tensors written by us, read by transformers"]["max_error"] == 0
 
 
+@pytest.mark.slow
 def test_loss(run, monkeypatch):
     only(monkeypatch, twins, "REFERENCE_OPTIONS", "paper_settings")
     only(monkeypatch, twins, "PAPER_OPTIONS", "preset")
@@ -164,6 +165,7 @@ def test_taesd_files_with_norms_in_the_middle(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_denoisers(run, monkeypatch):
     monkeypatch.setattr(denoisers, "LAYOUTS", {"X": dict(num_layers=2, qk_norm="rms_norm", dual_attention_layers=(0,))})
     status, rows = run("denoisers")

@@ -124,6 +124,7 @@ def test_tiny_step_is_counted_compiled_and_run(tmp_path, tiny_folder):
     assert "(MFU: " in text and "% of 0.5)" in text
 
 
+@pytest.mark.slow
 def test_comparison_losses_are_traced(tmp_path, tiny_folder):
     tiny = [*TINY[:-4], f"--config.autoencoder.source={tiny_folder}"]
     assert not any("lpl" in flag for flag in tiny)

@@ -29,6 +29,7 @@ def start(tmp_path_factory, tiny_config):
     return workdir
 
 
+@pytest.mark.slow
 def test_self_perceptual_run_is_calibrated_and_reports_its_share(start, tiny_config, tmp_path):
     config = tiny_config(train__steps=2, train__init_from=str(start))
     config.comparison.kind, config.comparison.block = "self_perceptual", 1

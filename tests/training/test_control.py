@@ -10,6 +10,7 @@ from lpl_jax.training import build, load_run, train
 from lpl_jax.training.build import SamplingConfig
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_size_and_crop(tiny_config, tiny_folder, tmp_path):
     config = tiny_config(train__steps=4)
     config.model.control = True

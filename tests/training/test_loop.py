@@ -102,6 +102,7 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lp
     assert train(experiment, tmp_path / "run").step == 6
 
 
+@pytest.mark.slow
 def test_post_training_starts_from_the_parameters_at_another_resolution(whole, tmp_path, tiny_config):
     base, _ = whole
     config = tiny_config(64, train__steps=1, train__init_from=str(base), train__init_weights="0.9")

@@ -151,8 +151,8 @@ def fresh_state(mesh, optimizer, params):
     return state.replace(lpl_weight=parallel.put_replicated(jnp.float32(0.5), mesh))
 
 
-def steps(sizes, params, batch, autoencoder, count=3, **changes):
-    """Metrics of `count` steps on a mesh, and the parameters after them."""
+def steps(sizes, params, batch, autoencoder, count=3, decoder="replicated", **changes):
+    """Metrics of `count` steps on a mesh, and the parameters after them. decoder: as `MeshConfig.decoder`."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
@@ -163,7 +163,11 @@ def steps(sizes, params, batch, autoencoder, count=3, **changes):
         out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
     )
     key = parallel.put_replicated(jax.random.key(5), mesh)
-    frozen = parallel.put_replicated(autoencoder, mesh)
+    with pytest.MonkeyPatch.context() as patch:  # kernels of this size would stay whole
+        patch.setattr(parallel, "param_sharding", functools.partial(parallel.param_sharding, min_size=64))
+        frozen = parallel.put_decoder(autoencoder, mesh, decoder)
+    kernel = frozen.params["decoder"]["conv_out"]["kernel"]
+    assert kernel.is_fully_replicated == (decoder == "replicated" or sizes[1] == 1)
     metrics = []
     with jax.set_mesh(mesh):
         for _ in range(count):
@@ -189,12 +193,13 @@ def test_meshes_of_1_2_4_and_8_devices_agree_without_the_perceptual_loss(params,
 
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 2, 1), (1, 4, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((1, 2, 1), (2, 1, 2)))],
+    [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 2, 1), (1, 4, 2), (1, 2, 1), (2, 1, 2)))],
     ids=str,
 )
 def test_meshes_agree(sizes, params, batch, autoencoder, one_device):
+    """Also with the decoder split over `fsdp`."""
     expected, expected_state = one_device
-    metrics, state = steps(sizes, params, batch, autoencoder, capacity=4, groups=4)
+    metrics, state = steps(sizes, params, batch, autoencoder, decoder="fsdp", capacity=4, groups=4)
     for here, there in zip(metrics, expected, strict=True):
         for name in ("loss", "diffusion_loss", "lpl", "grad_norm"):
             # sums of float32 in another order

@@ -17,6 +17,7 @@ import jax
 
 from lpl_jax import parallel
 from lpl_jax.analysis import hlo, step_cost
+from lpl_jax.analysis.plan import Plan
 from lpl_jax.analysis.topology import GIB, Topology, devices, mesh_context
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
@@ -35,6 +36,7 @@ def compile_report(
     text: TextConditioner | None = None,
     *,
     hlo_file: str | Path | None = None,
+    plan_folder: Path | None = None,
 ) -> dict[str, Any]:
     """What the step of a resolved experiment takes on each device, as plain values.
 
@@ -42,7 +44,8 @@ def compile_report(
     alone is too large and nothing was compiled. `flops`: a step on one device; `analytic` (usual convention, nothing
     computed again), `traced`, `compiled` (matrix products and convolutions in the optimised program, loops as often as
     they run, and the traced ones of `kernels`), `xla` (its own count, loops once). `collectives`: see `hlo.summary`.
-    `rematerializations`: warnings. hlo_file: where the text of the program goes.
+    `rematerializations`: warnings. `code`: whether machine code was generated. hlo_file: where the text of the program
+    goes. plan_folder: see `step_cost.compile_step`; the caller has to end the process then.
 
     Raises InputError as `topology.devices` and `parallel.make_mesh` do, or for a batch that does not divide.
     """
@@ -68,13 +71,16 @@ def compile_report(
             return report | {"fits": False, "memory": {}}
         with _stderr() as messages:
             try:
-                compiled, measured = step_cost.compile_step(experiment, autoencoder, mesh, text)
+                compiled, measured = step_cost.compile_step(
+                    experiment, autoencoder, mesh, text, plan_folder=plan_folder
+                )
             except jax.errors.JaxRuntimeError as error:
                 needed = _memory_needed(str(error))
                 if needed is None:
                     raise
                 return report | {"fits": False, "memory": {"peak": needed}}
-    lines = compiled.as_text()
+    planned = isinstance(compiled, Plan)
+    lines = compiled.text if planned else compiled.as_text()
     if hlo_file is not None:
         Path(hlo_file).write_text(lines)
     program = hlo.summary(lines)
@@ -87,10 +93,11 @@ def compile_report(
             "traced": measured["traced"] / mesh.size,
             "compiled": program.pop("flops") + measured["traced_kernels"] / mesh.size,
             "kernels": measured["traced_kernels"] / mesh.size,
-            "xla": measured["flops"],
+            "xla": None if planned else measured["flops"],
         },
         **program,
         "rematerializations": messages().count(FULL_REMATERIALIZATION),
+        "code": not planned,
         "compile_seconds": measured["compile_seconds"],
     }
 

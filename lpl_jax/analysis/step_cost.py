@@ -10,6 +10,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.analysis import flops
+from lpl_jax.analysis.plan import Plan, compile_or_plan
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.losses.latent_lpips import LatentLPIPS
@@ -107,9 +109,17 @@ def trace(
 
 
 def compile_step(
-    experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
+    experiment: Experiment,
+    autoencoder: Autoencoder,
+    mesh: Mesh,
+    text: TextConditioner | None = None,
+    *,
+    plan_folder: Path | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The compiled step, and XLA's count of operations and memory plan for one device, in bytes.
+
+    plan_folder: where the process's XLA flags write plans (`analysis.plan`); then a Plan comes back in place of the
+    compiled step, as soon as there is one, and no count of XLA.
 
     `traced` are the operations over all devices in the program that was compiled, as `trace` counts them, and
     `traced_kernels` those in Pallas kernels, which XLA does not see. `peak` is arguments, output and temporaries less
@@ -120,14 +130,13 @@ def compile_step(
     step = make_step(experiment, make_objective(experiment), optimizer, state, mesh)
     start = time.perf_counter()
     traced = step.trace(state, *rest)
-    compiled = traced.lower().compile()
+    lowered = traced.lower()
+    compiled = lowered.compile() if plan_folder is None else compile_or_plan(lowered.compile, plan_folder)
     seconds = time.perf_counter() - start
-    cost, plan = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    sizes = {}
-    if plan is not None:
-        kinds = ("argument", "output", "temp", "alias")
-        sizes = {kind: int(getattr(plan, f"{kind}_size_in_bytes")) for kind in kinds}
-        sizes["peak"] = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
+    if isinstance(compiled, Plan):
+        cost, sizes = {}, compiled.memory
+    else:
+        cost, sizes = compiled.cost_analysis() or {}, _planned(compiled)
     return compiled, {
         "backend": mesh.devices.flat[0].platform,
         "compile_seconds": seconds,
@@ -136,6 +145,15 @@ def compile_step(
         "flops": float(cost.get("flops", float("nan"))),
         "memory": sizes,
     }
+
+
+def _planned(compiled) -> dict[str, int]:
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return {}
+    kinds = ("argument", "output", "temp", "alias")
+    sizes = {kind: int(getattr(plan, f"{kind}_size_in_bytes")) for kind in kinds}
+    return sizes | {"peak": sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]}
 
 
 def runner(

@@ -9,6 +9,8 @@
                                     | cpu:8 (emulated devices)
     --batch N                       images of a step over all devices, in place of train.batch_size
     --find-batch                    the largest batch that fits: compiled, not only computed
+    --codegen                       compile to the end; for TPUs the report is else made as soon as memory is planned,
+                                    before machine code is generated: seconds in place of minutes
     --json FILE                     write the report there
     --hlo FILE                      write the text of the optimised program there
     --update-guard                  measure the tiny step that tests/guard compares with, and keep its values
@@ -16,13 +18,14 @@
 
 The step is the training loop's own, in full size, compiled ahead of time: no TPU, no data set and no weights are
 needed, and nothing of full size is allocated. For TPUs libtpu has to be installed: pip install "lpl_jax[tpu-compile]".
-Compiling takes half a minute to some minutes. What the numbers mean: docs/scaling.md.
+What the numbers mean: docs/scaling.md.
 """
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from lpl_jax.analysis import plan
 from lpl_jax.analysis import topology as topologies
 from lpl_jax.analysis.topology import GIB, Topology
 from lpl_jax.errors import InputError
@@ -37,6 +41,8 @@ from lpl_jax.tools import cli, config_file
 
 # Set in the process that compiles, whose environment fits the topology; JAX is imported there only.
 CHILD = "LPL_JAX_COMPILE_FOR"
+# There too: folder that the compiler writes its plans into, where code generation is left out.
+PLANS = "LPL_JAX_PLANS"
 DASHES = {"--find-batch": "--find_batch", "--update-guard": "--update_guard"}
 
 
@@ -56,20 +62,32 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(topologies.INSTALL)
     if values.batch is not None and values.batch < 1:
         raise InputError(f"--batch={values.batch} is not 1 or more")
+    # The loop that looks for a batch compiles in processes of its own.
+    planning = topology.platform == "tpu" and not values.codegen and not values.find_batch
     if os.environ.get(CHILD) != topology.name:
-        return _in_child(topology, argv)
-    report = check(config, topology, batch=values.batch, find=values.find_batch, hlo=values.hlo)
+        return _in_child(topology, argv, planning)
+    report = check(config, topology, argv, batch=values.batch, find=values.find_batch, hlo=values.hlo)
     print(text(report), end="")
     if values.json:
         Path(values.json).parent.mkdir(parents=True, exist_ok=True)
         Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
         print(f"written to {values.json}")
-    return 1 if report["fits"] is False else 0
+    status = 1 if report["fits"] is False else 0
+    if planning:  # the compiler is still at work
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
-def _in_child(topology: Topology, argv: Sequence[str]) -> int:
+def _in_child(topology: Topology, argv: Sequence[str], planning: bool = False, **options) -> int:
     environment = os.environ | topologies.environment(topology) | {CHILD: topology.name}
-    return subprocess.run([sys.executable, "-m", "lpl_jax.tools.compile_check", *argv], env=environment).returncode
+    command = [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv]
+    if not planning:
+        return subprocess.run(command, env=environment, **options).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        asked = f"{environment.get('XLA_FLAGS', '')} {plan.flags(folder, 'train_step')}".strip()
+        environment |= {"XLA_FLAGS": asked, PLANS: folder}
+        return subprocess.run(command, env=environment, **options).returncode
 
 
 def update_guard(argv: Sequence[str]) -> int:
@@ -89,17 +107,25 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, "what to compile for", flag_values=values)
     flags.DEFINE_integer("batch", None, "images of a step", flag_values=values)
     flags.DEFINE_boolean("find_batch", False, "the largest batch that fits", flag_values=values)
+    flags.DEFINE_boolean("codegen", False, "compile to the end", flag_values=values)
     flags.DEFINE_boolean("update_guard", False, "renew the values of tests/guard", flag_values=values)
     flags.DEFINE_string("hlo", None, "file for the text of the program", flag_values=values)
     flags.DEFINE_string("json", None, "file for the report", flag_values=values)
 
 
 def check(
-    config, topology: Topology, *, batch: int | None = None, find: bool = False, hlo: str | None = None
+    config,
+    topology: Topology,
+    argv: Sequence[str] = (),
+    *,
+    batch: int | None = None,
+    find: bool = False,
+    hlo: str | None = None,
 ) -> dict[str, Any]:
     """The report of a ConfigDict's step, see `analysis.compile_report`; with `find` of the largest batch that fits.
 
-    hlo: file that the text of the optimised program goes to, the last one where several are compiled.
+    argv: what this program was called with. hlo: file that the text of the optimised program goes to, the last one
+    where several are compiled.
 
     The process has to have the topology's environment. Raises InputError for a config that is not possible.
     """
@@ -124,10 +150,19 @@ def check(
         "dtype": experiment.model.dtype,
     }
 
+    folder = os.environ.get(PLANS)
+
     def measure(images: int) -> dict[str, Any]:
+        if find and topology.platform == "tpu":
+            return _report_of_child(topology, argv, images)
         train = dataclasses.replace(experiment.train, batch_size=images)
         return compile_report.compile_report(
-            dataclasses.replace(experiment, train=train), autoencoder, topology, tower, hlo_file=hlo
+            dataclasses.replace(experiment, train=train),
+            autoencoder,
+            topology,
+            tower,
+            hlo_file=hlo,
+            plan_folder=None if folder is None else Path(folder),
         )
 
     if not find:
@@ -137,6 +172,18 @@ def check(
     report = next((each for each in tried if each["batch_size"] == largest), tried[0])
     plans = {each["batch_size"]: each["memory"].get("peak") for each in tried}
     return head | report | {"largest_batch": largest, "plans": plans}
+
+
+def _report_of_child(topology: Topology, argv: Sequence[str], images: int) -> dict[str, Any]:
+    """The report at another batch size, of a process of its own, as one that plans has to end."""
+    planning = "--codegen" not in argv
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        other = [*argv, "--nofind_batch", f"--batch={images}", f"--json={report}"]  # the last of a flag counts
+        status = _in_child(topology, other, planning, stdout=subprocess.DEVNULL)
+        if not report.exists():
+            raise InputError(f"--find-batch: a batch of {images} could not be compiled (status {status})")
+        return json.loads(report.read_text())
 
 
 # --- text ---
@@ -196,7 +243,9 @@ def _operations(report):
     }
     unit, name_of_unit = (1e12, "TFLOP") if report["flops"]["traced"] >= 1e12 else (1e9, "GFLOP")
     lines = [f"operations of a step on each device, {name_of_unit}"]
-    lines += [f"  {report['flops'][name] / unit:10,.3f}  {title}" for name, title in names.items()]
+    for name, title in names.items():
+        if report["flops"][name] is not None:
+            lines.append(f"  {report['flops'][name] / unit:10,.3f}  {title}")
     if report["kernels"]:
         kernels = f"{report['kernels']} calls of kernels, {report['flops']['kernels'] / unit:,.3f} as traced"
         lines.append(f"  of the compiled program {kernels}: XLA does not see inside")
@@ -215,7 +264,8 @@ def _communication(report):
         "",
         f"partitioner: {report['rematerializations']} involuntary full rematerializations (0 expected); instructions "
         f"that the compiler repeats to save memory: {report['recomputed']}",
-        f"compiled in {report['compile_seconds']:.1f} s",
+        f"compiled in {report['compile_seconds']:.1f} s"
+        + ("" if report["code"] else ", up to the memory plan: no machine code (--codegen)"),
     ]
     return lines
 

@@ -82,6 +82,26 @@ def test_a_tpu_slice(tmp_path):
     assert report["flops"]["compiled"] == pytest.approx(report["flops"]["traced"], rel=0.2)
     assert report["collectives"] and report["rematerializations"] == report["unknown_loops"] == 0
     assert set(report["versions"]) == {"jax", "jaxlib", "libtpu"}
+    # Code generation adds nothing but XLA's own count of operations.
+    whole = call([*TINY, *SPLIT, "--topology=v5e-4", "--codegen"], tmp_path)[1]
+    assert (report.pop("code"), whole.pop("code")) == (False, True) and whole["flops"].pop("xla") > 0
+    for each in (report, whole):
+        each.pop("compile_seconds")
+    assert report["flops"].pop("xla") is None and report == whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not topology.has_libtpu(), reason="libtpu is not installed: pip install 'lpl_jax[tpu-compile]'")
+def test_largest_batch_of_a_tpu_slice(tmp_path):
+    """Compiled for: the largest batch fits, and one of an image more for each device does not."""
+    argv = [*TINY, *SPLIT, "--topology=v5e-4", "--config.resolution=256", "--config.model.remat=none"]
+    finished, report = call([*argv, "--find-batch"], tmp_path)
+    largest = report["largest_batch"]
+    assert f"largest batch that fits: {largest}" in finished.stdout and report["plans"][str(largest)] <= report["hbm"]
+    larger = tmp_path / "larger.json"
+    command = [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv, f"--batch={largest + 4}", f"--json={larger}"]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True).returncode == 1
+    assert json.loads(larger.read_text())["fits"] is False
 
 
 # --- what does not fit ---
@@ -107,7 +127,7 @@ def test_a_state_that_does_not_fit_is_not_compiled_for(tiny, monkeypatch):
 
 
 def test_what_the_compiler_needed_is_reported(tiny, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used "
             "20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
@@ -125,7 +145,7 @@ def test_warnings_of_the_partitioner_are_counted(tiny, monkeypatch, capfd):
         def as_text(self):
             return "ENTRY %main () -> () {\n  ROOT %nothing = () tuple()\n}\n"
 
-    def compile_step(*_):
+    def compile_step(*_, **__):
         for _ in range(2):
             os.write(
                 2, f"W0000 spmd_partitioner.cc:652] {compile_report.FULL_REMATERIALIZATION}. The compiler\n".encode()

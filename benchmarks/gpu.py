@@ -362,7 +362,7 @@ def report(result: dict[str, Any]) -> str:
         if kernels := section.get("kernels"):
             lines += ["", f"where the step's time goes: {kernels.get('parts')}", f"by kind: {kernels['kinds']}"]
             lines += [f"  {each['share']:6.1%}  {each['calls']:5d} x {each['name']}" for each in kernels["top"]]
-        if goals := section.get("goals"):
+        if (goals := section.get("goals")) and not result["miniature"]:  # they are stated for the full size
             lines += ["", common.goals_text(goals)]
         if "ours_over_torch" in section:
             lines += ["", f"time over PyTorch's: {section['ours_over_torch']}"]

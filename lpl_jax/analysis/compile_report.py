@@ -75,7 +75,7 @@ def compile_report(
                     experiment, autoencoder, mesh, text, plan_folder=plan_folder
                 )
             except jax.errors.JaxRuntimeError as error:
-                needed = _memory_needed(str(error))
+                needed = _memory_needed(str(error), report["state"])
                 if needed is None:
                     raise
                 return report | {"fits": False, "memory": {"peak": needed}}
@@ -173,12 +173,18 @@ def _bytes_on_each(tree) -> int:
     return total
 
 
-def _memory_needed(message: str) -> float | None:
-    """Bytes, from libtpu's message that they are not there; None where the message is another one."""
-    match = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+def _memory_needed(message: str, state: float) -> float | None:
+    """Bytes, from libtpu's message that they are not there; None where the message is another one.
+
+    It names all that is needed, or the temporaries alone: then the state comes on top.
+    """
+    whole = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM", message)
+    match = whole or temporaries
     if match is None:
         return None
-    return float(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB}[match[2]]
+    size = float(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB}[match[2]]
+    return size if whole else size + state
 
 
 @contextlib.contextmanager

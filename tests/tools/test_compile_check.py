@@ -87,6 +87,10 @@ def test_a_tpu_slice(tmp_path):
     assert (report.pop("code"), whole.pop("code")) == (False, True) and whole["flops"].pop("xla") > 0
     for each in (report, whole):
         each.pop("compile_seconds")
+    planned, compiled = report.pop("memory"), whole.pop("memory")
+    for kind in ("argument", "output", "alias"):
+        assert planned[kind] == compiled[kind]
+    assert 0 <= planned["peak"] - compiled["peak"] < 2**20  # the plan has constants, too
     assert report["flops"].pop("xla") is None and report == whole
 
 
@@ -126,16 +130,24 @@ def test_a_state_that_does_not_fit_is_not_compiled_for(tiny, monkeypatch):
     assert "keeps 8 copies of the state; --config.mesh.data=1 --config.mesh.fsdp=-1" in lines
 
 
-def test_what_the_compiler_needed_is_reported(tiny, monkeypatch):
+@pytest.mark.parametrize(
+    "message, with_state",
+    [
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.", False),
+        (
+            "The total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+            True,
+        ),
+    ],
+)
+def test_what_the_compiler_needed_is_reported(message, with_state, tiny, monkeypatch):
     def fail(*_, **__):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used "
-            "20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-        )
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
 
     monkeypatch.setattr(compile_report.step_cost, "compile_step", fail)
     report = compile_report.compile_report(*tiny, dataclasses.replace(topology.parse("cpu:8"), hbm=15.75 * 2**30))
-    assert report["fits"] is False and report["memory"] == {"peak": 20.5 * 2**30}
+    assert report["fits"] is False
+    assert report["memory"] == {"peak": 20.5 * 2**30 + with_state * report["state"]}
 
 
 def test_warnings_of_the_partitioner_are_counted(tiny, monkeypatch, capfd):

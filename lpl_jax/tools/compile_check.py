@@ -1,7 +1,7 @@
 """What a run's training step takes on each device of a machine that is not there: memory, operations, communication.
 
     python -m lpl_jax.tools.compile_check --config configs/imagenet.py:512,lpl --topology v5e-16 \
-        --config.mesh.data=1 --config.mesh.fsdp=-1 --config.autoencoder.dtype=bfloat16
+        --config.mesh.fsdp=16 --config.autoencoder.dtype=bfloat16
     python -m lpl_jax.tools.compile_check --config configs/quickstart.py:lpl --topology cpu:8
 
     --config FILE[:ARGUMENTS]       config file; --config.SECTION.FIELD=VALUE changes a field of it
@@ -226,10 +226,16 @@ def _memory(report):
         lines.append("  the backend has no plan")
     copies = report["mesh"]["data"]
     if copies > 1 and hbm is not None and (report["fits"] is False or report["state"] > hbm / 4):
-        split = _size(report["state_whole"] / report["devices"])
+        parts = min(16, report["devices"])  # which divide the widths of the models
         lines.append(
-            f"  the mesh keeps {copies} copies of the state; --config.mesh.data=1 --config.mesh.fsdp=-1 splits it over "
-            f"all devices: about {split} on each"
+            f"  the mesh keeps {copies} copies of the state; --config.mesh.data=-1 --config.mesh.fsdp={parts} splits it "
+            f"over {parts} devices: about {_size(report['state_whole'] / parts)} on each"
+        )
+    fsdp, parts = report["mesh"]["fsdp"], report["mesh"]["fsdp"] * report["mesh"]["tensor"]
+    if fsdp > 1 and hbm is not None and report["state"] > max(hbm / 4, 2 * report["state_whole"] / parts):
+        lines.append(
+            f"  much of the state stays whole, as few of its sizes are multiples of fsdp={fsdp}: try fewer parts, "
+            "--config.mesh.data=-1 --config.mesh.fsdp=16"
         )
     return lines
 

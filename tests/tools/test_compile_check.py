@@ -120,6 +120,16 @@ def tiny():
     return resolve(experiment, shapes.config), shapes
 
 
+def test_a_state_that_hardly_splits_is_named():
+    report = {
+        "memory": {}, "hbm": 16.0, "fits": None, "state": 5.0, "state_whole": 16.0,
+        "mesh": {"data": 1, "fsdp": 256, "tensor": 1},
+    }  # fmt: skip
+    assert "multiples of fsdp=256: try fewer parts" in "\n".join(compile_check._memory(report))
+    split = report | {"state": 1.0}
+    assert "multiples" not in "\n".join(compile_check._memory(split))
+
+
 def test_a_state_that_does_not_fit_is_not_compiled_for(tiny, monkeypatch):
     monkeypatch.setattr(compile_report.step_cost, "compile_step", None)
     small = dataclasses.replace(topology.parse("cpu:8"), hbm=2**20)
@@ -127,7 +137,7 @@ def test_a_state_that_does_not_fit_is_not_compiled_for(tiny, monkeypatch):
     assert report["fits"] is False and report["state"] == report["state_whole"] > 2**20
     lines = compile_check.text({"given": small.text, "autoencoder": "", "dtype": ""} | report)
     assert "DOES NOT FIT; nothing was compiled" in lines
-    assert "keeps 8 copies of the state; --config.mesh.data=1 --config.mesh.fsdp=-1" in lines
+    assert "keeps 8 copies of the state; --config.mesh.data=-1 --config.mesh.fsdp=8" in lines
 
 
 @pytest.mark.parametrize(

@@ -228,8 +228,8 @@ def _memory(report):
     if copies > 1 and hbm is not None and (report["fits"] is False or report["state"] > hbm / 4):
         parts = min(16, report["devices"])  # which divide the widths of the models
         lines.append(
-            f"  the mesh keeps {copies} copies of the state; --config.mesh.data=-1 --config.mesh.fsdp={parts} splits it "
-            f"over {parts} devices: about {_size(report['state_whole'] / parts)} on each"
+            f"  the mesh keeps {copies} copies of the state; --config.mesh.data=-1 --config.mesh.fsdp={parts} splits "
+            f"it over {parts} devices: about {_size(report['state_whole'] / parts)} on each"
         )
     fsdp, parts = report["mesh"]["fsdp"], report["mesh"]["fsdp"] * report["mesh"]["tensor"]
     if fsdp > 1 and hbm is not None and report["state"] > max(hbm / 4, 2 * report["state_whole"] / parts):

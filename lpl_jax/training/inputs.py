@@ -28,6 +28,11 @@ def open_store(
     if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
+        if experiment.text is not None and data.source == "photos":
+            raise InputError(
+                f"latent store {path} does not exist, and data.source='photos' has no captions to make it from: give "
+                "the store that was prepared, or another source"
+            )
         prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
     store = LatentStore(path, partial=data.unfinished)
     check_autoencoder(store, autoencoder)

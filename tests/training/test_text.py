@@ -148,8 +148,9 @@ def captioned(tmp_path_factory, image_folder, tiny_folder):
     for index, path in enumerate(sorted(image_folder.rglob("*.png"))):
         shutil.copy(path, folder / path.name)
         (folder / path.name).with_suffix(".txt").write_text(f"a {path.parent.name}, number {index}")
-    source = FolderSource(folder, 32, captions=("txt",))
-    write_store(root / "store", source, autoencoders.load(tiny_folder), text=TextOptions(length=LENGTH))
+    source, autoencoder = FolderSource(folder, 32, captions=("txt",)), autoencoders.load(tiny_folder)
+    write_store(root / "store", source, autoencoder, text=TextOptions(length=LENGTH))
+    write_store(root / "with_outputs", source, autoencoder, text=TextOptions(length=LENGTH, encoder="bundled"))
     return root / "store"
 
 
@@ -175,6 +176,17 @@ def test_a_run_on_captions_trains_and_resumes(tiny_config, captioned, tmp_path):
         train(build(c), tmp_path)
 
 
+@pytest.mark.slow
+def test_a_run_on_outputs_of_the_tower_in_the_store(tiny_config, captioned, tmp_path):
+    """Losses are those of a run that computes them in its steps, but for their rounding to float16."""
+    found = {}
+    for where, store in (("step", captioned), ("store", captioned.parent / "with_outputs")):
+        c = captioned_config(tiny_config, store, text__embeddings=where)
+        assert train(build(c), tmp_path / where).step == 2
+        found[where] = [line["loss"] for line in read_metrics(tmp_path / where)]
+    np.testing.assert_allclose(found["store"], found["step"], rtol=2e-3)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -186,6 +198,13 @@ def test_a_run_on_captions_trains_and_resumes(tiny_config, captioned, tmp_path):
 def test_stores_of_other_captions_are_refused(tiny_config, captioned, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         train(build(captioned_config(tiny_config, captioned, **changes)), tmp_path)
+
+
+def test_a_store_that_is_not_there_is_not_made_of_images_without_captions(tiny_config, captioned, tmp_path):
+    c = captioned_config(tiny_config, tmp_path / "mistyped")
+    with pytest.raises(InputError, match="mistyped does not exist, and data.source='photos' has no captions"):
+        train(build(c), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stores_without_captions_or_of_another_tokeniser_are_refused(tiny_config, captioned, tmp_path, monkeypatch):

@@ -18,21 +18,12 @@ import os
 from pathlib import Path
 
 from benchmarks import common
+from lpl_jax.analysis import topology as topologies
+from lpl_jax.analysis.topology import Topology
 from lpl_jax.tools.cli import parser, run_main
 
 SHAPES = {False: ((1, 256, 256, 128), (1, 512, 512, 32)), True: ((1, 64, 64, 16),)}
 METHODS = ("counting", "top_k")
-# For libtpu, which otherwise looks for a TPU and writes about it; before jax is imported.
-QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "JAX_PLATFORMS": "cpu",
-}
 
 
 def both_quantiles(features, method: str):
@@ -101,16 +92,15 @@ def plan(compiled, size: int) -> dict:
     return dict(bytes_accessed=round(accessed / size, 2), temporaries=round(temporary / size, 3), bytes=int(accessed))
 
 
-def plans(topology: str, quick: bool) -> dict:
+def plans(topology: Topology, quick: bool) -> dict:
     """Programs compiled for a TPU that is not there."""
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
     from lpl_jax.losses import perceptual_distance
 
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    device = topologies.devices(topology)[0]
 
     def shaped(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=SingleDeviceSharding(device))
@@ -133,7 +123,7 @@ def plans(topology: str, quick: bool) -> dict:
         name: plan(jax.jit(functools.partial(value_and_gradient, lpl=lpl)).lower(features, features).compile(), size)
         for name, lpl in variants().items()
     }
-    return dict(topology=topology, quantiles_over_the_input=alone, loss_over_the_predicted_features=loss)
+    return dict(topology=topology.name, quantiles_over_the_input=alone, loss_over_the_predicted_features=loss)
 
 
 def main(argv) -> int:
@@ -145,8 +135,9 @@ def main(argv) -> int:
     flags.add_argument("--results", type=Path, default=common.RESULTS, help="folder for the result")
     args = flags.parse_args(argv)
     if args.topology:
-        os.environ.update(QUIET)
-        found, name = plans(args.topology, args.quick), "quantiles_tpu"
+        topology = topologies.parse(args.topology)
+        os.environ.update(topologies.environment(topology))  # before jax is imported
+        found, name = plans(topology, args.quick), "quantiles_tpu"
     else:
         resolution = 32 if args.quick else args.resolution
         found, name = (

@@ -14,8 +14,10 @@ from typing import Any
 from configs import base, cc12m, imagenet
 
 ASYMMETRIC = cc12m.AUTOENCODER  # the main results' (Sec. 4.1); ablations: SDXL's
-DATASETS = {"imagenet": imagenet, "cc12m": cc12m}
+# S320M is private: the recipe of CC12M, for 320 million captioned images of one's own.
+DATASETS = {"imagenet": imagenet, "cc12m": cc12m, "s320m": cc12m}
 SEPARATE = {"lpl.stats": "separate"}
+TFLOP = "TFLOP a step and GPU"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,11 @@ class Row:
       init: name of the row whose last checkpoint it starts from; None starts from scratch.
       paper: metric -> the printed value.
       evaluate: lists for eval.py, by flag; empty: the last checkpoint, once.
-      caveat: in what our run differs from the paper's, beyond docs/decisions.md.
       dataset: one of `DATASETS`.
+      against: name of the row that this one is compared with.
+      gain: metric -> the printed change from the row `against`, where the values themselves are not printed.
+      cost: unit -> the printed cost of a step or of the training.
+      place: in a figure over one quantity, that quantity and where on it the row is: ("tau", "3").
     """
 
     name: str
@@ -41,12 +46,15 @@ class Row:
     init: str | None = None
     paper: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluate: dict[str, str] = dataclasses.field(default_factory=dict)
-    caveat: str = ""
     dataset: str = "imagenet"
+    against: str | None = None
+    gain: dict[str, float] = dataclasses.field(default_factory=dict)
+    cost: dict[str, float] = dataclasses.field(default_factory=dict)
+    place: tuple[str, str] | None = None
 
     @property
     def autoencoder(self) -> str:
-        default = {"imagenet": "stabilityai/sdxl-vae", "cc12m": ASYMMETRIC}[self.dataset]
+        default = "stabilityai/sdxl-vae" if self.dataset == "imagenet" else ASYMMETRIC
         return self.changes.get("autoencoder.source", default)
 
 
@@ -54,14 +62,25 @@ def _pretraining():
     for paradigm in ("eps", "v", "flow"):
         yield Row(f"pretrain_{paradigm}", f"pre-training, {paradigm} (Sec. 4.1)", f"256,{paradigm}")
     yield Row("pretrain_asymmetric", "pre-training, eps (Table 2)", "256,eps", {"autoencoder.source": ASYMMETRIC})
-    yield Row("pretrain_cc12m", "pre-training on CC12M, eps (Table 2)", "256,eps", dataset="cc12m")
+    for dataset in ("cc12m", "s320m"):
+        where = f"pre-training on {dataset.upper()}, eps (Table 2)"
+        yield Row(f"pretrain_{dataset}", where, "256,eps", _source(dataset), dataset=dataset)
 
 
-def _pair(prefix, where, arguments, changes=None, init=None, paper=({}, {}), **fields):
-    """The row without and with LPL."""
-    for suffix, extra, values in (("base", "", paper[0]), ("lpl", ",lpl", paper[1])):
-        title = f"{where}, {'with' if extra else 'without'} LPL"
-        yield Row(f"{prefix}_{suffix}", title, arguments + extra, dict(changes or {}), init, values, **fields)
+def _source(dataset):
+    return {"data.source": "/data/s320m"} if dataset == "s320m" else {}
+
+
+def _pair(
+    prefix, where, arguments, changes=None, init=None, paper=({}, {}), gain=None, cost=({}, {}), more=None, **fields
+):
+    """The row without and with LPL. more: changes of the one with LPL alone."""
+    base, lpl = f"{prefix}_base", f"{prefix}_lpl"
+    changes = changes or {}
+    yield Row(base, f"{where}, without LPL", arguments, dict(changes), init, paper[0], cost=cost[0], **fields)
+    compared = dict(against=base, gain=gain or {}, cost=cost[1])
+    changes = {**changes, **(more or {})}
+    yield Row(lpl, f"{where}, with LPL", arguments + ",lpl", changes, init, paper[1], **compared, **fields)
 
 
 def _table2():
@@ -69,11 +88,16 @@ def _table2():
     values = ({"fid": 2.98}, {"fid": 2.72})
     init = "pretrain_asymmetric"
     yield from _pair("table2_imagenet256", "Table 2, ImageNet 256", "256,eps,post", source, init, values)
-    yield from _pair("table2_imagenet512", "Table 2, ImageNet 512", "512,eps,post", source, init)
+    gain = {"fid": -0.91}
+    yield from _pair("table2_imagenet512", "Table 2, ImageNet 512", "512,eps,post", source, init, gain=gain)
     values = ({"fid": 7.81, "clip_score": 25.06}, {"fid": 6.22, "clip_score": 25.12})
     options = dict(init="pretrain_cc12m", dataset="cc12m")
     yield from _pair("table2_cc12m256", "Table 2, CC12M 256", "256,eps,post", paper=values, **options)
-    yield from _pair("table2_cc12m512", "Table 2, CC12M 512", "512,eps,post", **options)
+    gain = {"fid": -1.52, "clip_score": 0.24}
+    yield from _pair("table2_cc12m512", "Table 2, CC12M 512", "512,eps,post", gain=gain, **options)
+    values = ({"fid": 8.81, "clip_score": 24.39}, {"fid": 8.30, "clip_score": 24.41})
+    options = dict(init="pretrain_s320m", dataset="s320m", paper=values)
+    yield from _pair("table2_s320m512", "Table 2, S320M 512", "512,eps,post", _source("s320m"), **options)
 
 
 def _table3():
@@ -90,42 +114,73 @@ def _table3():
 
 
 def _table4():
-    """Only differences between the two are printed: FID -0.58, -0.78, -0.97."""
-    for name, steps in (("0", 0), ("50k", 50_000), ("400k", 400_000)):
+    """Only differences between the two are printed; of coverage, precision and recall in percent points."""
+    names = ("fid", "coverage", "density", "precision", "recall")
+    printed = {
+        ("0", 0): (-0.58, 0.0429, 0.14, 0.0401, 0.0199),
+        ("50k", 50_000): (-0.78, 0.0351, 0.12, 0.0455, 0.0232),
+        ("400k", 400_000): (-0.97, 0.0399, 0.21, 0.0589, 0.0422),
+    }
+    for (name, steps), values in printed.items():
+        gain = dict(zip(names, values, strict=True))
         init = "pretrain_eps"
         if steps:
             init = f"table4_{name}_init"
             where = f"Table 4, {name} steps of post-training before"
             yield Row(init, where, "512,eps,post", {"train.steps": steps}, "pretrain_eps")
-        yield from _pair(f"table4_{name}", f"Table 4, after {name} steps", "512,eps,post", None, init)
+        yield from _pair(f"table4_{name}", f"Table 4, after {name} steps", "512,eps,post", None, init, gain=gain)
 
 
 def _comparisons():
-    def row(name, where, arguments, changes, **paper):
-        return Row(name, where, f"512,eps,post{arguments}", changes, "pretrain_eps", paper)
+    def row(name, where, arguments, changes, fid, *cost, against="table5_l2"):
+        arguments, cost = f"512,eps,post{arguments}", dict(zip(("images/s", "% of 80 GB"), cost, strict=False))
+        return Row(name, where, arguments, changes, "pretrain_eps", {"fid": fid}, cost=cost, against=against)
 
     lpips = {"comparison.kind": "latent_lpips"}
-    yield row("table5_l2", "Table 5, L2", "", {}, fid=4.88)
-    yield row("table5_latent_lpips", "Table 5, E-LatentLPIPS", "", lpips, fid=7.71)
+    yield row("table5_l2", "Table 5, L2", "", {}, 4.88, 16.6, 42.5, against=None)
+    yield row("table5_latent_lpips", "Table 5, E-LatentLPIPS", "", lpips, 7.71, 13.3, 67.5)
     gated = lpips | {"comparison.tau": 3.0, "comparison.tau_ref_resolution": 512}
-    yield row("table5_latent_lpips_gated", "Table 5, E-LatentLPIPS (dagger)", "", gated, fid=7.19)
-    for block, fid in ((8, 5.82), (16, 13.40), (28, 10.43)):
+    yield row("table5_latent_lpips_gated", "Table 5, E-LatentLPIPS (dagger)", "", gated, 7.19, 15.8, 43.5)
+    for block, *values in ((8, 5.82, 13.3, 70.6), (16, 13.40, 11.4, 75.1), (28, 10.43, 9.2, 82.4)):
         changes = {"comparison.kind": "self_perceptual", "comparison.block": block}
-        yield row(f"table5_self_perceptual{block}", f"Table 5, Self-Perceptual, block {block}", "", changes, fid=fid)
-    yield row("table5_lpl", "Table 5, LPL", ",lpl", {}, fid=3.79)
-    yield row("table6_base", "Table 6, baseline", "", {}, fid=4.88)
-    yield row("table6_eq15", "Table 6, baseline (dagger), Eq. 15", ",lpl", {"comparison.kind": "reweighting"}, fid=5.43)
-    yield row("table6_min_snr", "Table 6, min-SNR", "", {"loss.weighting": "min_snr"}, fid=5.04)
-    yield row("table6_lpl", "Table 6, LPL", ",lpl", {}, fid=3.79)
+        yield row(f"table5_self_perceptual{block}", f"Table 5, Self-Perceptual, block {block}", "", changes, *values)
+    yield row("table5_lpl", "Table 5, LPL", ",lpl", {}, 3.79, 9.6, 74.3)
+    base = dict(against="table6_base")
+    eq15, min_snr = {"comparison.kind": "reweighting"}, {"loss.weighting": "min_snr"}
+    yield row("table6_base", "Table 6, baseline", "", {}, 4.88, against=None)
+    yield row("table6_eq15", "Table 6, baseline (dagger), Eq. 15", ",lpl", eq15, 5.43, **base)
+    yield row("table6_min_snr", "Table 6, min-SNR", "", min_snr, 5.04, **base)
+    yield row("table6_lpl", "Table 6, LPL", ",lpl", {}, 3.79, **base)
 
 
 def _table7():
     """48 hours on two nodes; the same number of GPUs with 25 and 16 images each."""
-    base_changes = {"train.batch_size": 400, "train.steps": 122_500, "optimizer.learning_rate": 25 / 16 * 1e-4}
-    rows = (("base", "", base_changes, 4.62), ("lpl", ",lpl", {"train.steps": 82_500}, 3.84))
-    for name, extra, changes, fid in rows:
-        where = f"Table 7, {'LPL' if extra else 'baseline'}, 48 h on two nodes of 8 A100"
-        yield Row(f"table7_{name}", where, f"512,eps,post{extra}", changes, "pretrain_eps", {"fid": fid})
+    changes = {"train.batch_size": 400, "train.steps": 122_500, "optimizer.learning_rate": 25 / 16 * 1e-4}
+    lpl = {"train.batch_size": 256, "train.steps": 82_500, "optimizer.learning_rate": 1e-4}
+    values, cost = ({"fid": 4.62}, {"fid": 3.84}), ({TFLOP: 108.347}, {TFLOP: 106.581})
+    where = "Table 7, 48 h on two nodes of 8 A100"
+    yield from _pair("table7", where, "512,eps,post", changes, "pretrain_eps", values, cost=cost, more=lpl)
+
+
+def _table8():
+    """The trainings whose operations are printed: SD's autoencoder, embeddings of size and crop, on 16 GPUs."""
+    printed = {
+        "imagenet": (63.389, (63.389, 99.987), (69.342, 106.581)),
+        "cc12m": (63.391, (63.391, 100.064), (69.342, 106.583)),
+        "s320m": (63.391, None, (69.342, 106.583)),
+    }
+    title = {"imagenet": "ImageNet", "cc12m": "CC12M", "s320m": "S320M"}
+    for dataset, (first, *others) in printed.items():
+        changes = {"model.control": True, "autoencoder.source": "stabilityai/sdxl-vae", **_source(dataset)}
+        init, where = f"table8_{dataset}_pretrain", f"Table 8, {title[dataset]}"
+        yield Row(init, f"{where}, pre-training", "256,eps", dict(changes), cost={TFLOP: first}, dataset=dataset)
+        for size, both in zip((256, 512), others, strict=True):
+            if both:
+                more = {"loss.lpl_capacity": {256: 320, 512: 80}[size]}  # 5 of 16; the paper's share is 0.307
+                costs = [{TFLOP: value} for value in both]
+                options = dict(cost=costs, more=more, dataset=dataset)
+                name, arguments = f"table8_{dataset}{size}", f"{size},eps,post"
+                yield from _pair(name, f"{where} {size}", arguments, changes, init, **options)
 
 
 def _table9():
@@ -137,20 +192,23 @@ def _table9():
 
 
 def _ablations():
-    def row(name, where, changes, arguments="512,eps,post,lpl", **paper):
-        return Row(name, where, arguments, changes, "pretrain_eps", paper)
+    def row(name, where, changes, arguments="512,eps,post,lpl", place=None, **paper):
+        base = "table5_l2" if arguments.endswith("lpl") else None
+        return Row(name, where, arguments, changes, "pretrain_eps", paper, against=base, place=place)
 
     for tau in (1.0, 2.0, 3.0, 4.5, 6.0, 10.0, 20.0, float("inf")):
         changes = {"lpl.tau": tau, "lpl.tau_ref_resolution": 512}
-        yield row(f"figure6_tau{tau:g}", f"Fig. 6, tau = {tau:g}", changes)
-    yield row("figure7_taps0", "Fig. 7, no decoder blocks", {}, "512,eps,post")
+        yield row(f"figure6_tau{tau:g}", f"Fig. 6, tau = {tau:g}", changes, place=("tau at 512 px", f"{tau:g}"))
+    blocks = "decoder blocks"
+    yield row("figure7_taps0", "Fig. 7, no decoder blocks", {}, "512,eps,post", (blocks, "0"))
     for taps in (1, 2, 3, 4, 5):
-        yield row(f"figure7_taps{taps}", f"Fig. 7, {taps} decoder blocks", {"lpl.taps": taps})
-    yield row("figure7_rgb", "Fig. 7, decoded images", {"lpl.taps": "rgb"})
+        changes, where = {"lpl.taps": taps}, f"Fig. 7, {taps} decoder block{'s' * (taps > 1)}"
+        yield row(f"figure7_taps{taps}", where, changes, place=(blocks, str(taps)))
+    yield row("figure7_rgb", "Fig. 7, decoded images", {"lpl.taps": "rgb"}, place=(blocks, "rgb"))
     for weight in (0.0, 0.3, 1.0, 3.0, 10.0, 30.0):
         arguments = "512,eps,post,lpl" if weight else "512,eps,post"
-        changes = {"lpl.weight": weight} if weight else {}
-        yield row(f"figure9_weight{weight:g}", f"Fig. 9, weight {weight:g}", changes, arguments)
+        changes, place = {"lpl.weight": weight} if weight else {}, ("weight of LPL", f"{weight:g}")
+        yield row(f"figure9_weight{weight:g}", f"Fig. 9, weight {weight:g}", changes, arguments, place)
     yield row("normalisation_separate", "Sec. 4.3, statistics of each map's own", SEPARATE, fid=4.79)
     yield row("normalisation_shared", "Sec. 4.3, shared statistics", {}, fid=3.79)
     yield row("statistics_without_gradient", "no gradient through the statistics", {"lpl.stats_grad": False})
@@ -181,12 +239,14 @@ def _curves():
     yield Row("figure19", "Fig. 19, guidance", "512,eps,post", {}, "pretrain_eps", evaluate=guidance)
     for tau in (0.5, 1.0, 1.5, 3.0, 6.0):
         changes = {"lpl.tau": tau, "lpl.tau_ref_resolution": 256}
-        yield Row(f"figure20_tau{tau:g}", f"Fig. 20, tau = {tau:g}", f"{post},lpl", changes, "pretrain_eps")
+        place = ("tau at 256 px", f"{tau:g}")
+        name, where = f"figure20_tau{tau:g}", f"Fig. 20, tau = {tau:g}"
+        yield Row(name, where, f"{post},lpl", changes, "pretrain_eps", place=place, against="figure15_base")
     plain = {"ema.decays": (), "sampling.guidance": 1.0, "train.steps": 100_000}
     yield from _pair("figure21", "Fig. 21, no guidance, no average", post, plain, "pretrain_eps")
 
 
-PARTS = (_pretraining, _table2, _table3, _table4, _comparisons, _table7, _table9, _ablations, _curves)
+PARTS = (_pretraining, _table2, _table3, _table4, _comparisons, _table7, _table8, _table9, _ablations, _curves)
 ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part()}
 
 

@@ -1,13 +1,37 @@
-"""Cards of many runs in one table, with the numbers that the paper prints, and pictures of rows that form a curve."""
+"""Cards of many runs in one table, with the numbers that the paper prints, and pictures of rows that form a figure."""
 
 import csv
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lpl_jax.evaluation.cards import METRICS, Card, Metric, read_card
+import numpy as np
+
+from lpl_jax.evaluation.cards import METRICS, Card, read_card
+from lpl_jax.evaluation.figures import captioned_rows, first_row
 from lpl_jax.evaluation.sweep import draw
+
+# What the lists of eval.py vary, in a card.
+VARIED = {
+    "checkpoints": "checkpoint.step",
+    "weights": "checkpoint.weights",
+    "guidance": "sampling.guidance",
+    "steps": "sampling.steps",
+}
+GRID = "grid.png"
+
+
+class Figure(NamedTuple):
+    """A figure of the paper: its metrics over one quantity.
+
+    points: (settings, card), of which `axis` is one setting. levels: what they are compared with, by its title.
+    samples: title -> the first images of an evaluation, (N, H, W, 3).
+    """
+
+    axis: str
+    points: list[tuple[dict[str, Any], Card]]
+    levels: dict[str, Card]
+    samples: dict[str, np.ndarray]
 
 
 def cards_of(run: Path) -> list[tuple[str, Card]]:
@@ -16,53 +40,113 @@ def cards_of(run: Path) -> list[tuple[str, Card]]:
     return sorted(found, key=lambda item: item[1].made.get("checkpoint.step", 0))
 
 
-def write_results(rows: Sequence[Any], workdir: Path) -> str:
-    """results.md and results.csv of the rows, and a picture for every group of rows that differ in one number.
+def write_results(rows: Sequence[Any], workdir: Path, runs: Mapping[str, str]) -> str:
+    """results.md and results.csv of the rows; for every figure among them its curves and samples as PNG.
 
-    rows: as in configs/paper.py: with name, where, paper.
+    rows: as in configs/paper.py. runs: row -> the one whose run it shares, which stands in for it as a baseline.
     Returns the table as Markdown.
     """
     found = {row.name: cards_of(workdir / row.name) for row in rows}
-    metrics = [name for name in METRICS if any(name in row.paper for row in rows) or _measured(found, name)]
-    lines = [
-        "| experiment | " + " | ".join(METRICS[name][0] for name in metrics) + " | evaluation |",
-        "|" + "---|" * (len(metrics) + 2),
-    ]
+    baselines = {row.against: _newest(row.against, workdir, runs) for row in rows if row.against}
+    metrics = [name for name in METRICS if any(name in row.paper | row.gain for row in rows) or _measured(found, name)]
+    titles = [METRICS[name][0] for name in metrics]
+    lines = ["| experiment | " + " | ".join(titles) + " | evaluation |", "|" + "---|" * (len(metrics) + 2)]
     table = []
     for row in rows:
+        base = baselines.get(row.against)
         for evaluation, card in found[row.name] or [("not run", None)]:
-            cells = [_beside(row.paper.get(name), card.metrics.get(name) if card else None) for name in metrics]
-            lines.append(f"| {row.where} (`{row.name}`) | " + " | ".join(cells) + f" | {evaluation} |")
-            ours = {name: card.metrics[name].value for name in metrics if card and name in card.metrics}
-            paper = {f"paper_{name}": value for name, value in row.paper.items()}
-            table.append({"name": row.name, "where": row.where, "evaluation": evaluation} | paper | ours)
-    text = "\n".join(["Printed / measured here.", "", *lines]) + "\n"
+            cells = " | ".join(f"{_printed(row, name)} / {_ours(name, card, base)}" for name in metrics)
+            lines.append(f"| {row.where} (`{row.name}`) | {cells} | {evaluation} |")
+            line = {"name": row.name, "where": row.where, "evaluation": evaluation, "against": row.against}
+            line |= {f"paper_{name}": value for name, value in row.paper.items()}
+            line |= {f"paper_change_{name}": value for name, value in row.gain.items()}
+            for name in metrics if card else ():
+                if name in card.metrics:
+                    line[name] = card.metrics[name].value
+                if (change := _change(name, card, base)) is not None:
+                    line[f"change_{name}"] = change
+            table.append(line)
+    head = "Printed / measured here; in brackets the change from the row that it is compared with (without LPL)."
+    text = "\n".join([head, "", *lines]) + "\n"
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "results.md").write_text(text)
     with (workdir / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for line in table for name in line)))
         writer.writeheader()
         writer.writerows(table)
-    for prefix, points in curves(rows, found).items():
-        draw(points, workdir / f"{prefix}.png", prefix)
+    for name, figure in figures(rows, workdir, found, baselines).items():
+        if len(figure.points) > 1:
+            draw(figure.points, workdir / f"{name}.png", figure.axis, levels=figure.levels)
+        shown = figure.samples
+        if len(shown) > 1 and len({images.shape for images in shown.values()}) == 1:  # of the same noise and labels
+            images = np.concatenate(list(shown.values()))
+            captioned_rows(images, list(shown), len(images) // len(shown)).save(workdir / f"{name}_samples.png")
     return text
 
 
-def curves(rows: Iterable[Any], found: dict[str, list]) -> dict[str, list[tuple[dict[str, Any], Card]]]:
-    """prefix -> (setting, card) of rows named PREFIX and a number, such as figure6_tau3, where two or more were run."""
-    groups: dict[str, list] = {}
+def figures(
+    rows: Sequence[Any], workdir: Path, found: Mapping[str, list], baselines: Mapping[str, Card | None]
+) -> dict[str, Figure]:
+    """Figure -> what is known of it. A row is part of one by its `place`, or by the lists that it is evaluated with."""
+    result: dict[str, Figure] = {}
     for row in rows:
-        match = re.fullmatch(r"(.*\D)(\d+(?:\.\d+)?)", row.name)
-        if match and found[row.name]:
-            groups.setdefault(match[1], []).append(({match[1]: float(match[2])}, found[row.name][-1][1]))
-    return {prefix: sorted(points, key=lambda p: p[0][prefix]) for prefix, points in groups.items() if len(points) > 1}
+        if not (found[row.name] and (row.place or row.evaluate)):
+            continue
+        axis = row.place[0] if row.place else next(iter(row.evaluate))
+        figure = result.setdefault(row.name.split("_")[0], Figure(axis, [], {}, {}))
+        if row.place:
+            figure.points.append(({axis: row.place[1]}, found[row.name][-1][1]))
+            if baselines.get(row.against):
+                figure.levels[row.against] = baselines[row.against]
+        else:
+            points = [({"row": row.name} | _varied(row, card), card) for _, card in found[row.name]]
+            figure.points.extend(sorted(points, key=lambda point: _order(row, point[0])))
+        evaluation, card = found[row.name][-1]
+        grid = workdir / row.name / "evaluation" / evaluation / GRID
+        if grid.is_file():
+            figure.samples[row.where] = first_row(grid, card.made["resolution"])
+    return result
+
+
+def _varied(row, card: Card) -> dict[str, Any]:
+    return {flag: card.made.get(VARIED[flag]) for flag in row.evaluate}
+
+
+def _order(row, setting: Mapping[str, Any]) -> list:
+    """Values that the row lists come in its order."""
+    places = []
+    for flag, values in row.evaluate.items():
+        listed = values.split(",")
+        places.append(listed.index(str(setting[flag])) if str(setting[flag]) in listed else setting[flag])
+    return places
+
+
+def _newest(name: str, workdir: Path, runs: Mapping[str, str]) -> Card | None:
+    """The newest card of a row, or of the row whose run it shares."""
+    for each in (name, runs[name]):
+        if cards := cards_of(workdir / each):
+            return cards[-1][1]
+    return None
 
 
 def _measured(found, name: str) -> bool:
     return any(name in card.metrics for cards in found.values() for _, card in cards)
 
 
-def _beside(printed: float | None, ours: Metric | None) -> str:
-    left = "-" if printed is None else f"{printed:g}"
-    right = "-" if ours is None else f"{ours.value:.4g}"
-    return f"{left} / {right}"
+def _printed(row, name: str) -> str:
+    if name in row.paper:
+        return f"{row.paper[name]:g}"
+    return f"({row.gain[name]:+g})" if name in row.gain else "-"
+
+
+def _ours(name: str, card: Card | None, base: Card | None) -> str:
+    if card is None or name not in card.metrics:
+        return "-"
+    change = _change(name, card, base)
+    return f"{card.metrics[name].value:.4g}" + ("" if change is None else f" ({change:+.3g})")
+
+
+def _change(name: str, card: Card, base: Card | None) -> float | None:
+    if base is None or name not in card.metrics or name not in base.metrics:
+        return None
+    return card.metrics[name].value - base.metrics[name].value

@@ -51,8 +51,17 @@ def varied(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[str]:
     return sorted((name for name, count in counts.items() if count > 1), key=lambda name: -counts[name])
 
 
-def draw(results: Sequence[tuple[Mapping[str, Any], Card]], path: str | Path, axis_name: str) -> None:
-    """A panel for each metric over one setting, a line for each combination of the others that vary, as a PNG."""
+def draw(
+    results: Sequence[tuple[Mapping[str, Any], Card]],
+    path: str | Path,
+    axis_name: str,
+    *,
+    levels: Mapping[str, Card] | None = None,
+) -> None:
+    """A panel for each metric over one setting, a line for each combination of the others that vary, as a PNG.
+
+    levels: title -> a card whose values are drawn as dashed lines across.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -76,12 +85,15 @@ def draw(results: Sequence[tuple[Mapping[str, Any], Card]], path: str | Path, ax
                 low, high = ([getattr(metric, end) for _, metric in known] for end in ("low", "high"))
                 axis.fill_between(range(len(places)) if isinstance(places[0], str) else places, low, high, alpha=0.15,
                                   color=line.get_color())  # fmt: skip
+        for number, (title, card) in enumerate((levels or {}).items()):
+            if name in card.metrics:
+                axis.axhline(card.metrics[name].value, linestyle="--", color=f"C{7 + number}", label=title)
         axis.set_title(METRICS[name][0], fontsize=9)
         axis.set_xlabel(axis_name)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    if any(lines):
+    if any(lines) or levels:
         axes.flat[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=100)

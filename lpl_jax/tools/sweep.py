@@ -4,13 +4,17 @@
         -- --config.evaluation.reference=/data/imagenet/val
 
 Behind -- a flag may be for the rows of one data set alone: cc12m:--config.evaluation.reference=/data/cc12m/val.
-A row that another one starts from is run before it. What is done is not done again: call it again after it was
-stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are made:
+A row that another one starts from is run before it. Rows that train the same, such as the baselines of several tables,
+share one run. What is done is not done again: call it again after it was stopped. With --print the commands are printed
+instead, for a cluster; with --collect only the tables are made:
 
     WORKDIR/NAME/            the run of a row, its evaluations in evaluation/
-    WORKDIR/results.md, .csv the rows, printed and measured; WORKDIR/PREFIX.png for rows that differ in one number
+    WORKDIR/results.md, .csv the rows, printed and measured
+    WORKDIR/figure6.png      a figure's metrics over what is varied in it, and the rows' first samples in
+                             figure6_samples.png
 """
 
+import dataclasses
 import fnmatch
 import importlib.util
 import json
@@ -20,18 +24,20 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
 
 EVALUATED = "evaluated.json"
+EVALUATIONS, FEATURES = "evaluation", "features"  # where eval.py keeps cards, and features beside them
 FLAG = re.compile(r"(?:(?P<dataset>\w+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
 EVALUATION_ONLY = ("--config.evaluation.", "--config.sampling.", "--features", "--reference")
 
 
-def load_rows(path: Path) -> dict[str, Any]:
-    """The `ROWS` of a config file: name -> row with where, changes, init, paper, evaluate (see configs/paper.py)."""
+def load(path: Path) -> ModuleType:
+    """A config file with `ROWS`: name -> row, with the attributes of those in configs/paper.py."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a config file with ROWS, such as configs/paper.py")
     sys.path.insert(0, str(path.resolve().parents[1]))
@@ -41,7 +47,28 @@ def load_rows(path: Path) -> dict[str, Any]:
     spec.loader.exec_module(module)
     if not isinstance(getattr(module, "ROWS", None), dict):
         raise InputError(f"{path} has no ROWS: a dict of named experiments is needed")
-    return module.ROWS
+    return module
+
+
+def shared_runs(module: ModuleType) -> dict[str, str]:
+    """Row -> the first row that trains the same, itself included: several tables have the same baseline.
+
+    Rows train the same where their configs differ in sampling and evaluation alone.
+    """
+    from lpl_jax.training import build
+
+    first: dict[str, str] = {}
+    runs = {}
+    for name, row in module.ROWS.items():
+        config = module.get_config(name)
+        if row.init is not None:
+            config.train.init_from = row.init
+        try:
+            experiment = dataclasses.replace(build(config), sampling=None, evaluation=None)
+            runs[name] = first.setdefault(repr(experiment), name)
+        except InputError:  # something has to be given first
+            runs[name] = name
+    return runs
 
 
 def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
@@ -63,22 +90,32 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
     return list(chosen.values())
 
 
-def listing(rows: Mapping[str, Any]) -> str:
+def listing(rows: Mapping[str, Any], runs: Mapping[str, str]) -> str:
     """All rows as a Markdown table."""
     lines = ["| paper | experiment | starts from | printed |", "|---|---|---|---|"]
     for row in rows.values():
-        printed = ", ".join(f"{name} {value:g}" for name, value in row.paper.items())
         lists = "; ".join(f"`--{flag}={values}`" for flag, values in row.evaluate.items())
         start = f"`{row.init}`" if row.init else "scratch"
-        lines.append(f"| {row.where} | `{row.name}`{': ' + lists if lists else ''} | {start} | {printed or '-'} |")
+        if runs[row.name] != row.name:
+            start = f"the run of `{runs[row.name]}`"
+        lines.append(f"| {row.where} | `{row.name}`{': ' + lists if lists else ''} | {start} | {printed(row) or '-'} |")
     return "\n".join(lines)
 
 
-def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str]) -> list[str]:
+def printed(row) -> str:
+    """The paper's numbers of a row."""
+    values = [f"{name} {value:g}" for name, value in row.paper.items()]
+    changes = [f"{name} {value:+g}" for name, value in row.gain.items()]
+    if changes:
+        values.append(f"{', '.join(changes)} against `{row.against}`")
+    return ", ".join([*values, *(f"{value:g} {unit}" for unit, value in row.cost.items())])
+
+
+def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str], runs) -> list[str]:
     """The command that trains a row."""
     command = [sys.executable, "train.py", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
     if row.init is not None:
-        command.append(f"--config.train.init_from={workdir / row.init}")
+        command.append(f"--config.train.init_from={workdir / runs[row.init]}")
     if stores is not None:
         command.append(f"--config.data.store={stores / store_name(row)}")
     return command + [argument for argument in flags_of(row, extra) if not argument.startswith(EVALUATION_ONLY)]
@@ -96,39 +133,48 @@ def flags_of(row, extra: Sequence[str]) -> list[str]:
     return [match["flag"] for match in found if match["dataset"] in (None, row.dataset)]
 
 
-def evaluate_command(row, workdir: Path, extra: Sequence[str]) -> list[str]:
-    """The command that evaluates a row's run."""
+def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module: ModuleType) -> list[str]:
+    """The command that evaluates a row on the run of its own or of another row."""
+    command = [sys.executable, "eval.py", f"--workdir={workdir / run}"]
+    if run != row.name:
+        # Its own place for cards; features and images that both need are made once.
+        command.append(f"--out={workdir / row.name / EVALUATIONS}")
+        command.append(f"--config.evaluation.cache={workdir / run / EVALUATIONS / FEATURES}")
+        theirs, ours = module.get_config(run), module.get_config(row.name)
+        for section in ("sampling", "evaluation"):
+            changed = {key: value for key, value in ours[section].items() if value != theirs[section][key]}
+            command += [f"--config.{section}.{key}={value}" for key, value in changed.items()]
     lists = [f"--{flag}={values}" for flag, values in row.evaluate.items()]
     wanted = [argument for argument in flags_of(row, extra) if argument.startswith(EVALUATION_ONLY)]
-    return [sys.executable, "eval.py", f"--workdir={workdir / row.name}", *lists, *wanted]
+    return [*command, *lists, *wanted]
 
 
-def is_evaluated(folder: Path, command: Sequence[str]) -> bool:
-    """Whether this evaluation of the run's newest checkpoint was finished."""
+def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:
+    """Whether the evaluation that is about to be made was finished, of the same checkpoint."""
     marker = folder / EVALUATED
-    return marker.is_file() and json.loads(marker.read_text()) == _state(folder, command)
+    return marker.is_file() and json.loads(marker.read_text()) == state
 
 
-def _state(folder: Path, command: Sequence[str]) -> dict[str, Any]:
+def train(command: Sequence[str], row) -> int:
+    """Trains a row; returns the exit status."""
+    print(f"\n== {row.name}: {row.where}\n{shlex.join(command)}", flush=True)
+    return subprocess.run(command).returncode  # it resumes, and knows when it is done
+
+
+def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
+    """Evaluates a row unless that was done; returns the exit status."""
     from lpl_jax.training import checkpoints
 
-    return {"command": list(command[1:]), "step": checkpoints.latest_step(folder / "checkpoints")}
-
-
-def run(commands: Sequence[Sequence[str]], row, workdir: Path) -> int:
-    """Trains and evaluates one row; returns the exit status of what failed or was stopped, else 0."""
-    training, evaluation = commands
     folder = workdir / row.name
-    print(f"\n== {row.name}: {row.where}\n{shlex.join(training)}", flush=True)
-    if status := subprocess.run(training).returncode:  # it resumes, and knows when it is done
-        return status
-    if is_evaluated(folder, evaluation):
+    state = {"command": list(command[1:]), "step": checkpoints.latest_step(workdir / run / "checkpoints")}
+    if is_evaluated(folder, state):
         print(f"{row.name}: evaluated already")
         return 0
-    print(shlex.join(evaluation), flush=True)
-    if status := subprocess.run(evaluation).returncode:
+    print(f"\n== {row.name}: {row.where}\n{shlex.join(command)}", flush=True)
+    if status := subprocess.run(command).returncode:
         return status
-    (folder / EVALUATED).write_text(json.dumps(_state(folder, evaluation)))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / EVALUATED).write_text(json.dumps(state))
     return 0
 
 
@@ -145,33 +191,36 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--print", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--collect", action="store_true", help="only make the tables of what is there")
     args = parser.parse_args(argv)
-    known = load_rows(args.file)
-    if odd := {match["dataset"] for match in map(FLAG.fullmatch, extra)} - {
-        None,
-        *(row.dataset for row in known.values()),
-    }:
+    module = load(args.file)
+    known, runs = module.ROWS, shared_runs(module)
+    datasets = {row.dataset for row in known.values()}
+    if odd := {match["dataset"] for match in map(FLAG.fullmatch, extra)} - {None, *datasets}:
         raise InputError(f"no row of {args.file} is of data set {sorted(odd)[0]!r}")
     if args.list:
-        print(listing(known))
+        print(listing(known, runs))
         return 0
     if not args.rows:
         raise InputError("no experiments given: --rows NAME ..., or --list to see all")
     rows = choose(known, args.rows)
-    for row in rows:
-        commands = (
-            train_command(row, args.file, args.workdir, args.stores, extra),
-            evaluate_command(row, args.workdir, extra),
-        )
+    trained = set()
+    for row in () if args.collect else rows:
+        run = runs[row.name]
+        training = train_command(known[run], args.file, args.workdir, args.stores, extra, runs)
+        evaluation = evaluate_command(row, args.workdir, extra, run, module)
         if args.print:
-            print(f"# {row.name}: {row.where}")
+            commands = [evaluation] if run in trained else [training, evaluation]
+            print(f"# {row.name}: {row.where}" + ("" if run == row.name else f"; the run of {run}"))
             print("\n".join(shlex.join(["python", *command[1:]]) for command in commands))
-        elif not args.collect and (status := run(commands, row, args.workdir)):
-            print(f"sweep: {row.name} ended with status {status}; call again to go on", file=sys.stderr)
-            return status
+        else:
+            status = 0 if run in trained else train(training, known[run])
+            if status := status or evaluate(evaluation, row, args.workdir, run):
+                print(f"sweep: {row.name} ended with status {status}; call again to go on", file=sys.stderr)
+                return status
+        trained.add(run)
     if not args.print:
         from lpl_jax.evaluation.collect import write_results
 
-        print(write_results(rows, args.workdir))
+        print(write_results(rows, args.workdir, runs))
     return 0
 
 

@@ -3,12 +3,16 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs import paper
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
+from lpl_jax.evaluation import collect as collect_results
 from lpl_jax.evaluation.cards import Card, Metric
+from lpl_jax.evaluation.figures import panels
 from lpl_jax.tools import sweep
 
 ROOT = Path(paper.__file__).parents[1]
@@ -28,16 +32,43 @@ def test_rows_come_behind_what_they_start_from():
         names("table12_*")
 
 
+def test_rows_that_train_the_same_share_a_run():
+    """They differ in sampling and evaluation alone, whatever way they say it."""
+    runs = sweep.shared_runs(paper)
+    assert set(runs) == set(paper.ROWS)
+    assert all(runs[run] == run for run in runs.values())
+    base = ("table5_l2", "table6_base", "figure7_taps0", "figure9_weight0", "figure8_base", "figure19")
+    assert {runs[name] for name in base} == {"table3_eps_base"}
+    full = ("table5_lpl", "figure6_tau3", "figure7_taps5", "depth_inverse", "table9_eps")
+    assert {runs[name] for name in full} == {"table3_eps_lpl"}
+    for name in ("table3_v_lpl", "figure6_tau2", "table7_base", "figure10_lpl", "table5_latent_lpips", "pretrain_eps"):
+        assert runs[name] == name
+
+
+def test_a_shared_run_is_trained_once_and_evaluated_for_each(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    rows = ["--rows", "table3_flow_lpl", "table9_flow", "--workdir", str(tmp_path), "--print"]
+    assert sweep.main(rows) == 0
+    lines = capsys.readouterr().out.splitlines()[3:]
+    run, own = tmp_path / "table3_flow_lpl", tmp_path / "table9_flow"
+    assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train.py", "eval.py", "eval.py"]
+    assert lines[-2].endswith("the run of table3_flow_lpl")
+    assert lines[-1] == (
+        f"python eval.py --workdir={run} --out={own}/evaluation --config.evaluation.cache={run}/evaluation/features "
+        "--config.sampling.sampler=rk4 --config.sampling.steps=250"
+    )
+
+
 def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_path):
     rest = ["--workdir", str(tmp_path), "--stores", "/s", "--", "--config.train.steps=3", "--config.evaluation.k=5"]
     monkeypatch.chdir(ROOT)
-    assert sweep.main(["--rows", "figure8_base", "--print", *rest]) == 0
+    assert sweep.main(["--rows", "figure10_base", "--print", *rest]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
-    run, start = tmp_path / "figure8_base", tmp_path / "pretrain_eps"
+    run, start = tmp_path / "figure10_base", tmp_path / "pretrain_eps"
     assert lines[2:] == [
-        f"python train.py --config=configs/paper.py:figure8_base --workdir={run} --config.train.init_from={start} "
+        f"python train.py --config=configs/paper.py:figure10_base --workdir={run} --config.train.init_from={start} "
         "--config.data.store=/s/512_sdxl-vae --config.train.steps=3",
-        f"python eval.py --workdir={run} --steps=5,10,15,25,50,100,200 --config.evaluation.k=5",
+        f"python eval.py --workdir={run} --weights=0.999,0.9995,0.99975,0.9999,0.99995 --config.evaluation.k=5",
     ]
     called = []
 
@@ -48,10 +79,10 @@ def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_p
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(sweep.subprocess, "run", fake)
-    assert sweep.main(["--rows", "figure8_base", *rest]) == 0
+    assert sweep.main(["--rows", "figure10_base", *rest]) == 0
     assert [" ".join(["python", *command[1:]]) for command in called] == lines
     called.clear()
-    assert sweep.main(["--rows", "figure8_base", *rest]) == 0  # training says itself that it is done
+    assert sweep.main(["--rows", "figure10_base", *rest]) == 0  # training says itself that it is done
     assert [command[1] for command in called] == ["train.py", "train.py"]
 
 
@@ -69,8 +100,8 @@ def test_rows_of_two_data_sets_in_one_sweep(capsys, monkeypatch, tmp_path):
     assert evaluate.endswith("--config.evaluation.k=5 --config.evaluation.reference=/i")
     assert train_text.endswith(f"--config.data.store=/s/cc12m_256_{asymmetric} --config.text.dtype=float32")
     assert evaluate_text.endswith("--config.evaluation.k=5 --config.evaluation.reference=/c")
-    with pytest.raises(InputError, match="is of data set 's320m'"):
-        sweep.main(["--rows", "table2_*", "--print", "--", "s320m:--config.evaluation.k=5"])
+    with pytest.raises(InputError, match="is of data set 'cc3m'"):
+        sweep.main(["--rows", "table2_*", "--print", "--", "cc3m:--config.evaluation.k=5"])
 
 
 def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
@@ -80,25 +111,79 @@ def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     assert "pretrain_v ended with status 130; call again to go on" in capsys.readouterr().err
 
 
-def write(run, name, fid, step=10):
-    card = Card({"fid": Metric(fid)}, {}, {"checkpoint.step": step}, cards.context(["python"]))
+def write(run, fid, name="step10", **made):
+    made = {"checkpoint.step": 10, "resolution": 16} | {key.replace("_", ".", 1): value for key, value in made.items()}
+    card = Card({"fid": Metric(fid)}, {}, made, cards.context(["python"]))
     cards.write_card(card, run / "evaluation" / name)
+    images = np.full((3, 16, 16, 3), (int(10 * fid), 0, 99), np.uint8)  # a colour that no letter has
+    panels({"3 of 3": images}, per_row=8).save(run / "evaluation" / name / "grid.png")
+
+
+def collect(tmp_path, *names):
+    assert sweep.main(["--rows", *names, "--file", str(FILE), "--workdir", str(tmp_path), "--collect"]) == 0
+    with (tmp_path / "results.csv").open() as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
 
 
 def test_results_stand_beside_the_printed_ones(tmp_path, capsys):
-    for tau, fid in ((1, 5.0), (2, 4.0), (3, 3.5)):
-        write(tmp_path / f"figure6_tau{tau}", "step10", fid)
-    write(tmp_path / "depth_uniform", "step10", 4.4)
-    arguments = ["--rows", "figure6_*", "depth_uniform", "--file", str(FILE), "--workdir", str(tmp_path)]
-    assert sweep.main([*arguments, "--collect"]) == 0
+    write(tmp_path / "depth_uniform", 4.4)
+    write(tmp_path / "table3_eps_base", 5.0)  # the run of table5_l2, which the row is compared with
+    write(tmp_path / "table4_50k_base", 4.0)
+    write(tmp_path / "table4_50k_lpl", 3.5)
+    rows = collect(tmp_path, "depth_uniform", "table4_50k_*", "figure6_tau20")
     shown = capsys.readouterr().out
-    assert "| Fig. 6, tau = 2 (`figure6_tau2`) | - / 4 | step10 |" in shown
-    assert "| Sec. 4.3, equal depth weights (`depth_uniform`) | 4.38 / 4.4 | step10 |" in shown
-    assert "(`figure6_tau20`) | - / - | not run |" in shown
-    with (tmp_path / "results.csv").open() as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert "| Sec. 4.3, equal depth weights (`depth_uniform`) | 4.38 / 4.4 (-0.6) |" in shown
+    assert "| Table 4, after 50k steps, with LPL (`table4_50k_lpl`) | (-0.78) / 3.5 (-0.5) |" in shown
+    assert "(`figure6_tau20`) | - / - | - / - | - / - | - / - | - / - | not run |" in shown
     assert rows["depth_uniform"]["paper_fid"] == "4.38" and rows["depth_uniform"]["fid"] == "4.4"
-    assert (tmp_path / "figure6_tau.png").stat().st_size > 1000
+    assert float(rows["table4_50k_lpl"]["change_fid"]) == -0.5
+    assert rows["table4_50k_lpl"]["paper_change_coverage"] == "0.0351"
+
+
+def drawn(monkeypatch):
+    """What is drawn: name of the picture -> (points, axis, dashed lines)."""
+    calls = {}
+
+    def record(points, path, axis, *, levels):
+        calls[path.stem] = [(*settings.values(), card.metrics["fid"].value) for settings, card in points], axis, levels
+        sweep_draw(points, path, axis, levels=levels)
+
+    sweep_draw = collect_results.draw
+    monkeypatch.setattr(collect_results, "draw", record)
+    return calls
+
+
+def test_rows_at_places_are_a_figure(tmp_path, monkeypatch):
+    calls = drawn(monkeypatch)
+    for tau, fid in (("1", 5.0), ("4.5", 4.0), ("inf", 3.5)):
+        write(tmp_path / f"figure6_tau{tau}", fid)
+    write(tmp_path / "table5_l2", 4.9)
+    collect(tmp_path, "figure6_*")
+    points, axis, levels = calls["figure6"]
+    assert points == [("1", 5.0), ("4.5", 4.0), ("inf", 3.5)] and axis == "tau at 512 px"
+    assert {name: card.metrics["fid"].value for name, card in levels.items()} == {"table5_l2": 4.9}
+    assert (tmp_path / "figure6.png").stat().st_size > 1000
+    with Image.open(tmp_path / "figure6_samples.png") as picture:
+        pixels = np.asarray(picture)
+    found = [value for value in (50, 40, 35) if (pixels == (value, 0, 99)).all(-1).sum() == 3 * 16 * 16]
+    assert found == [50, 40, 35]
+
+
+def test_evaluations_of_lists_are_a_figure(tmp_path, monkeypatch):
+    """A line for each row, and for each average where these are listed too."""
+    calls = drawn(monkeypatch)
+    for step in (9, 10, 100):
+        for weights in ("0.9999", "params"):
+            made = {"checkpoint_step": step, "checkpoint_weights": weights}
+            write(tmp_path / "figure18_lpl", step / 10, f"{step}{weights}", **made)
+    write(tmp_path / "figure18_base", 2.0, "0", checkpoint_weights="params")
+    collect(tmp_path, "figure18_*")
+    points, axis, levels = calls["figure18"]
+    assert axis == "checkpoints" and not levels
+    assert points[0] == ("figure18_base", 10, "params", 2.0)
+    assert [point[1:3] for point in points[1:]] == [
+        (9, "params"), (9, "0.9999"), (10, "params"), (10, "0.9999"), (100, "params"), (100, "0.9999")
+    ]  # fmt: skip
 
 
 def test_documented_list_is_the_list(capsys):

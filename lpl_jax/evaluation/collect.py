@@ -1,6 +1,7 @@
 """Cards of many runs in one table, with the numbers that the paper prints, and pictures of rows that form a figure."""
 
 import csv
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,15 +47,15 @@ def write_results(rows: Sequence[Any], workdir: Path, runs: Mapping[str, str]) -
     rows: as in configs/paper.py. runs: row -> the one whose run it shares, which stands in for it as a baseline.
     Returns the table as Markdown.
     """
-    found = {row.name: cards_of(workdir / row.name) for row in rows}
-    baselines = {row.against: _newest(row.against, workdir, runs) for row in rows if row.against}
+    found = {row.name: sorted(cards_of(workdir / row.name), key=functools.partial(_order, row)) for row in rows}
+    baselines = {row.against: _baselines(row.against, workdir, runs) for row in rows if row.against}
     metrics = [name for name in METRICS if any(name in row.paper | row.gain for row in rows) or _measured(found, name)]
     titles = [METRICS[name][0] for name in metrics]
     lines = ["| experiment | " + " | ".join(titles) + " | evaluation |", "|" + "---|" * (len(metrics) + 2)]
     table = []
     for row in rows:
-        base = baselines.get(row.against)
         for evaluation, card in found[row.name] or [("not run", None)]:
+            base = _counterpart(row, card, baselines.get(row.against)) if card else None
             cells = " | ".join(f"{_printed(row, name)} / {_ours(name, card, base)}" for name in metrics)
             lines.append(f"| {row.where} (`{row.name}`) | {cells} | {evaluation} |")
             line = {"name": row.name, "where": row.where, "evaluation": evaluation, "against": row.against}
@@ -85,7 +86,7 @@ def write_results(rows: Sequence[Any], workdir: Path, runs: Mapping[str, str]) -
 
 
 def figures(
-    rows: Sequence[Any], workdir: Path, found: Mapping[str, list], baselines: Mapping[str, Card | None]
+    rows: Sequence[Any], workdir: Path, found: Mapping[str, list], baselines: Mapping[str, list[Card]]
 ) -> dict[str, Figure]:
     """Figure -> what is known of it. A row is part of one by its `place`, or by the lists that it is evaluated with."""
     result: dict[str, Figure] = {}
@@ -96,11 +97,10 @@ def figures(
         figure = result.setdefault(row.name.split("_")[0], Figure(axis, [], {}, {}))
         if row.place:
             figure.points.append(({axis: row.place[1]}, found[row.name][-1][1]))
-            if baselines.get(row.against):
-                figure.levels[row.against] = baselines[row.against]
+            if base := _counterpart(row, found[row.name][-1][1], baselines.get(row.against)):
+                figure.levels[row.against] = base
         else:
-            points = [({"row": row.name} | _varied(row, card), card) for _, card in found[row.name]]
-            figure.points.extend(sorted(points, key=lambda point: _order(row, point[0])))
+            figure.points.extend(({"row": row.name} | _varied(row, card), card) for _, card in found[row.name])
         evaluation, card = found[row.name][-1]
         grid = workdir / row.name / "evaluation" / evaluation / GRID
         if grid.is_file():
@@ -112,21 +112,24 @@ def _varied(row, card: Card) -> dict[str, Any]:
     return {flag: card.made.get(VARIED[flag]) for flag in row.evaluate}
 
 
-def _order(row, setting: Mapping[str, Any]) -> list:
-    """Values that the row lists come in its order."""
+def _order(row, evaluation: tuple[str, Card]) -> list:
+    """Values that the row lists come in its order, others by size."""
     places = []
-    for flag, values in row.evaluate.items():
-        listed = values.split(",")
-        places.append(listed.index(str(setting[flag])) if str(setting[flag]) in listed else setting[flag])
+    for flag, value in _varied(row, evaluation[1]).items():
+        listed, text = row.evaluate[flag].split(","), f"{value:g}" if isinstance(value, float) else str(value)
+        number = value if isinstance(value, int | float) else 0
+        places.append((listed.index(text), 0) if text in listed else (len(listed), number))
     return places
 
 
-def _newest(name: str, workdir: Path, runs: Mapping[str, str]) -> Card | None:
-    """The newest card of a row, or of the row whose run it shares."""
-    for each in (name, runs[name]):
-        if cards := cards_of(workdir / each):
-            return cards[-1][1]
-    return None
+def _baselines(name: str, workdir: Path, runs: Mapping[str, str]) -> list[Card]:
+    """All cards of a row, or of the row whose run it shares; the newest checkpoint last."""
+    return [card for _, card in cards_of(workdir / name) or cards_of(workdir / runs[name])]
+
+
+def _counterpart(row, card: Card, cards: list[Card] | None) -> Card | None:
+    """The newest of the cards that were made with the same values of what the row lists."""
+    return next((each for each in reversed(cards or []) if _varied(row, each) == _varied(row, card)), None)
 
 
 def _measured(found, name: str) -> bool:

@@ -186,6 +186,19 @@ def test_evaluations_of_lists_are_a_figure(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_values_of_a_list_are_compared_with_their_counterparts(tmp_path, capsys):
+    for guidance, fid in ((1.0, 5.0), (1.25, 4.0), (10.0, 3.5)):
+        name = f"g{guidance:g}"
+        write(tmp_path / "figure19", fid, name, sampling_guidance=guidance)
+    for steps, fid in ((5, 5.0), (25, 4.0), (100, 3.0)):
+        write(tmp_path / "figure8_base", fid, f"s{steps}", sampling_steps=steps)
+        write(tmp_path / "figure8_lpl", fid - 0.5, f"s{steps}", sampling_steps=steps)
+    collect(tmp_path, "figure19", "figure8_*")
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "Fig." in line]
+    assert [line[-1].rstrip(" |") for line in lines] == ["g1", "g1.25", "g10", *2 * ["s5", "s25", "s100"]]
+    assert [line[1] for line in lines[-3:]] == ["- / 4.5 (-0.5)", "- / 3.5 (-0.5)", "- / 2.5 (-0.5)"]
+
+
 def test_documented_list_is_the_list(capsys):
     assert sweep.main(["--list", "--file", str(FILE)]) == 0
     listed = capsys.readouterr().out

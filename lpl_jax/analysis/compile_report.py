@@ -44,8 +44,8 @@ def compile_report(
     alone is too large and nothing was compiled. `flops`: a step on one device; `analytic` (usual convention, nothing
     computed again), `traced`, `compiled` (matrix products and convolutions in the optimised program, loops as often as
     they run, and the traced ones of `kernels`), `xla` (its own count, loops once). `collectives`: see `hlo.summary`.
-    `rematerializations`: warnings. `code`: whether machine code was generated. hlo_file: where the text of the program
-    goes. plan_folder: see `step_cost.compile_step`; the caller has to end the process then.
+    `rematerializations`: see `rematerialized`. `code`: whether machine code was generated. hlo_file: where the text
+    of the program goes. plan_folder: see `step_cost.compile_step`; the caller has to end the process then.
 
     Raises InputError as `topology.devices` and `parallel.make_mesh` do, or for a batch that does not divide.
     """
@@ -96,10 +96,20 @@ def compile_report(
             "xla": None if planned else measured["flops"],
         },
         **program,
-        "rematerializations": messages().count(FULL_REMATERIALIZATION),
+        "rematerializations": rematerialized(messages()),
         "code": not planned,
         "compile_seconds": measured["compile_seconds"],
     }
+
+
+def rematerialized(messages: str) -> list[str]:
+    """Operations, with their shapes, that the partitioner warns to have copied whole to every device, one by one."""
+    found = []
+    for line in messages.splitlines():
+        if FULL_REMATERIALIZATION in line:
+            shape, name = re.search(r" = (\S+?\[[\d,]*\])", line), re.search(r'op_name="([^"]*)"', line)
+            found.append(f"{shape[1] if shape else 'an array'} of {name[1] if name else 'an unnamed operation'}")
+    return found
 
 
 def versions(topology: Topology) -> dict[str, str]:
@@ -134,7 +144,7 @@ def find_batch(measure: Callable[[int], dict[str, Any]], first: int, shards: int
     peak(first)
     hbm = reports[first]["hbm"]
     if hbm is None:
-        raise InputError("--find_batch: the memory of these devices is not known; name a TPU topology")
+        raise InputError("--find-batch: the memory of these devices is not known; name a TPU topology")
     second = 2 * first if peak(first) <= hbm else max(first // 2 // shards, 1) * shards
     peak(second)
     for _ in range(ATTEMPTS):

@@ -59,7 +59,7 @@ def _quantities(config: dict[str, Any], devices: int) -> dict[str, float]:
         found[f"memory: {name}, bytes"] = memory[name]
     for kind, total in report["collectives"].items():
         found |= {f"{kind}: number": total["count"], f"{kind}: bytes": total["bytes"]}
-    return found | {"full rematerializations": report["rematerializations"]}
+    return found | {"full rematerializations": len(report["rematerializations"])}
 
 
 def grown(

@@ -45,6 +45,7 @@ SLICES = {
     3: {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"},
 }
 INSTALL = 'compiling for TPUs needs libtpu: pip install "lpl_jax[tpu-compile]" (or libtpu alone; no TPU is needed)'
+LIBRARY = "TPU_LIBRARY_PATH"  # names libtpu's file where it is no package
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,16 @@ def environment(topology: Topology) -> dict[str, str]:
 
 def has_libtpu() -> bool:
     """Whether libtpu is there: as a package, or as the file that TPU_LIBRARY_PATH names."""
-    return importlib.util.find_spec("libtpu") is not None or Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file()
+    return importlib.util.find_spec("libtpu") is not None or Path(os.environ.get(LIBRARY, "")).is_file()
+
+
+def check_libtpu() -> None:
+    """Raises InputError where libtpu is not there, or not where TPU_LIBRARY_PATH says."""
+    named = os.environ.get(LIBRARY)
+    if named and not Path(named).is_file():
+        raise InputError(f"{LIBRARY}={named}: there is no such file; it has to name libtpu.so, or be unset")
+    if not has_libtpu():
+        raise InputError(INSTALL)
 
 
 def devices(topology: Topology) -> Sequence:
@@ -141,8 +151,7 @@ def devices(topology: Topology) -> Sequence:
         if len(found) < topology.devices:
             raise InputError(f"--topology {topology.name}: this process has {len(found)} CPU devices")
         return found[: topology.devices]
-    if not has_libtpu():
-        raise InputError(INSTALL)
+    check_libtpu()
     options = {}
     if topology.family == "v4":  # one device for each chip, as the others have it
         options = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "wrap": (False,) * 3}

@@ -44,7 +44,8 @@ class FolderSource:
             raise InputError(f"image folder {path}: no such folder")
         self.class_names, self._files, self._labels = _list(self.path)
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
-        self.description = f"folder {path}: {len(self)} images of {len(self.class_names)} classes{text}"
+        classes = len(self.class_names)
+        self.description = f"folder {path}: {len(self)} images of {classes} class{'es' * (classes > 1)}{text}"
         columns = ["captions", *self.caption_columns] if self.caption_columns else []
         self.fingerprint = fingerprint("folder", str(self.crop), str(resolution), *columns, *self._files)
 

@@ -66,11 +66,12 @@ def _summary(store: LatentStore, done: str) -> str:
             f"{store.path}: this host's part is there ({done}); {len(store)} images in {len(manifest.shards)} shards "
             "so far, other hosts go on"
         )
-    shards = len(manifest.shards)
+    shards, classes = len(manifest.shards), manifest.num_classes
     text = f", {len(manifest.text.columns)} captions each" if manifest.text else ""
+    kinds = f"{classes} class{'es' * (classes > 1)}"
     skipped = f"; {manifest.skipped} images skipped, listed in {REPORT}" if manifest.skipped else ""
     return (
-        f"{store.path}: {len(store)} images of {manifest.num_classes} classes at {manifest.resolution} px{text}, "
+        f"{store.path}: {len(store)} images of {kinds} at {manifest.resolution} px{text}, "
         f"{manifest.num_bytes / 1e6:.1f} MB in {shards} shard{'s' * (shards > 1)} "
         f"({manifest.num_bytes / len(store):.0f} bytes per image){skipped}; {done}"
     )

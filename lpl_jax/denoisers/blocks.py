@@ -90,7 +90,8 @@ class Projections(nn.Module):
 
     def join(self, heads):
         """(B, N, heads, head size) -> (B, N, d)."""
-        return self.out(heads.reshape(*heads.shape[:-2], self.config.hidden))
+        # As above: the gradient of what comes in would else be split as the weights are, by heads that are too few.
+        return self.out(constrain_batch(heads.reshape(*heads.shape[:-2], self.config.hidden)))
 
 
 class JointBlock(nn.Module):

@@ -43,6 +43,7 @@ from lpl_jax.tools import cli, config_file
 CHILD = "LPL_JAX_COMPILE_FOR"
 # There too: folder that the compiler writes its plans into, where code generation is left out.
 PLANS = "LPL_JAX_PLANS"
+SHOWN = 4  # of the arrays that the partitioner copies to every device
 DASHES = {"--find-batch": "--find_batch", "--update-guard": "--update_guard"}
 
 
@@ -58,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     if values.topology is None:
         raise InputError("no topology given: --topology v5e-16, or cpu:8 for emulated devices")
     topology = topologies.parse(values.topology)
-    if topology.platform == "tpu" and not topologies.has_libtpu():
-        raise InputError(topologies.INSTALL)
+    if topology.platform == "tpu":
+        topologies.check_libtpu()
     if values.batch is not None and values.batch < 1:
         raise InputError(f"--batch={values.batch} is not 1 or more")
     # The loop that looks for a batch compiles in processes of its own.
@@ -153,6 +154,8 @@ def check(
     folder = os.environ.get(PLANS)
 
     def measure(images: int) -> dict[str, Any]:
+        if find:
+            print(f"compiling for a batch of {images}", file=sys.stderr, flush=True)
         if find and topology.platform == "tpu":
             return _report_of_child(topology, argv, images)
         train = dataclasses.replace(experiment.train, batch_size=images)
@@ -266,10 +269,12 @@ def _communication(report):
         lines.append(f"  {kind:20} {total['count']:6}  {_size(total['bytes'])}")
     if not report["collectives"]:
         lines.append("  none")
+    whole = report["rematerializations"]
     lines += [
         "",
-        f"partitioner: {report['rematerializations']} involuntary full rematerializations (0 expected); instructions "
-        f"that the compiler repeats to save memory: {report['recomputed']}",
+        f"partitioner: {len(whole)} involuntary full rematerializations (0 expected); instructions that the compiler "
+        f"repeats to save memory: {report['recomputed']}",
+        *(f"  {each}" for each in whole[:SHOWN]),
         f"compiled in {report['compile_seconds']:.1f} s"
         + ("" if report["code"] else ", up to the memory plan: no machine code (--codegen)"),
     ]

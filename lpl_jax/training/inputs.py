@@ -33,6 +33,8 @@ def open_store(
                 f"latent store {path} does not exist, and data.source='photos' has no captions to make it from: give "
                 "the store that was prepared, or another source"
             )
+        if data.store:  # it may be a mistake
+            print(f"{path}: no latent store there; it is made of data.source={data.source}", flush=True)
         prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
     store = LatentStore(path, partial=data.unfinished)
     check_autoencoder(store, autoencoder)

@@ -51,3 +51,9 @@ def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(topology, "has_libtpu", lambda: False)
     with pytest.raises(InputError, match="pip install"):
         topology.devices(topology.parse("v5e-16"))
+
+
+def test_a_wrong_path_to_libtpu_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "libtpu.so"))
+    with pytest.raises(InputError, match="libtpu.so: there is no such file"):
+        topology.devices(topology.parse("v5e-16"))

@@ -100,6 +100,7 @@ def plans(topology: Topology, quick: bool) -> dict:
 
     from lpl_jax.losses import perceptual_distance
 
+    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for no device cannot be read back
     device = topologies.devices(topology)[0]
 
     def shaped(*shape):

@@ -3,7 +3,8 @@
     python -m lpl_jax.tools.sweep --rows 'table3_*' --workdir runs/paper --stores /data/latents \
         -- --config.evaluation.reference=/data/imagenet/val
 
-Behind -- a flag may be for the rows of one data set alone: cc12m:--config.evaluation.reference=/data/cc12m/val.
+Behind -- a flag may be for the rows of one data set, or with such names, alone:
+cc12m:--config.evaluation.reference=/data/cc12m/val 'table5_latent_lpips*:--config.comparison.network=FILE'.
 A row that another one starts from is run before it. Rows that train the same, such as the baselines of several tables,
 share one run. What is done is not done again: call it again after it was stopped. With --print the commands are printed
 instead, for a cluster; with --collect only the tables are made:
@@ -32,7 +33,7 @@ from lpl_jax.tools import cli
 
 EVALUATED = "evaluated.json"
 EVALUATIONS, FEATURES = "evaluation", "features"  # where eval.py keeps cards, and features beside them
-FLAG = re.compile(r"(?:(?P<dataset>\w+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
+FLAG = re.compile(r"(?:(?P<rows>[^:=]+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
 EVALUATION_ONLY = ("--config.evaluation.", "--config.sampling.", "--features", "--reference")
 
 
@@ -128,9 +129,14 @@ def store_name(row) -> str:
 
 
 def flags_of(row, extra: Sequence[str]) -> list[str]:
-    """The flags behind -- that a row takes: those of its data set, and those of all."""
+    """The flags behind -- that a row takes: those for all, for its data set, or for names like its own."""
     found = [FLAG.fullmatch(argument) for argument in extra]
-    return [match["flag"] for match in found if match["dataset"] in (None, row.dataset)]
+    return [match["flag"] for match in found if match["rows"] is None or is_for(match["rows"], row)]
+
+
+def is_for(rows: str, row) -> bool:
+    """Whether a row is of this data set, or its name fits this pattern."""
+    return rows == row.dataset or fnmatch.fnmatch(row.name, rows)
 
 
 def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module: ModuleType) -> list[str]:
@@ -182,7 +188,10 @@ def main(argv: Sequence[str]) -> int:
     argv, extra = _split(argv)
     parser = cli.parser(__doc__.splitlines()[0])
     parser.prog = "python -m lpl_jax.tools.sweep"
-    parser.epilog = "Arguments behind -- go to train.py and eval.py; cc12m:--FLAG=VALUE is for rows of CC12M."
+    parser.epilog = (
+        "Arguments behind -- go to train.py and eval.py; cc12m:--FLAG=VALUE is for rows of CC12M, "
+        "'table5_*:--FLAG=VALUE' for rows with such names."
+    )
     parser.add_argument("--rows", nargs="+", help="names of experiments; * stands for anything")
     parser.add_argument("--list", action="store_true", help="print all experiments and do nothing")
     parser.add_argument("--file", type=Path, default=Path("configs/paper.py"), help="config file that has them")
@@ -193,9 +202,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     module = load(args.file)
     known, runs = module.ROWS, shared_runs(module)
-    datasets = {row.dataset for row in known.values()}
-    if odd := {match["dataset"] for match in map(FLAG.fullmatch, extra)} - {None, *datasets}:
-        raise InputError(f"no row of {args.file} is of data set {sorted(odd)[0]!r}")
+    for rows in {match["rows"] for match in map(FLAG.fullmatch, extra)} - {None}:
+        if not any(is_for(rows, row) for row in known.values()):
+            raise InputError(f"{rows}:--...: no row of {args.file} is of data set {rows!r} or has such a name")
     if args.list:
         print(listing(known, runs))
         return 0
@@ -230,7 +239,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     place = argv.index("--") if "--" in argv else len(argv)
     extra = argv[place + 1 :]
     if odd := [argument for argument in extra if not FLAG.fullmatch(argument)]:
-        raise InputError(f"behind -- stand flags with a value, [DATASET:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}")
+        raise InputError(
+            f"behind -- stand flags with a value, [DATASET or ROWS:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}"
+        )
     return argv[:place], extra
 
 

@@ -100,8 +100,19 @@ def test_rows_of_two_data_sets_in_one_sweep(capsys, monkeypatch, tmp_path):
     assert evaluate.endswith("--config.evaluation.k=5 --config.evaluation.reference=/i")
     assert train_text.endswith(f"--config.data.store=/s/cc12m_256_{asymmetric} --config.text.dtype=float32")
     assert evaluate_text.endswith("--config.evaluation.k=5 --config.evaluation.reference=/c")
-    with pytest.raises(InputError, match="is of data set 'cc3m'"):
+    with pytest.raises(InputError, match="is of data set 'cc3m' or has such a name"):
         sweep.main(["--rows", "table2_*", "--print", "--", "cc3m:--config.evaluation.k=5"])
+
+
+def test_flags_for_rows_by_name(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    flag = "table5_latent_lpips*:--config.comparison.network=FILE"
+    assert sweep.main(["--rows", "table5_*", "--workdir", str(tmp_path), "--print", "--", flag]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "train.py" in line]
+    given = [line for line in lines if line.endswith("--config.comparison.network=FILE")]
+    assert len(lines) == 8 and [line.split()[3].rsplit("/", 1)[1] for line in given] == [
+        "table5_latent_lpips", "table5_latent_lpips_gated"
+    ]  # fmt: skip
 
 
 def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):

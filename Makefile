@@ -10,7 +10,7 @@ quickstart: .venv/base.stamp
 	$(BIN)/python -m lpl_jax.tools.quickstart --config configs/quickstart.py --workdir runs/quickstart
 
 test: .venv/dev.stamp lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/dev.stamp .venv/tpu.stamp lint
 	TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow"

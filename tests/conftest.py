@@ -45,7 +45,15 @@ from lpl_jax.data import FolderSource, write_store
 # Tracing makes many objects that live long: looking through them again and again took a tenth of the time.
 gc.set_threshold(100_000, 20, 50)
 
+# Begun first, so that no worker is left with one of them when the other is done.
+LONGEST = ("test_step.py", "test_loop.py", "test_gpu.py", "test_quickstart.py", "test_text.py", "test_distributed.py",
+           "test_evaluate.py", "test_compiled_step.py", "test_mmdit.py", "test_chunked.py")  # fmt: skip
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

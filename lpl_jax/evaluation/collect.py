@@ -2,13 +2,13 @@
 
 import csv
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpl_jax.evaluation.cards import METRICS, Card, read_card
+from lpl_jax.evaluation.cards import METRICS, Card, matters, read_card
 from lpl_jax.evaluation.figures import captioned_rows, first_row
 from lpl_jax.evaluation.sweep import draw
 
@@ -35,30 +35,38 @@ class Figure(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def cards_of(run: Path) -> list[tuple[str, Card]]:
-    """(name, card) of all evaluations of a run, the newest checkpoint last."""
-    found = [(path.parent.name, read_card(path)) for path in sorted((run / "evaluation").glob("*/card.json"))]
+def cards_of(run: Path) -> list[tuple[Path, Card]]:
+    """(folder, card) of all evaluations of a run, the newest checkpoint last."""
+    found = [(path.parent, read_card(path)) for path in sorted((run / "evaluation").glob("*/card.json"))]
     return sorted(found, key=lambda item: item[1].made.get("checkpoint.step", 0))
 
 
-def write_results(rows: Sequence[Any], workdir: Path, runs: Mapping[str, str]) -> str:
-    """results.md and results.csv of the rows; for every figure among them its curves and samples as PNG.
+def write_results(
+    known: Iterable[Any], workdir: Path, evaluations: Mapping[str, str], chosen: Sequence[str] = ()
+) -> str:
+    """results.md and results.csv; for every figure among the rows its curves and samples as PNG.
 
-    rows: as in configs/paper.py. runs: row -> the one whose run it shares, which stands in for it as a baseline.
+    Args:
+      known: all rows, as in configs/paper.py; the tables have those that were evaluated, and `chosen`.
+      evaluations: row -> the row whose evaluation it shares, or itself.
     Returns the table as Markdown.
     """
-    found = {row.name: sorted(cards_of(workdir / row.name), key=functools.partial(_order, row)) for row in rows}
-    baselines = {row.against: _baselines(row.against, workdir, runs) for row in rows if row.against}
+    known = list(known)
+    cards = {row.name: cards_of(workdir / row.name) for row in known}
+    cards = {name: cards[name] or cards[evaluations[name]] for name in cards}
+    rows = [row for row in known if cards[row.name] or row.name in chosen]
+    found = {row.name: sorted(cards[row.name], key=functools.partial(_order, row)) for row in rows}
+    baselines = {row.against: [card for _, card in cards[row.against]] for row in rows if row.against}
     metrics = [name for name in METRICS if any(name in row.paper | row.gain for row in rows) or _measured(found, name)]
     titles = [METRICS[name][0] for name in metrics]
     lines = ["| experiment | " + " | ".join(titles) + " | evaluation |", "|" + "---|" * (len(metrics) + 2)]
     table = []
     for row in rows:
-        for evaluation, card in found[row.name] or [("not run", None)]:
+        for folder, card in found[row.name] or [(Path("not run"), None)]:
             base = _counterpart(row, card, baselines.get(row.against)) if card else None
             cells = " | ".join(f"{_printed(row, name)} / {_ours(name, card, base)}" for name in metrics)
-            lines.append(f"| {row.where} (`{row.name}`) | {cells} | {evaluation} |")
-            line = {"name": row.name, "where": row.where, "evaluation": evaluation, "against": row.against}
+            lines.append(f"| {row.where} (`{row.name}`) | {cells} | {folder.name} |")
+            line = {"name": row.name, "where": row.where, "evaluation": folder.name, "against": row.against}
             line |= {f"paper_{name}": value for name, value in row.paper.items()}
             line |= {f"paper_change_{name}": value for name, value in row.gain.items()}
             for name in metrics if card else ():
@@ -75,7 +83,7 @@ def write_results(rows: Sequence[Any], workdir: Path, runs: Mapping[str, str]) -
         writer = csv.DictWriter(file, list(dict.fromkeys(name for line in table for name in line)))
         writer.writeheader()
         writer.writerows(table)
-    for name, figure in figures(rows, workdir, found, baselines).items():
+    for name, figure in figures(rows, found, baselines).items():
         if len(figure.points) > 1:
             draw(figure.points, workdir / f"{name}.png", figure.axis, levels=figure.levels)
         shown = figure.samples
@@ -85,9 +93,7 @@ def write_results(rows: Sequence[Any], workdir: Path, runs: Mapping[str, str]) -
     return text
 
 
-def figures(
-    rows: Sequence[Any], workdir: Path, found: Mapping[str, list], baselines: Mapping[str, list[Card]]
-) -> dict[str, Figure]:
+def figures(rows: Sequence[Any], found: Mapping[str, list], baselines: Mapping[str, list[Card]]) -> dict[str, Figure]:
     """Figure -> what is known of it. A row is part of one by its `place`, or by the lists that it is evaluated with."""
     result: dict[str, Figure] = {}
     for row in rows:
@@ -101,10 +107,9 @@ def figures(
                 figure.levels[row.against] = base
         else:
             figure.points.extend(({"row": row.name} | _varied(row, card), card) for _, card in found[row.name])
-        evaluation, card = found[row.name][-1]
-        grid = workdir / row.name / "evaluation" / evaluation / GRID
-        if grid.is_file():
-            figure.samples[row.where] = first_row(grid, card.made["resolution"])
+        folder, card = found[row.name][-1]
+        if (folder / GRID).is_file():
+            figure.samples[row.where] = first_row(folder / GRID, card.made["resolution"])
     return result
 
 
@@ -112,7 +117,7 @@ def _varied(row, card: Card) -> dict[str, Any]:
     return {flag: card.made.get(VARIED[flag]) for flag in row.evaluate}
 
 
-def _order(row, evaluation: tuple[str, Card]) -> list:
+def _order(row, evaluation: tuple[Path, Card]) -> list:
     """Values that the row lists come in its order, others by size."""
     places = []
     for flag, value in _varied(row, evaluation[1]).items():
@@ -122,14 +127,14 @@ def _order(row, evaluation: tuple[str, Card]) -> list:
     return places
 
 
-def _baselines(name: str, workdir: Path, runs: Mapping[str, str]) -> list[Card]:
-    """All cards of a row, or of the row whose run it shares; the newest checkpoint last."""
-    return [card for _, card in cards_of(workdir / name) or cards_of(workdir / runs[name])]
-
-
 def _counterpart(row, card: Card, cards: list[Card] | None) -> Card | None:
-    """The newest of the cards that were made with the same values of what the row lists."""
-    return next((each for each in reversed(cards or []) if _varied(row, each) == _varied(row, card)), None)
+    """The newest of the cards whose numbers can be compared: made in the same way, of what the row lists too."""
+
+    def way(each: Card) -> dict[str, Any]:
+        fields = {name: value for name, value in each.made.items() if matters(name) or name.startswith("sampling.")}
+        return fields | _varied(row, each)
+
+    return next((each for each in reversed(cards or []) if way(each) == way(card)), None)
 
 
 def _measured(found, name: str) -> bool:

@@ -19,10 +19,14 @@ def compare(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     folders = [path.parent if path.name == "card.json" else path for path in args.cards]
     # A pattern like RUN/evaluation/* also matches what lies beside the cards.
-    others = [folder for folder in folders if folder.exists() and not (folder / "card.json").is_file()]
+    if missing := [folder for folder in folders if not folder.exists()]:
+        raise InputError(f"{missing[0]}: no such evaluation")
+    others = [folder for folder in folders if not (folder / "card.json").is_file()]
     folders = [folder for folder in folders if folder not in others]
     if others:
         print(f"left out, no result cards: {', '.join(folder.name for folder in others)}", file=sys.stderr)
+        if runs := [folder for folder in others if (folder / "evaluation").is_dir()]:
+            print(f"evaluations of a run lie in {runs[0] / 'evaluation'}", file=sys.stderr)
     if len(folders) < 2:
         raise InputError("compare needs two or more result cards: eval.py compare A B ...")
     names = short_names(folders)
@@ -41,10 +45,15 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Names for folders: their paths without the parts at both ends that all have in common."""
+    """Names for folders: the first part of their paths that is different in all, such as the run's; where there is
+    none, the paths without the parts at both ends that all have in common."""
     parts = [folder.absolute().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise InputError("a card is given twice: compare needs different ones")
+    alike = len({len(path) for path in parts}) == 1  # else their parts are not of the same kinds
+    for column in zip(*parts, strict=True) if alike else ():
+        if len(set(column)) == len(parts):
+            return list(column)
     shortest = min(map(len, parts))
     start = next(i for i in range(shortest + 1) if len({path[: i + 1] for path in parts}) > 1)
     end = next(i for i in range(shortest + 1) if i == shortest - start or len({path[-1 - i :] for path in parts}) > 1)

@@ -104,6 +104,8 @@ def main(argv: Sequence[str]) -> int:
     if values.help:
         print(__doc__)
         return 0
+    if values.table8 and len(argv) > 1:
+        raise InputError("--table8 stands alone: it counts the paper's own configurations")
     if values.table8:
         print(table8(), end="")
         return 0

@@ -6,16 +6,17 @@
 Behind -- a flag may be for the rows of one data set, or with such names, alone:
 cc12m:--config.evaluation.reference=/data/cc12m/val 'table5_latent_lpips*:--config.comparison.network=FILE'.
 A row that another one starts from is run before it. Rows that train the same, such as the baselines of several tables,
-share one run. What is done is not done again: call it again after it was stopped. With --print the commands are printed
-instead, for a cluster; with --collect only the tables are made:
+share one run, and its evaluation if that is the same too. What is done is not done again: call it again after it was
+stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are made:
 
     WORKDIR/NAME/            the run of a row, its evaluations in evaluation/
-    WORKDIR/results.md, .csv the rows, printed and measured
+    WORKDIR/results.md, .csv all rows that were evaluated there, printed and measured
     WORKDIR/figure6.png      a figure's metrics over what is varied in it, and the rows' first samples in
                              figure6_samples.png
 """
 
 import dataclasses
+import difflib
 import fnmatch
 import importlib.util
 import json
@@ -26,15 +27,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+from absl import flags
 
 from lpl_jax.errors import InputError
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, config_file
 
 EVALUATED = "evaluated.json"
 EVALUATIONS, FEATURES = "evaluation", "features"  # where eval.py keeps cards, and features beside them
 FLAG = re.compile(r"(?:(?P<rows>[^:=]+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
-EVALUATION_ONLY = ("--config.evaluation.", "--config.sampling.", "--features", "--reference")
+REFERENCE = ("--config.evaluation.reference=", "--reference=")
+SETTINGS = ("--config.evaluation.", "--config.sampling.")
+EVALUATION_ONLY = (*SETTINGS, *REFERENCE, "--features=", "--checkpoints=", "--weights=", "--guidance=", "--steps=")
+PERIODIC = "--config.evaluation.every="  # evaluations during training
+OWN = ("--config=", "--workdir=", "--config.train.init_from=", "--out=", "--images=")
+SIGNALLED = (130, 143)
+
+
+class Shared(NamedTuple):
+    """The first row that trains the same as a row, and the first that is evaluated the same on that run."""
+
+    run: str
+    evaluation: str
 
 
 def load(path: Path) -> ModuleType:
@@ -45,31 +60,13 @@ def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a config file is a program: it may fail in any way
+        raise InputError(f"{path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(getattr(module, "ROWS", None), dict):
         raise InputError(f"{path} has no ROWS: a dict of named experiments is needed")
     return module
-
-
-def shared_runs(module: ModuleType) -> dict[str, str]:
-    """Row -> the first row that trains the same, itself included: several tables have the same baseline.
-
-    Rows train the same where their configs differ in sampling and evaluation alone.
-    """
-    from lpl_jax.training import build
-
-    first: dict[str, str] = {}
-    runs = {}
-    for name, row in module.ROWS.items():
-        config = module.get_config(name)
-        if row.init is not None:
-            config.train.init_from = row.init
-        try:
-            experiment = dataclasses.replace(build(config), sampling=None, evaluation=None)
-            runs[name] = first.setdefault(repr(experiment), name)
-        except InputError:  # something has to be given first
-            runs[name] = name
-    return runs
 
 
 def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
@@ -85,58 +82,108 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
     for pattern in patterns:
         names = [name for name in rows if fnmatch.fnmatch(name, pattern)]
         if not names:
-            raise InputError(f"no row is named {pattern!r}; possible: {', '.join(rows)}")
+            near = ", ".join(difflib.get_close_matches(pattern, rows, n=4, cutoff=0.5))
+            raise InputError(f"no row is named {pattern!r}; {f'near to it: {near}; ' if near else ''}--list shows all")
         for name in names:
             add(name)
     return list(chosen.values())
 
 
-def listing(rows: Mapping[str, Any], runs: Mapping[str, str]) -> str:
-    """All rows as a Markdown table."""
-    lines = ["| paper | experiment | starts from | printed |", "|---|---|---|---|"]
-    for row in rows.values():
-        lists = "; ".join(f"`--{flag}={values}`" for flag, values in row.evaluate.items())
-        start = f"`{row.init}`" if row.init else "scratch"
-        if runs[row.name] != row.name:
-            start = f"the run of `{runs[row.name]}`"
-        lines.append(f"| {row.where} | `{row.name}`{': ' + lists if lists else ''} | {start} | {printed(row) or '-'} |")
-    return "\n".join(lines)
+# --- what rows share ---
 
 
-def printed(row) -> str:
-    """The paper's numbers of a row."""
-    values = [f"{name} {value:g}" for name, value in row.paper.items()]
-    changes = [f"{name} {value:+g}" for name, value in row.gain.items()]
-    if changes:
-        values.append(f"{', '.join(changes)} against `{row.against}`")
-    return ", ".join([*values, *(f"{value:g} {unit}" for unit, value in row.cost.items())])
+def share(module: ModuleType, extra: Sequence[str] = ()) -> dict[str, Shared]:
+    """Row -> what it shares, given the flags behind --: several tables have the same baseline.
+
+    Rows train the same where their configs differ in sampling and evaluation alone.
+    """
+    runs: dict[str, str] = {}
+    evaluations: dict[str, str] = {}
+    result = {}
+    for name, row in module.ROWS.items():
+        try:
+            experiment, lists = check(module, row, extra)
+        except InputError:  # something has to be given first
+            result[name] = Shared(name, name)
+            continue
+        settings = dict(sampling=experiment.sampling, evaluation=experiment.evaluation)
+        run = runs.setdefault(repr(dataclasses.replace(experiment, sampling=None, evaluation=None)), name)
+        result[name] = Shared(run, evaluations.setdefault(repr((run, settings, lists)), name))
+    return result
 
 
-def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str], runs) -> list[str]:
+def check(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The experiment of a row, with the flags that it is given, and its lists for eval.py.
+
+    Raises InputError for flags that are not known, and configs that cannot be.
+    """
+    from lpl_jax import distributed
+    from lpl_jax.tools import evaluate
+    from lpl_jax.training import build
+
+    def training(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+        distributed.define_flags(values)
+
+    config = module.get_config(row.name)
+    if row.init is not None:
+        config.train.init_from = row.init
+    if given := training_flags(row, extra):
+        config, _ = config_file.parse(given, training, default=config)
+    lists = dict(row.evaluate)
+    if given := evaluation_flags(row, extra):
+        config, values = config_file.parse(given, evaluate.define_flags, default=config)
+        lists = {name: getattr(values, name) for name in evaluate.LISTS if getattr(values, name)}
+    return build(config), lists
+
+
+def flags_of(row, extra: Sequence[str]) -> list[str]:
+    """The flags behind -- that a row takes: those for all, for its data set, or for names like its own."""
+    found = []
+    for match in map(FLAG.fullmatch, extra):
+        everyones = match["rows"] in (None, row.dataset)
+        if everyones and row.training_set and match["flag"].startswith(REFERENCE):
+            continue  # it is compared with what it learned from, eval.py's default
+        if everyones or is_for(match["rows"], row):
+            found.append(match["flag"])
+    return found
+
+
+def is_for(rows: str, row) -> bool:
+    """Whether a row is of this data set, or its name fits this pattern."""
+    return rows == row.dataset or fnmatch.fnmatch(row.name, rows)
+
+
+def training_flags(row, extra: Sequence[str]) -> list[str]:
+    """Those for train.py. Settings of evaluations are for it where some are made during training."""
+    given = flags_of(row, extra)
+    periodic = any(flag.startswith(PERIODIC) for flag in given)
+    return [flag for flag in given if not flag.startswith(EVALUATION_ONLY) or (periodic and flag.startswith(SETTINGS))]
+
+
+def evaluation_flags(row, extra: Sequence[str]) -> list[str]:
+    """Those for eval.py; given lists stand in place of the row's."""
+    given = [flag for flag in flags_of(row, extra) if flag.startswith(EVALUATION_ONLY)]
+    return [*(f"--{flag}={values}" for flag, values in row.evaluate.items()), *given]
+
+
+# --- commands ---
+
+
+def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str], shared) -> list[str]:
     """The command that trains a row."""
     command = [sys.executable, "train.py", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
     if row.init is not None:
-        command.append(f"--config.train.init_from={workdir / runs[row.init]}")
+        command.append(f"--config.train.init_from={workdir / shared[row.init].run}")
     if stores is not None:
         command.append(f"--config.data.store={stores / store_name(row)}")
-    return command + [argument for argument in flags_of(row, extra) if not argument.startswith(EVALUATION_ONLY)]
+    return command + training_flags(row, extra)
 
 
 def store_name(row) -> str:
     """Of the latent store that a row reads: its data set (but for ImageNet), resolution and autoencoder."""
     name = f"{row.arguments.split(',')[0]}_{row.autoencoder.rsplit('/', 1)[-1]}"
     return name if row.dataset == "imagenet" else f"{row.dataset}_{name}"
-
-
-def flags_of(row, extra: Sequence[str]) -> list[str]:
-    """The flags behind -- that a row takes: those for all, for its data set, or for names like its own."""
-    found = [FLAG.fullmatch(argument) for argument in extra]
-    return [match["flag"] for match in found if match["rows"] is None or is_for(match["rows"], row)]
-
-
-def is_for(rows: str, row) -> bool:
-    """Whether a row is of this data set, or its name fits this pattern."""
-    return rows == row.dataset or fnmatch.fnmatch(row.name, rows)
 
 
 def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module: ModuleType) -> list[str]:
@@ -150,15 +197,10 @@ def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module:
         for section in ("sampling", "evaluation"):
             changed = {key: value for key, value in ours[section].items() if value != theirs[section][key]}
             command += [f"--config.{section}.{key}={value}" for key, value in changed.items()]
-    lists = [f"--{flag}={values}" for flag, values in row.evaluate.items()]
-    wanted = [argument for argument in flags_of(row, extra) if argument.startswith(EVALUATION_ONLY)]
-    return [*command, *lists, *wanted]
+    return [*command, *evaluation_flags(row, extra)]
 
 
-def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:
-    """Whether the evaluation that is about to be made was finished, of the same checkpoint."""
-    marker = folder / EVALUATED
-    return marker.is_file() and json.loads(marker.read_text()) == state
+# --- running them ---
 
 
 def train(command: Sequence[str], row) -> int:
@@ -184,6 +226,61 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     return 0
 
 
+def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:
+    """Whether the evaluation that is about to be made was finished, of the same checkpoint."""
+    marker = folder / EVALUATED
+    return marker.is_file() and json.loads(marker.read_text()) == state
+
+
+def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str], shared: Mapping[str, Shared]) -> int:
+    """Trains and evaluates rows, or prints how; returns the exit status of the first that failed, else 0."""
+    done: set[tuple[str, str]] = set()
+    for row in rows:
+        run, evaluated = shared[row.name]
+        first = module.ROWS[evaluated]
+        training = train_command(module.ROWS[run], args.file, args.workdir, args.stores, extra, shared)
+        evaluation = evaluate_command(first, args.workdir, extra, run, module)
+        steps = {("train", run): training, ("evaluate", evaluated): evaluation}
+        steps = {step: command for step, command in steps.items() if step not in done}
+        done |= steps.keys()
+        if args.print:
+            others = [f"the run of {run}"] * (run != row.name)
+            others += [f"the evaluation of {evaluated}"] * (evaluated not in (row.name, run))
+            print("; ".join([f"# {row.name}: {row.where}", *others]))
+            print("".join(f"{shlex.join(['python', *command[1:]])}\n" for command in steps.values()), end="")
+            continue
+        for (what, _), command in steps.items():
+            status = (
+                train(command, module.ROWS[run]) if what == "train" else evaluate(command, first, args.workdir, run)
+            )
+            if status:
+                how = "was stopped; call again to go on" if status in SIGNALLED else "failed; what is done is kept"
+                print(f"sweep: {row.name} {how} (status {status})", file=sys.stderr)
+                return status
+    return 0
+
+
+def listing(rows: Mapping[str, Any], shared: Mapping[str, Shared]) -> str:
+    """All rows as a Markdown table."""
+    lines = ["| paper | experiment | starts from | printed |", "|---|---|---|---|"]
+    for row in rows.values():
+        lists = "; ".join(f"`--{flag}={values}`" for flag, values in row.evaluate.items())
+        start = f"`{row.init}`" if row.init else "scratch"
+        if shared[row.name].run != row.name:
+            start = f"the run of `{shared[row.name].run}`"
+        lines.append(f"| {row.where} | `{row.name}`{': ' + lists if lists else ''} | {start} | {printed(row) or '-'} |")
+    return "\n".join(lines)
+
+
+def printed(row) -> str:
+    """The paper's numbers of a row."""
+    values = [f"{name} {value:g}" for name, value in row.paper.items()]
+    changes = [f"{name} {value:+g}" for name, value in row.gain.items()]
+    if changes:
+        values.append(f"{', '.join(changes)} against `{row.against}`")
+    return ", ".join([*values, *(f"{value:g} {unit}" for unit, value in row.cost.items())])
+
+
 def main(argv: Sequence[str]) -> int:
     argv, extra = _split(argv)
     parser = cli.parser(__doc__.splitlines()[0])
@@ -192,7 +289,7 @@ def main(argv: Sequence[str]) -> int:
         "Arguments behind -- go to train.py and eval.py; cc12m:--FLAG=VALUE is for rows of CC12M, "
         "'table5_*:--FLAG=VALUE' for rows with such names."
     )
-    parser.add_argument("--rows", nargs="+", help="names of experiments; * stands for anything")
+    parser.add_argument("--rows", nargs="+", default=(), help="names of experiments; * stands for anything")
     parser.add_argument("--list", action="store_true", help="print all experiments and do nothing")
     parser.add_argument("--file", type=Path, default=Path("configs/paper.py"), help="config file that has them")
     parser.add_argument("--workdir", type=Path, default=Path("runs/paper"), help="folder of the runs and tables")
@@ -200,37 +297,34 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--print", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--collect", action="store_true", help="only make the tables of what is there")
     args = parser.parse_args(argv)
+    if args.list + args.print + args.collect > 1:
+        raise InputError("--list, --print and --collect do different things: give one of them")
     module = load(args.file)
-    known, runs = module.ROWS, shared_runs(module)
     for rows in {match["rows"] for match in map(FLAG.fullmatch, extra)} - {None}:
-        if not any(is_for(rows, row) for row in known.values()):
+        if not any(is_for(rows, row) for row in module.ROWS.values()):
             raise InputError(f"{rows}:--...: no row of {args.file} is of data set {rows!r} or has such a name")
+    shared = share(module, extra)
     if args.list:
-        print(listing(known, runs))
+        print(listing(module.ROWS, shared))
         return 0
-    if not args.rows:
+    if not (args.rows or args.collect):
         raise InputError("no experiments given: --rows NAME ..., or --list to see all")
-    rows = choose(known, args.rows)
-    trained = set()
-    for row in () if args.collect else rows:
-        run = runs[row.name]
-        training = train_command(known[run], args.file, args.workdir, args.stores, extra, runs)
-        evaluation = evaluate_command(row, args.workdir, extra, run, module)
-        if args.print:
-            commands = [evaluation] if run in trained else [training, evaluation]
-            print(f"# {row.name}: {row.where}" + ("" if run == row.name else f"; the run of {run}"))
-            print("\n".join(shlex.join(["python", *command[1:]]) for command in commands))
-        else:
-            status = 0 if run in trained else train(training, known[run])
-            if status := status or evaluate(evaluation, row, args.workdir, run):
-                print(f"sweep: {row.name} ended with status {status}; call again to go on", file=sys.stderr)
-                return status
-        trained.add(run)
+    if args.collect and not args.workdir.is_dir():
+        raise InputError(f"--workdir {args.workdir}: no such folder, nothing to collect")
+    chosen, status = choose(module.ROWS, args.rows), 0
+    if not args.collect:
+        for row in chosen:  # before weeks are spent on the ones in front
+            try:
+                check(module, row, extra)
+            except InputError as error:
+                raise InputError(f"{row.name}: {error}") from error
+        status = run_all(chosen, module, args, extra, shared)
     if not args.print:
         from lpl_jax.evaluation.collect import write_results
 
-        print(write_results(rows, args.workdir, runs))
-    return 0
+        evaluations = {name: each.evaluation for name, each in shared.items()}
+        print(write_results(module.ROWS.values(), args.workdir, evaluations, [row.name for row in chosen]))
+    return status
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -242,6 +336,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         raise InputError(
             f"behind -- stand flags with a value, [DATASET or ROWS:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}"
         )
+    if odd := [argument for argument in extra if FLAG.fullmatch(argument)["flag"].startswith(OWN)]:
+        raise InputError(f"{odd[0]}: the sweep gives each row its own")
     return argv[:place], extra
 
 

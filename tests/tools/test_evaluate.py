@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 import eval as program
+from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.tools import compare_cards
-from lpl_jax.training import build, checkpoints, train
+from lpl_jax.training import build, checkpoints, resolve, train
 from lpl_jax.training.logging import read_metrics
 
 FAST = ["--features", "classifier", "--config.evaluation.num_images=12", "--config.evaluation.resamples=2",
@@ -33,13 +34,13 @@ def small_classifier():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_config, image_folder):
-    """Three steps, with a small evaluation behind the second."""
+def run(tmp_path_factory, tiny_config, tiny_folder, image_folder, write_run):
+    """Checkpoints of random parameters."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    config = tiny_config(train__steps=3, train__checkpoint_every=2, sampling__steps=2)
+    workdir.mkdir()
+    config = tiny_config(sampling__steps=2)
     config.data.source = str(image_folder)
-    config.evaluation.every, config.evaluation.every_images = 2, 8
-    train(build(config), workdir)
+    write_run(workdir, resolve(build(config), autoencoders.load(tiny_folder).config), [2, 3])
     return workdir
 
 
@@ -119,7 +120,7 @@ def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):
 def test_other_settings_have_a_card_of_their_own(run, evaluated, image_folder, tmp_path, capsys):
     program.main(["--workdir", str(run), "--reference", str(image_folder), *FAST, "--config.evaluation.k=2"])
     assert len(list((run / "evaluation").glob("step3_*"))) == 2
-    folders = list(map(str, (run / "evaluation").iterdir()))  # features/ and training/ are among them
+    folders = list(map(str, (run / "evaluation").iterdir()))  # features/ is among them
     capsys.readouterr()
     assert program.main(["compare", *folders]) == 0
     shown = capsys.readouterr()
@@ -145,11 +146,16 @@ def test_a_set_against_itself(image_folder, tmp_path):
     assert metrics["precision"].value == metrics["recall"].value == metrics["coverage"].value == 1
 
 
-def test_small_evaluations_during_training(run):
-    (line,) = [line for line in read_metrics(run) if "evaluation/cfd" in line]
+@pytest.mark.slow
+def test_small_evaluations_during_training(tiny_config, image_folder, tmp_path):
+    config = tiny_config(train__steps=3, train__checkpoint_every=2, sampling__steps=2)
+    config.data.source = str(image_folder)
+    config.evaluation.every, config.evaluation.every_images = 2, 8
+    train(build(config), tmp_path)
+    (line,) = [line for line in read_metrics(tmp_path) if "evaluation/cfd" in line]
     assert line["step"] == 2
     assert {"evaluation/precision", "evaluation/spectrum_high"} <= set(line)
-    assert (run / "evaluation" / "training" / "step0000002.png").stat().st_size > 0
+    assert (tmp_path / "evaluation" / "training" / "step0000002.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -175,8 +181,9 @@ def test_small_evaluations_during_training(run):
         (["--images", "{images}", "--reference", "{stats}", "--out", "{tmp}/o"], "statistics of Inception features"),
         (["--images", "{images}", "--reference", "{images}", "--out", "o", "--steps", "3"], "--steps is for runs"),
         (["compare", "{tmp}"], "two or more"),
+        (["compare", "{tmp}", "{tmp}/none"], "none: no such evaluation"),
         (["compare", "{tmp}", "{run}"], "two or more"),
-        (["compare", "{tmp}/a", "{tmp}/b"], "no such result card"),
+        (["compare", "{tmp}/a", "{tmp}/b"], "a: no such evaluation"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(run, image_folder, tmp_path, arguments, message):
@@ -225,7 +232,8 @@ def test_inception_without_its_weights_says_where_they_are(run, image_folder, tm
     [
         (["/r/a/evaluation/x", "/r/b/evaluation/x"], ["a", "b"]),
         (["/r/a/evaluation/x", "/r/a/evaluation/y"], ["x", "y"]),
-        (["/r/a/x", "/r/b/y"], ["a/x", "b/y"]),
+        (["/r/a/x", "/r/b/y"], ["a", "b"]),
+        (["/r/a/x", "/r/a/y", "/r/b/x"], ["a/x", "a/y", "b/x"]),
         (["/r/a", "/r/a/x"], ["a", "x"]),
         (["/r/a/x", "/s/x", "/r/b/x"], ["r/a", "s", "r/b"]),
     ],

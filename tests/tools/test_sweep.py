@@ -28,21 +28,31 @@ def test_rows_come_behind_what_they_start_from():
     assert names("table3_v_*", "table3_flow_lpl") == [
         "pretrain_v", "table3_v_base", "table3_v_lpl", "pretrain_flow", "table3_flow_lpl"
     ]  # fmt: skip
-    with pytest.raises(InputError, match=r"no row is named 'table12_\*'; possible: pretrain_eps"):
-        names("table12_*")
+    with pytest.raises(InputError, match=r"no row is named 'tabel3_flow_lpl'; near to it: table3_flow_lpl, "):
+        names("tabel3_flow_lpl")
 
 
 def test_rows_that_train_the_same_share_a_run():
     """They differ in sampling and evaluation alone, whatever way they say it."""
-    runs = sweep.shared_runs(paper)
-    assert set(runs) == set(paper.ROWS)
-    assert all(runs[run] == run for run in runs.values())
-    base = ("table5_l2", "table6_base", "figure7_taps0", "figure9_weight0", "figure8_base", "figure19")
-    assert {runs[name] for name in base} == {"table3_eps_base"}
-    full = ("table5_lpl", "figure6_tau3", "figure7_taps5", "depth_inverse", "table9_eps")
-    assert {runs[name] for name in full} == {"table3_eps_lpl"}
+    shared = sweep.share(paper)
+    assert set(shared) == set(paper.ROWS)
+    runs, evaluations = ({name: getattr(each, kind) for name, each in shared.items()} for kind in ("run", "evaluation"))
+    assert all(found[first] == first for found in (runs, evaluations) for first in found.values())
+    base = ("table5_l2", "table6_base", "figure7_taps0", "figure9_weight0")
+    assert {shared[name] for name in base} == {("table3_eps_base", "table3_eps_base")}
+    assert shared["figure8_base"] == ("table3_eps_base", "figure8_base")  # evaluated with lists
+    assert shared["figure19"] == ("table3_eps_base", "figure19")
+    full = ("table5_lpl", "figure6_tau3", "figure7_taps5", "depth_inverse")
+    assert {shared[name] for name in full} == {("table3_eps_lpl", "table3_eps_lpl")}
+    assert shared["table9_eps"] == ("table3_eps_lpl", "table9_eps")
     for name in ("table3_v_lpl", "figure6_tau2", "table7_base", "figure10_lpl", "table5_latent_lpips", "pretrain_eps"):
         assert runs[name] == name
+
+
+def test_flags_of_its_own_give_a_row_a_run_of_its_own():
+    shared = sweep.share(paper, ["table6_base:--config.loss.weighting=min_snr", "figure8_*:--steps=5,10"])
+    assert shared["table6_base"].run == "table6_base" and shared["table5_l2"].run == "table3_eps_base"
+    assert shared["figure8_lpl"] == ("table3_eps_lpl", "figure8_lpl")
 
 
 def test_a_shared_run_is_trained_once_and_evaluated_for_each(capsys, monkeypatch, tmp_path):
@@ -57,6 +67,35 @@ def test_a_shared_run_is_trained_once_and_evaluated_for_each(capsys, monkeypatch
         f"python eval.py --workdir={run} --out={own}/evaluation --config.evaluation.cache={run}/evaluation/features "
         "--config.sampling.sampler=rk4 --config.sampling.steps=250"
     )
+    assert sweep.main(["--rows", "table6_base", "table5_l2", "--workdir", str(tmp_path), "--print"]) == 0
+    lines = capsys.readouterr().out.splitlines()[3:]
+    assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train.py", "eval.py"]
+
+
+def test_rows_against_the_training_set_take_no_other_reference(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flag = "--config.evaluation.reference=/val"
+    for given, expected in ((flag, False), (f"imagenet:{flag}", False), (f"table9_*:{flag}", True)):
+        assert sweep.main(["--rows", "table9_eps", "--print", "--", given]) == 0
+        assert (flag in capsys.readouterr().out.splitlines()[-1]) == expected
+
+
+def test_where_flags_go(capsys, monkeypatch):
+    """Lists in place of the row's own; settings of evaluations to training where it makes some."""
+    monkeypatch.chdir(ROOT)
+    given = [
+        "figure8_*:--steps=5,10",
+        "--config.evaluation.every=50",
+        "--config.evaluation.k=5",
+        "--config.train.steps=9",
+    ]
+    assert sweep.main(["--rows", "figure8_base", "--print", "--", *given]) == 0
+    train, evaluate = capsys.readouterr().out.splitlines()[-2:]
+    assert train.endswith("--config.evaluation.every=50 --config.evaluation.k=5 --config.train.steps=9")
+    lists = "--steps=5,10,15,25,50,100,200 --steps=5,10"  # the last of a flag counts
+    assert evaluate.endswith(" ".join([lists, *given[1:3]]))
+    assert sweep.main(["--rows", "figure8_base", "--print", "--", *given[2:]]) == 0
+    assert "evaluation" not in capsys.readouterr().out.splitlines()[-2]
 
 
 def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_path):
@@ -84,6 +123,11 @@ def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_p
     called.clear()
     assert sweep.main(["--rows", "figure10_base", *rest]) == 0  # training says itself that it is done
     assert [command[1] for command in called] == ["train.py", "train.py"]
+    called.clear()
+    rest[-1] = "--config.evaluation.kk=5"
+    with pytest.raises(InputError, match="pretrain_eps: config.evaluation has no field 'kk'"):
+        sweep.main(["--rows", "figure10_base", *rest])
+    assert not called
 
 
 def test_rows_of_two_data_sets_in_one_sweep(capsys, monkeypatch, tmp_path):
@@ -119,11 +163,16 @@ def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 130}))
     arguments = ["--rows", "pretrain_v", "--file", str(FILE), "--workdir", str(tmp_path)]
     assert sweep.main(arguments) == 130
-    assert "pretrain_v ended with status 130; call again to go on" in capsys.readouterr().err
+    found = capsys.readouterr()
+    assert "pretrain_v was stopped; call again to go on (status 130)" in found.err
+    assert "(`pretrain_v`) |  | not run |" in found.out  # the tables are made all the same
+    monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
+    assert sweep.main(arguments) == 2
+    assert "pretrain_v failed; what is done is kept (status 2)" in capsys.readouterr().err
 
 
 def write(run, fid, name="step10", **made):
-    made = {"checkpoint.step": 10, "resolution": 16} | {key.replace("_", ".", 1): value for key, value in made.items()}
+    made = {"checkpoint.step": 10, "resolution": 16} | made
     card = Card({"fid": Metric(fid)}, {}, made, cards.context(["python"]))
     cards.write_card(card, run / "evaluation" / name)
     images = np.full((3, 16, 16, 3), (int(10 * fid), 0, 99), np.uint8)  # a colour that no letter has
@@ -131,7 +180,12 @@ def write(run, fid, name="step10", **made):
 
 
 def collect(tmp_path, *names):
-    assert sweep.main(["--rows", *names, "--file", str(FILE), "--workdir", str(tmp_path), "--collect"]) == 0
+    assert (
+        sweep.main(
+            [*(["--rows", *names] if names else []), "--file", str(FILE), "--workdir", str(tmp_path), "--collect"]
+        )
+        == 0
+    )
     with (tmp_path / "results.csv").open() as file:
         return {row["name"]: row for row in csv.DictReader(file)}
 
@@ -146,9 +200,20 @@ def test_results_stand_beside_the_printed_ones(tmp_path, capsys):
     assert "| Sec. 4.3, equal depth weights (`depth_uniform`) | 4.38 / 4.4 (-0.6) |" in shown
     assert "| Table 4, after 50k steps, with LPL (`table4_50k_lpl`) | (-0.78) / 3.5 (-0.5) |" in shown
     assert "(`figure6_tau20`) | - / - | - / - | - / - | - / - | - / - | not run |" in shown
+    assert "(`table6_base`) | 4.88 / 5 |" in shown  # what else is there
     assert rows["depth_uniform"]["paper_fid"] == "4.38" and rows["depth_uniform"]["fid"] == "4.4"
     assert float(rows["table4_50k_lpl"]["change_fid"]) == -0.5
     assert rows["table4_50k_lpl"]["paper_change_coverage"] == "0.0351"
+
+
+def test_what_was_made_in_another_way_is_no_baseline(tmp_path, capsys):
+    write(tmp_path / "table4_50k_base", 4.0, "a", num_images=8)
+    write(tmp_path / "table4_50k_base", 5.0, "b", num_images=16)
+    write(tmp_path / "table4_50k_base", 6.0, "c", num_images=16, **{"reference.images": "other"})
+    write(tmp_path / "table4_50k_lpl", 3.5, num_images=16)
+    assert float(collect(tmp_path)["table4_50k_lpl"]["change_fid"]) == -1.5
+    write(tmp_path / "table4_50k_lpl", 3.5, num_images=32)
+    assert not collect(tmp_path)["table4_50k_lpl"].get("change_fid")
 
 
 def drawn(monkeypatch):
@@ -185,9 +250,9 @@ def test_evaluations_of_lists_are_a_figure(tmp_path, monkeypatch):
     calls = drawn(monkeypatch)
     for step in (9, 10, 100):
         for weights in ("0.9999", "params"):
-            made = {"checkpoint_step": step, "checkpoint_weights": weights}
+            made = {"checkpoint.step": step, "checkpoint.weights": weights}
             write(tmp_path / "figure18_lpl", step / 10, f"{step}{weights}", **made)
-    write(tmp_path / "figure18_base", 2.0, "0", checkpoint_weights="params")
+    write(tmp_path / "figure18_base", 2.0, "0", **{"checkpoint.weights": "params"})
     collect(tmp_path, "figure18_*")
     points, axis, levels = calls["figure18"]
     assert axis == "checkpoints" and not levels
@@ -200,14 +265,14 @@ def test_evaluations_of_lists_are_a_figure(tmp_path, monkeypatch):
 def test_values_of_a_list_are_compared_with_their_counterparts(tmp_path, capsys):
     for guidance, fid in ((1.0, 5.0), (1.25, 4.0), (10.0, 3.5)):
         name = f"g{guidance:g}"
-        write(tmp_path / "figure19", fid, name, sampling_guidance=guidance)
+        write(tmp_path / "figure19", fid, name, **{"sampling.guidance": guidance})
     for steps, fid in ((5, 5.0), (25, 4.0), (100, 3.0)):
-        write(tmp_path / "figure8_base", fid, f"s{steps}", sampling_steps=steps)
-        write(tmp_path / "figure8_lpl", fid - 0.5, f"s{steps}", sampling_steps=steps)
+        write(tmp_path / "figure8_base", fid, f"s{steps}", **{"sampling.steps": steps})
+        write(tmp_path / "figure8_lpl", fid - 0.5, f"s{steps}", **{"sampling.steps": steps})
     collect(tmp_path, "figure19", "figure8_*")
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "Fig." in line]
-    assert [line[-1].rstrip(" |") for line in lines] == ["g1", "g1.25", "g10", *2 * ["s5", "s25", "s100"]]
-    assert [line[1] for line in lines[-3:]] == ["- / 4.5 (-0.5)", "- / 3.5 (-0.5)", "- / 2.5 (-0.5)"]
+    assert [line[-1].rstrip(" |") for line in lines] == [*2 * ["s5", "s25", "s100"], "g1", "g1.25", "g10"]
+    assert [line[1] for line in lines[3:6]] == ["- / 4.5 (-0.5)", "- / 3.5 (-0.5)", "- / 2.5 (-0.5)"]
 
 
 def test_documented_list_is_the_list(capsys):

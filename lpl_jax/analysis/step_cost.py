@@ -164,7 +164,8 @@ def runner(
     batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     network = _network(experiment, state, autoencoder, mesh)
-    autoencoder = parallel.put_decoder(_with_weights(autoencoder, mesh), mesh, experiment.mesh.decoder)
+    decoder = _with_weights(autoencoder, mesh).without_encoder()  # as in training
+    autoencoder = parallel.put_decoder(decoder, mesh, experiment.mesh.decoder)
     frozen = autoencoder, network, _text_with_weights(text, mesh)
 
     def step():
@@ -279,6 +280,7 @@ def abstract_arguments(
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
     batch = placed(batch_shapes(experiment, autoencoder), parallel.batch_sharding(mesh))
+    autoencoder = autoencoder.without_encoder()
     if experiment.mesh.decoder == "fsdp":
         autoencoder = jax.tree.map(placed, autoencoder, parallel.param_sharding(autoencoder, mesh))
     else:

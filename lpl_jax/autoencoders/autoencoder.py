@@ -51,6 +51,10 @@ class Autoencoder:
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR))
 
+    def without_encoder(self) -> "Autoencoder":
+        """What decodes, for programs whose latents were encoded before: `encode` fails."""
+        return self.replace(params={name: leaf for name, leaf in self.params.items() if name != "encoder"})
+
     def scale(self, raw: jax.Array) -> jax.Array:
         """Raw latents -> scaled latents, the unit of everything outside the autoencoder."""
         return (raw - self.config.shift_factor) * self.config.scaling_factor

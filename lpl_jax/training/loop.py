@@ -79,7 +79,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     with startup.part("store"):
         store = open_store(experiment, autoencoder, workdir, tokenizer)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    autoencoder = parallel.put_decoder(autoencoder, mesh, experiment.mesh.decoder)
+    autoencoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
     text = parallel.put_replicated(text, mesh)
     with jax.set_mesh(mesh), only_run_in(workdir):
         with startup.part("state"):

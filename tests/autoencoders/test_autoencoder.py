@@ -59,6 +59,14 @@ def test_weights_are_arguments_not_constants(pair):
     assert text.split("\n")[1].count("%arg") >= leaves  # every weight is an argument of main
 
 
+def test_without_its_encoder_it_decodes(sd):
+    alone, latents = sd.ours.without_encoder(), jnp.ones((1, 4, 4, 4))
+    assert len(jax.tree.leaves(alone)) == len(jax.tree.leaves(sd.ours.params["decoder"]))
+    np.testing.assert_array_equal(alone.decode(latents), sd.ours.decode(latents))
+    with pytest.raises(KeyError, match="encoder"):
+        alone.encode(jnp.zeros((1, 32, 32, 3)))
+
+
 def test_hash_sees_every_weight(sd):
     changed = jax.tree.map(lambda x: x, sd.ours.params)
     changed["decoder"]["conv_out"]["bias"] = changed["decoder"]["conv_out"]["bias"].at[0].add(1e-6)

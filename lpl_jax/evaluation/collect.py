@@ -75,7 +75,10 @@ def write_results(
                 if (change := _change(name, card, base)) is not None:
                     line[f"change_{name}"] = change
             table.append(line)
-    head = "Printed / measured here; in brackets the change from the row that it is compared with (without LPL)."
+    head = (
+        "Printed / measured here; in brackets the change from the row that it is compared with, where both were made in "
+        "the same way."
+    )
     text = "\n".join([head, "", *lines]) + "\n"
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "results.md").write_text(text)
@@ -101,13 +104,18 @@ def figures(rows: Sequence[Any], found: Mapping[str, list], baselines: Mapping[s
             continue
         axis = row.place[0] if row.place else next(iter(row.evaluate))
         figure = result.setdefault(row.name.split("_")[0], Figure(axis, [], {}, {}))
+        alike = found[row.name]
+        if figure.points:  # of numbers that cannot be compared, those like the first ones
+            alike = [(folder, card) for folder, card in alike if _comparable(card) == _comparable(figure.points[0][1])]
+        if not alike:
+            continue
+        folder, card = alike[-1]
         if row.place:
-            figure.points.append(({axis: row.place[1]}, found[row.name][-1][1]))
-            if base := _counterpart(row, found[row.name][-1][1], baselines.get(row.against)):
+            figure.points.append(({axis: row.place[1]}, card))
+            if base := _counterpart(row, card, baselines.get(row.against)):
                 figure.levels[row.against] = base
         else:
-            figure.points.extend(({"row": row.name} | _varied(row, card), card) for _, card in found[row.name])
-        folder, card = found[row.name][-1]
+            figure.points.extend(({"row": row.name} | _varied(row, each), each) for _, each in alike)
         if (folder / GRID).is_file():
             figure.samples[row.where] = first_row(folder / GRID, card.made["resolution"])
     return result
@@ -127,12 +135,17 @@ def _order(row, evaluation: tuple[Path, Card]) -> list:
     return places
 
 
+def _comparable(card: Card) -> dict[str, Any]:
+    """What has to be the same for numbers to mean the same."""
+    return {name: value for name, value in card.made.items() if matters(name)}
+
+
 def _counterpart(row, card: Card, cards: list[Card] | None) -> Card | None:
     """The newest of the cards whose numbers can be compared: made in the same way, of what the row lists too."""
 
     def way(each: Card) -> dict[str, Any]:
-        fields = {name: value for name, value in each.made.items() if matters(name) or name.startswith("sampling.")}
-        return fields | _varied(row, each)
+        sampling = {name: value for name, value in each.made.items() if name.startswith("sampling.")}
+        return _comparable(each) | sampling | _varied(row, each)
 
     return next((each for each in reversed(cards or []) if way(each) == way(card)), None)
 

@@ -234,6 +234,8 @@ def test_rows_at_places_are_a_figure(tmp_path, monkeypatch):
     for tau, fid in (("1", 5.0), ("4.5", 4.0), ("inf", 3.5)):
         write(tmp_path / f"figure6_tau{tau}", fid)
     write(tmp_path / "table5_l2", 4.9)
+    write(tmp_path / "figure6_tau4.5", 7.0, "step10_few", num_images=8)
+    write(tmp_path / "figure6_tau6", 7.0, "step10_few", num_images=8)
     collect(tmp_path, "figure6_*")
     points, axis, levels = calls["figure6"]
     assert points == [("1", 5.0), ("4.5", 4.0), ("inf", 3.5)] and axis == "tau at 512 px"

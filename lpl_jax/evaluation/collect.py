@@ -76,8 +76,8 @@ def write_results(
                     line[f"change_{name}"] = change
             table.append(line)
     head = (
-        "Printed / measured here; in brackets the change from the row that it is compared with, where both were made in "
-        "the same way."
+        "Printed / measured here; in brackets the change from the row that it is compared with, where both were made "
+        "in the same way."
     )
     text = "\n".join([head, "", *lines]) + "\n"
     workdir.mkdir(parents=True, exist_ok=True)

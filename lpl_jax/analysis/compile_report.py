@@ -18,7 +18,7 @@ import jax
 from lpl_jax import parallel
 from lpl_jax.analysis import hlo, step_cost
 from lpl_jax.analysis.plan import Plan
-from lpl_jax.analysis.topology import GIB, Topology, devices, mesh_context
+from lpl_jax.analysis.topology import GIB, MESSAGES, Topology, devices, mesh_context
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.text import TextConditioner
@@ -199,10 +199,15 @@ def _memory_needed(message: str, state: float) -> float | None:
 
 @contextlib.contextmanager
 def _stderr():
-    """Keeps what is written on stderr, by C++ too, from it; yields a function that returns that text afterwards."""
+    """Keeps what is written on stderr, by C++ too, from it; yields a function that returns that text afterwards.
+
+    Where MESSAGES names a file the text is in it meanwhile: who started this process finds it there if a library ends
+    the process.
+    """
     sys.stderr.flush()
     kept, text = os.dup(2), ""
-    with tempfile.TemporaryFile() as file:
+    path = os.environ.get(MESSAGES)
+    with Path(path).open("w+b") if path else tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield lambda: text
@@ -212,3 +217,4 @@ def _stderr():
             os.close(kept)
             file.seek(0)
             text = file.read().decode(errors="replace")
+            file.truncate(0)

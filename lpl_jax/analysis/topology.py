@@ -45,6 +45,7 @@ SLICES = {
     3: {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"},
 }
 INSTALL = 'compiling for TPUs needs libtpu: pip install "lpl_jax[tpu-compile]" (or libtpu alone; no TPU is needed)'
+MESSAGES = "LPL_JAX_COMPILER_MESSAGES"  # names a file for what the compiler says, for who starts the process
 LIBRARY = "TPU_LIBRARY_PATH"  # names libtpu's file where it is no package
 
 
@@ -105,15 +106,14 @@ def environment(topology: Topology) -> dict[str, str]:
     """Variables that have to be set before JAX is imported: libtpu then looks for no TPU, and logs what the partitioner
     warns of."""
     values = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
+    flags = os.environ.get("XLA_FLAGS", "").split()
     if topology.platform == "cpu":
-        flags = [
-            flag
-            for flag in os.environ.get("XLA_FLAGS", "").split()
-            if not flag.startswith("--xla_force_host_platform_device_count")
-        ]
+        flags = [flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count")]
         flags.append(f"--xla_force_host_platform_device_count={topology.devices}")
         return values | {"XLA_FLAGS": " ".join(flags)}
+    flags = [flag for flag in flags if not flag.startswith(("--xla_cpu_", "--xla_gpu_"))]  # libtpu ends at unknown ones
     return values | {
+        "XLA_FLAGS": " ".join(flags),
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any: the topology is asked for by name
         "TPU_WORKER_HOSTNAMES": "localhost",

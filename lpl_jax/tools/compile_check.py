@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from lpl_jax.analysis import plan
 from lpl_jax.analysis import topology as topologies
-from lpl_jax.analysis.topology import GIB, Topology
+from lpl_jax.analysis.topology import GIB, MESSAGES, Topology
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, config_file
 
@@ -83,12 +83,18 @@ def main(argv: Sequence[str]) -> int:
 def _in_child(topology: Topology, argv: Sequence[str], planning: bool = False, **options) -> int:
     environment = os.environ | topologies.environment(topology) | {CHILD: topology.name}
     command = [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv]
-    if not planning:
-        return subprocess.run(command, env=environment, **options).returncode
     with tempfile.TemporaryDirectory() as folder:
-        asked = f"{environment.get('XLA_FLAGS', '')} {plan.flags(folder, 'train_step')}".strip()
-        environment |= {"XLA_FLAGS": asked, PLANS: folder}
-        return subprocess.run(command, env=environment, **options).returncode
+        messages = Path(folder) / "messages"
+        environment |= {MESSAGES: str(messages)}
+        if planning:
+            plans = Path(folder) / "plans"
+            plans.mkdir()
+            asked = f"{environment.get('XLA_FLAGS', '')} {plan.flags(plans, 'train_step')}".strip()
+            environment |= {"XLA_FLAGS": asked, PLANS: str(plans)}
+        status = subprocess.run(command, env=environment, **options).returncode
+        if messages.exists() and (left := messages.read_text(errors="replace").strip()):
+            raise InputError(f"the compiler ended the process (status {status}): {left.splitlines()[-1]}")
+    return status
 
 
 def update_guard(argv: Sequence[str]) -> int:

@@ -47,6 +47,13 @@ def test_environment_replaces_the_number_of_devices_alone(monkeypatch):
     assert flags == ["--xla_dump_to=there", "--xla_force_host_platform_device_count=3"]
 
 
+def test_libtpu_is_not_given_flags_of_other_devices(monkeypatch):
+    monkeypatch.setenv(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_dump_to=there --xla_gpu_autotune_level=0"
+    )
+    assert topology.environment(topology.parse("v5e-16"))["XLA_FLAGS"] == "--xla_dump_to=there"
+
+
 def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(topology, "has_libtpu", lambda: False)
     with pytest.raises(InputError, match="pip install"):

@@ -181,6 +181,26 @@ def test_warnings_of_the_partitioner_are_listed(tiny, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_compiler_that_ends_the_process_is_quoted(monkeypatch):
+    """Its messages were kept from stderr."""
+    code = (
+        "import os\nfrom lpl_jax.analysis.compile_report import _stderr\nwith _stderr():\n"
+        "    os.write(2, b'W0 a warning\\nF0 Unknown flag: --x\\n')\n    os._exit({status})"
+    )
+    run = subprocess.run
+
+    def child(command, env, **options):
+        return run(
+            [sys.executable, "-c", code.replace("{status}", "1")], env=env | {"PYTHONPATH": str(ROOT)}, **options
+        )
+
+    monkeypatch.setattr(compile_check.subprocess, "run", child)
+    with pytest.raises(InputError, match=r"the compiler ended the process \(status 1\): F0 Unknown flag: --x"):
+        compile_check.main([*TINY, "--topology=cpu:1"])
+    code = code.replace("os._exit({status})", "pass")  # it comes to its end: nothing is left to say
+    assert compile_check.main([*TINY, "--topology=cpu:1"]) == 0
+
+
 # --- the search for a batch ---
 
 

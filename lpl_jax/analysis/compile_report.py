@@ -26,7 +26,7 @@ from lpl_jax.training import Experiment
 
 # The partitioner copies a whole array to every device where it knows no better way from one sharding to another.
 FULL_REMATERIALIZATION = "Involuntary full rematerialization"
-ATTEMPTS = 6  # to compile at the batch size that `find_batch` expects to fit
+ATTEMPTS = 8  # to compile at the batch size that `find_batch` expects to fit
 
 
 def compile_report(
@@ -128,7 +128,8 @@ def find_batch(measure: Callable[[int], dict[str, Any]], first: int, shards: int
     """The largest batch that fits, a multiple of `shards`, and the reports of all that was compiled on the way.
 
     Two compiled plans, of `first` and of twice as many images, give a line; what that expects to fit is compiled, too,
-    and corrected with what is found. None: not even one image for each shard fits.
+    and corrected with what is found. Near the limit a compiler saves memory and the line bends, so that the end of the
+    search goes by halves. None: not even one image for each shard fits.
 
     measure: batch size -> report, whose `memory["peak"]` is compared with `hbm`.
     Raises InputError where the memory of the devices is not known.
@@ -147,16 +148,20 @@ def find_batch(measure: Callable[[int], dict[str, Any]], first: int, shards: int
         raise InputError("--find-batch: the memory of these devices is not known; name a TPU topology")
     second = 2 * first if peak(first) <= hbm else max(first // 2 // shards, 1) * shards
     peak(second)
+    further = shards
     for _ in range(ATTEMPTS):
         known = {batch: peak(batch) for batch in reports if peak(batch) < float("inf")}
-        fitting = [batch for batch in known if known[batch] <= hbm]
-        too_large = [batch for batch in reports if peak(batch) > hbm]
+        low = max((batch for batch in reports if peak(batch) <= hbm), default=0)
+        high = min((batch for batch in reports if peak(batch) > hbm), default=None)
         batch = _expected(known, hbm, shards)
-        if too_large:
-            batch = min(batch, min(too_large) - shards)
-        if batch < shards:
-            break
-        if fitting and batch <= max(fitting):
+        if high is not None:
+            batch = min(batch, high - shards)
+        if batch <= low:
+            if high is None:
+                batch, further = low + further, 2 * further
+            else:
+                batch = (low + high) // 2 // shards * shards
+        if batch in (0, low):  # the next one is known to be too large
             break
         peak(batch)
     fitting = [batch for batch in reports if peak(batch) <= hbm]

@@ -296,7 +296,11 @@ def _largest(report):
             f"{batch:<8}{batch / report['devices']:<18g}{size}{' (too large)' if peak and peak > limit else ''}"
         )
     found = report["largest_batch"]
-    return [*lines, f"largest batch that fits: {found}" if found else "no batch fits"]
+    if not found:
+        return [*lines, "no batch fits"]
+    following = found + report["mesh"]["data"] * report["mesh"]["fsdp"]
+    open_end = "" if following in report["plans"] else f" (the search ended before {following} was tried)"
+    return [*lines, f"largest batch that fits: {found}{open_end}"]
 
 
 def _size(size: float) -> str:

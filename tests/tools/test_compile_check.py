@@ -223,6 +223,14 @@ def test_largest_batch(curve, first):
     assert peak(found + 16) > 1000
 
 
+def test_largest_batch_of_a_compiler_that_saves_memory_near_the_limit():
+    def measure(batch):
+        peak = 100 + 2 * batch if batch <= 400 else 900 + 0.5 * (batch - 400)
+        return {"batch_size": batch, "memory": {"peak": peak}, "hbm": 1000.0}
+
+    assert compile_report.find_batch(measure, 64, 16)[0] == 592  # 600 is where it ends
+
+
 def test_no_batch_fits():
     def measure(batch):
         return {"batch_size": batch, "memory": {}, "hbm": 1.0}

@@ -128,8 +128,8 @@ def find_batch(measure: Callable[[int], dict[str, Any]], first: int, shards: int
     """The largest batch that fits, a multiple of `shards`, and the reports of all that was compiled on the way.
 
     Two compiled plans, of `first` and of twice as many images, give a line; what that expects to fit is compiled, too,
-    and corrected with what is found. Near the limit a compiler saves memory and the line bends, so that the end of the
-    search goes by halves. None: not even one image for each shard fits.
+    and corrected with what is found. Near the limit a compiler saves memory and the line bends: the search ends where
+    the next batch is too large, or after some attempts. None: not even one image for each shard fits.
 
     measure: batch size -> report, whose `memory["peak"]` is compared with `hbm`.
     Raises InputError where the memory of the devices is not known.
@@ -152,17 +152,16 @@ def find_batch(measure: Callable[[int], dict[str, Any]], first: int, shards: int
     for _ in range(ATTEMPTS):
         known = {batch: peak(batch) for batch in reports if peak(batch) < float("inf")}
         low = max((batch for batch in reports if peak(batch) <= hbm), default=0)
-        high = min((batch for batch in reports if peak(batch) > hbm), default=None)
+        high = min((batch for batch in reports if peak(batch) > hbm and batch > low), default=None)
         batch = _expected(known, hbm, shards)
         if high is not None:
-            batch = min(batch, high - shards)
-        if batch <= low:
-            if high is None:
-                batch, further = low + further, 2 * further
-            else:
-                batch = (low + high) // 2 // shards * shards
-        if batch in (0, low):  # the next one is known to be too large
-            break
+            if high - low <= shards:
+                break
+            least = (high - low) // 8  # by which what is not known shrinks, wherever the line points
+            batch = min(max(batch, low + least), high - least) // shards * shards
+            batch = min(max(batch, low + shards), high - shards)
+        elif batch <= low:
+            batch, further = low + further, 2 * further
         peak(batch)
     fitting = [batch for batch in reports if peak(batch) <= hbm]
     return max(fitting, default=None), [reports[batch] for batch in sorted(reports)]

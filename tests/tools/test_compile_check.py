@@ -231,6 +231,18 @@ def test_largest_batch_of_a_compiler_that_saves_memory_near_the_limit():
     assert compile_report.find_batch(measure, 64, 16)[0] == 592  # 600 is where it ends
 
 
+def test_largest_batch_far_from_the_first():
+    """A line through small batches points beyond the limit: the search does not creep back from there."""
+
+    def measure(batch):
+        return {"batch_size": batch, "memory": {"peak": 26e6 + 0.9e6 * batch + 30 * batch**1.2}, "hbm": 15.75 * 2**30}
+
+    found, reports = compile_report.find_batch(measure, 16, 4)
+    assert (
+        0.99 < measure(found)["memory"]["peak"] / (15.75 * 2**30) <= 1 and len(reports) <= 2 + compile_report.ATTEMPTS
+    )
+
+
 def test_no_batch_fits():
     def measure(batch):
         return {"batch_size": batch, "memory": {}, "hbm": 1.0}

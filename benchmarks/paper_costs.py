@@ -9,10 +9,7 @@ half a minute a row.
 """
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,20 +17,15 @@ from typing import Any
 from benchmarks import common
 from configs import paper
 from lpl_jax.analysis.topology import GIB
+from lpl_jax.tools import compile_table
 
 BASE = "table5_l2"
 COMPARED = [name for name in paper.ROWS if name.startswith("table5_")]
 BLOCKS = [name for name in paper.ROWS if name.startswith("figure7_")]
-TOPOLOGY, CHIPS, BATCH, DECODED = "v5e-16", 16, 256, 80
+SLICE, RESOLUTION = "v5e-16", 512
+BATCH = compile_table.IMAGES[RESOLUTION] * compile_table.CHIPS[SLICE]
+DECODED = BATCH * compile_table.DECODED // 16
 KEPT = ("batch_size", "decoded", "mesh", "memory", "state", "hbm", "fits", "flops", "collectives", "versions")
-FLAGS = (
-    f"--topology={TOPOLOGY}",
-    f"--batch={BATCH}",
-    "--config.mesh.data=-1",
-    f"--config.mesh.fsdp={CHIPS}",
-    "--config.autoencoder.dtype=bfloat16",
-    "--config.model.attention=xla",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,18 +50,14 @@ def command(name: str) -> list[str]:
         extra.append("--config.comparison.network=any")  # its weights are not needed, only their shapes
     if "lpl" in row.arguments.split(","):
         extra.append(f"--config.loss.lpl_capacity={DECODED}")
-    return [f"--config=configs/paper.py:{name}", *FLAGS, *extra]
+    return [f"--config=configs/paper.py:{name}", *compile_table.slice_flags(SLICE, BATCH), *extra]
 
 
 def measure(name: str) -> dict[str, Any]:
     """What compile_check says of a row."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report.json"
-        check = [sys.executable, "-m", "lpl_jax.tools.compile_check", *command(name), f"--json={file}"]
-        done = subprocess.run(check, capture_output=True, text=True)
-        if done.returncode not in (0, 1) or not file.exists():
-            raise SystemExit(f"{name} was not compiled (status {done.returncode}):\n{done.stdout}{done.stderr}")
-        report = json.loads(file.read_text())
+    report = compile_table.compiled(command(name))
+    if report is None:
+        raise SystemExit(f"{name} was not compiled")
     return {key: report[key] for key in KEPT if key in report} | {"compared": paper.ROWS[name].where}
 
 

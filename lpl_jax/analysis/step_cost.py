@@ -164,8 +164,7 @@ def runner(
     batch = parallel.put_batch(_batch(experiment, autoencoder), mesh)
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     network = _network(experiment, state, autoencoder, mesh)
-    decoder = _with_weights(autoencoder, mesh).without_encoder()  # as in training
-    autoencoder = parallel.put_decoder(decoder, mesh, experiment.mesh.decoder)
+    autoencoder = parallel.put_decoder(_decoder_with_weights(autoencoder, mesh), mesh, experiment.mesh.decoder)
     frozen = autoencoder, network, _text_with_weights(text, mesh)
 
     def step():
@@ -324,9 +323,12 @@ def _text_with_weights(text: TextConditioner | None, mesh: Mesh) -> TextConditio
     return parallel.put_replicated(jax.tree.map(filled, text), mesh)
 
 
-def _with_weights(autoencoder: Autoencoder, mesh: Mesh) -> Autoencoder:
-    """On the devices of the mesh; with random weights where it has shapes alone."""
+def _decoder_with_weights(autoencoder: Autoencoder, mesh: Mesh) -> Autoencoder:
+    """What training keeps of it, on the devices of the mesh; with random weights where it has shapes alone."""
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(autoencoder)):
-        return parallel.put_replicated(autoencoder, mesh)
-    init = functools.partial(autoencoders.init, autoencoder.config)
+        return parallel.put_replicated(autoencoder.without_encoder(), mesh)
+
+    def init(key):
+        return autoencoders.init(autoencoder.config, key).without_encoder()
+
     return jax.jit(init, out_shardings=parallel.replicated(mesh))(jax.random.key(0))

@@ -17,6 +17,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.tensor_files import read_json
 
 FORMAT = 1
+FOLDER = "evaluation"  # of a run: an evaluation in each folder in it, and its card there
 # Name -> (title, which way is better).
 METRICS = {
     "fid": ("FID", "lower"),

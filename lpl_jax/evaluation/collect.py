@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpl_jax.evaluation.cards import METRICS, Card, matters, read_card
+from lpl_jax.evaluation.cards import FOLDER, METRICS, Card, matters, read_card
 from lpl_jax.evaluation.figures import captioned_rows, first_row
 from lpl_jax.evaluation.sweep import draw
 
@@ -37,7 +37,7 @@ class Figure(NamedTuple):
 
 def cards_of(run: Path) -> list[tuple[Path, Card]]:
     """(folder, card) of all evaluations of a run, the newest checkpoint last."""
-    found = [(path.parent, read_card(path)) for path in sorted((run / "evaluation").glob("*/card.json"))]
+    found = [(path.parent, read_card(path)) for path in sorted((run / FOLDER).glob("*/card.json"))]
     return sorted(found, key=lambda item: item[1].made.get("checkpoint.step", 0))
 
 

@@ -25,8 +25,8 @@ def compare(argv: Sequence[str]) -> int:
     folders = [folder for folder in folders if folder not in others]
     if others:
         print(f"left out, no result cards: {', '.join(folder.name for folder in others)}", file=sys.stderr)
-        if runs := [folder for folder in others if (folder / "evaluation").is_dir()]:
-            print(f"evaluations of a run lie in {runs[0] / 'evaluation'}", file=sys.stderr)
+        if runs := [folder for folder in others if (folder / cards.FOLDER).is_dir()]:
+            print(f"evaluations of a run lie in {runs[0] / cards.FOLDER}", file=sys.stderr)
     if len(folders) < 2:
         raise InputError("compare needs two or more result cards: eval.py compare A B ...")
     names = short_names(folders)

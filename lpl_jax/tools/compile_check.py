@@ -43,6 +43,7 @@ from lpl_jax.tools import cli, config_file
 CHILD = "LPL_JAX_COMPILE_FOR"
 # There too: folder that the compiler writes its plans into, where code generation is left out.
 PLANS = "LPL_JAX_PLANS"
+PARTS = 16  # of the state on a slice: widths of the models have no factor 256, and over so many most would stay whole
 SHOWN = 4  # of the arrays that the partitioner copies to every device
 DASHES = {"--find-batch": "--find_batch", "--update-guard": "--update_guard"}
 
@@ -235,7 +236,7 @@ def _memory(report):
         lines.append("  the backend has no plan")
     copies = report["mesh"]["data"]
     if copies > 1 and hbm is not None and (report["fits"] is False or report["state"] > hbm / 4):
-        parts = min(16, report["devices"])  # which divide the widths of the models
+        parts = min(PARTS, report["devices"])
         lines.append(
             f"  the mesh keeps {copies} copies of the state; --config.mesh.data=-1 --config.mesh.fsdp={parts} splits "
             f"it over {parts} devices: about {_size(report['state_whole'] / parts)} on each"
@@ -244,7 +245,7 @@ def _memory(report):
     if fsdp > 1 and hbm is not None and report["state"] > max(hbm / 4, 2 * report["state_whole"] / parts):
         lines.append(
             f"  much of the state stays whole, as few of its sizes are multiples of fsdp={fsdp}: try fewer parts, "
-            "--config.mesh.data=-1 --config.mesh.fsdp=16"
+            f"--config.mesh.data=-1 --config.mesh.fsdp={PARTS}"
         )
     return lines
 

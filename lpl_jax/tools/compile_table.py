@@ -31,8 +31,6 @@ CHIPS = {"v5e-16": 16, "v5e-256": 256, "v5p-16": 8, "v6e-16": 16}
 # Images for each chip; the batch of the paper's runs at 256 px would leave 4 to a chip of v5e-256.
 IMAGES = {256: 64, 512: 16}
 IMAGES_OF_256_CHIPS = {256: 16, 512: 16}
-# Parts of the state. The widths of the models have no factor 256: split over so many chips most of it would stay whole.
-FSDP = 16
 # Decoded images out of 16: the paper's share is 0.307.
 DECODED = 5
 LOSSES = {"none": "", "lpl": "lpl", "economical": "lpl,economical"}
@@ -65,16 +63,23 @@ class Cell:
         config = ",".join(filter(None, (str(self.resolution), self.model, LOSSES[self.loss])))
         result = [
             f"--config=configs/imagenet.py:{config}",
-            f"--topology={self.slice}",
-            f"--batch={self.batch}",
-            "--config.mesh.data=-1",
-            f"--config.mesh.fsdp={min(FSDP, CHIPS[self.slice])}",
-            "--config.autoencoder.dtype=bfloat16",
-            "--config.model.attention=xla",
+            *slice_flags(self.slice, self.batch),
         ]
         if self.loss == "lpl":
             result.append(f"--config.loss.lpl_capacity={self.batch * DECODED // 16}")
         return result
+
+
+def slice_flags(name: str, batch: int) -> list[str]:
+    """Of `compile_check`, for the steps that are compared with each other."""
+    return [
+        f"--topology={name}",
+        f"--batch={batch}",
+        "--config.mesh.data=-1",
+        f"--config.mesh.fsdp={min(compile_check.PARTS, CHIPS[name])}",
+        "--config.autoencoder.dtype=bfloat16",
+        "--config.model.attention=xla",
+    ]
 
 
 def cells() -> list[Cell]:
@@ -122,15 +127,23 @@ def run(file: Path, words: Sequence[str] = ()) -> None:
         if cell.name in read(file):
             continue
         print(f"{cell.name}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "report.json"
-            if compile_check.main([*cell.arguments, f"--json={report}"]) not in (0, 1) or not report.exists():
-                print(f"{cell.name}: not compiled", flush=True)
-                continue
-            found = {"command": cell.arguments, **json.loads(report.read_text())}
+        report = compiled(cell.arguments)
+        if report is None:
+            print(f"{cell.name}: not compiled", flush=True)
+            continue
+        found = {"command": cell.arguments, **report}
         file.parent.mkdir(parents=True, exist_ok=True)
         # Read again: another process may have added to it in the meantime.
         file.write_text(json.dumps(read(file) | {cell.name: found}, indent=1) + "\n")
+
+
+def compiled(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The report of `compile_check`; None where nothing could be compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        if compile_check.main([*arguments, f"--json={report}"]) not in (0, 1) or not report.exists():
+            return None
+        return json.loads(report.read_text())
 
 
 def table(results: dict[str, Any]) -> str:

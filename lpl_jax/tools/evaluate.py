@@ -36,7 +36,6 @@ from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
 from lpl_jax.training.inputs import data_source
 from lpl_jax.training.workdir import CHECKPOINTS, default_weights, read_experiment
 
-OUT = "evaluation"
 FEATURES = "features"
 # What a given config has to share with the run; of the model, what does not touch the numbers may differ.
 SHARED = ("resolution", "paradigm", "model", "autoencoder", "text")
@@ -189,7 +188,7 @@ def evaluate_run(
     run = read_experiment(workdir)
     _check_shared(run, experiment, workdir)
     settings = _settings(workdir, run, experiment, lists or {})
-    out = Path(out) if out else workdir / OUT
+    out = Path(out) if out else workdir / cards.FOLDER
     autoencoder = autoencoders.load(**dataclasses.asdict(run.autoencoder))
     run = resolve(run, autoencoder.config)
     config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)

@@ -104,9 +104,9 @@ def main(argv: Sequence[str]) -> int:
     if values.help:
         print(__doc__)
         return 0
-    if values.table8 and len(argv) > 1:
-        raise InputError("--table8 stands alone: it counts the paper's own configurations")
     if values.table8:
+        if len(argv) > 1:
+            raise InputError("--table8 stands alone: it counts the paper's own configurations")
         print(table8(), end="")
         return 0
     if values.peak_tflops is not None and not values.run:

@@ -29,13 +29,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, config_file
 
 EVALUATED = "evaluated.json"
-EVALUATIONS, FEATURES = "evaluation", "features"  # where eval.py keeps cards, and features beside them
 FLAG = re.compile(r"(?:(?P<rows>[^:=]+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
 REFERENCE = ("--config.evaluation.reference=", "--reference=")
 SETTINGS = ("--config.evaluation.", "--config.sampling.")
@@ -92,27 +89,28 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
 # --- what rows share ---
 
 
-def share(module: ModuleType, extra: Sequence[str] = ()) -> dict[str, Shared]:
-    """Row -> what it shares, given the flags behind --: several tables have the same baseline.
+def share(module: ModuleType, extra: Sequence[str] = ()) -> tuple[dict[str, Shared], dict[str, InputError]]:
+    """Row -> what it shares, given the flags behind --: several tables have the same baseline. And row -> what is wrong
+    with it, such as something that has to be given first.
 
     Rows train the same where their configs differ in sampling and evaluation alone.
     """
     runs: dict[str, str] = {}
     evaluations: dict[str, str] = {}
-    result = {}
+    result, faults = {}, {}
     for name, row in module.ROWS.items():
         try:
-            experiment, lists = check(module, row, extra)
-        except InputError:  # something has to be given first
-            result[name] = Shared(name, name)
+            experiment, lists = resolve(module, row, extra)
+        except InputError as error:
+            result[name], faults[name] = Shared(name, name), error
             continue
         settings = dict(sampling=experiment.sampling, evaluation=experiment.evaluation)
         run = runs.setdefault(repr(dataclasses.replace(experiment, sampling=None, evaluation=None)), name)
         result[name] = Shared(run, evaluations.setdefault(repr((run, settings, lists)), name))
-    return result
+    return result, faults
 
 
-def check(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """The experiment of a row, with the flags that it is given, and its lists for eval.py.
 
     Raises InputError for flags that are not known, and configs that cannot be.
@@ -121,15 +119,11 @@ def check(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[str,
     from lpl_jax.tools import evaluate
     from lpl_jax.training import build
 
-    def training(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-        distributed.define_flags(values)
-
     config = module.get_config(row.name)
     if row.init is not None:
         config.train.init_from = row.init
     if given := training_flags(row, extra):
-        config, _ = config_file.parse(given, training, default=config)
+        config, _ = config_file.parse(given, distributed.define_flags, default=config)
     lists = dict(row.evaluate)
     if given := evaluation_flags(row, extra):
         config, values = config_file.parse(given, evaluate.define_flags, default=config)
@@ -188,11 +182,14 @@ def store_name(row) -> str:
 
 def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module: ModuleType) -> list[str]:
     """The command that evaluates a row on the run of its own or of another row."""
+    from lpl_jax.evaluation.cards import FOLDER
+    from lpl_jax.tools.evaluate import FEATURES
+
     command = [sys.executable, "eval.py", f"--workdir={workdir / run}"]
     if run != row.name:
         # Its own place for cards; features and images that both need are made once.
-        command.append(f"--out={workdir / row.name / EVALUATIONS}")
-        command.append(f"--config.evaluation.cache={workdir / run / EVALUATIONS / FEATURES}")
+        command.append(f"--out={workdir / row.name / FOLDER}")
+        command.append(f"--config.evaluation.cache={workdir / run / FOLDER / FEATURES}")
         theirs, ours = module.get_config(run), module.get_config(row.name)
         for section in ("sampling", "evaluation"):
             changed = {key: value for key, value in ours[section].items() if value != theirs[section][key]}
@@ -303,7 +300,7 @@ def main(argv: Sequence[str]) -> int:
     for rows in {match["rows"] for match in map(FLAG.fullmatch, extra)} - {None}:
         if not any(is_for(rows, row) for row in module.ROWS.values()):
             raise InputError(f"{rows}:--...: no row of {args.file} is of data set {rows!r} or has such a name")
-    shared = share(module, extra)
+    shared, faults = share(module, extra)
     if args.list:
         print(listing(module.ROWS, shared))
         return 0
@@ -313,11 +310,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--workdir {args.workdir}: no such folder, nothing to collect")
     chosen, status = choose(module.ROWS, args.rows), 0
     if not args.collect:
-        for row in chosen:  # before weeks are spent on the ones in front
-            try:
-                check(module, row, extra)
-            except InputError as error:
-                raise InputError(f"{row.name}: {error}") from error
+        if wrong := [row.name for row in chosen if row.name in faults]:  # before weeks are spent on others
+            raise InputError(f"{wrong[0]}: {faults[wrong[0]]}")
         status = run_all(chosen, module, args, extra, shared)
     if not args.print:
         from lpl_jax.evaluation.collect import write_results

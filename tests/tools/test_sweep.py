@@ -34,7 +34,7 @@ def test_rows_come_behind_what_they_start_from():
 
 def test_rows_that_train_the_same_share_a_run():
     """They differ in sampling and evaluation alone, whatever way they say it."""
-    shared = sweep.share(paper)
+    shared, _ = sweep.share(paper)
     assert set(shared) == set(paper.ROWS)
     runs, evaluations = ({name: getattr(each, kind) for name, each in shared.items()} for kind in ("run", "evaluation"))
     assert all(found[first] == first for found in (runs, evaluations) for first in found.values())
@@ -50,7 +50,7 @@ def test_rows_that_train_the_same_share_a_run():
 
 
 def test_flags_of_its_own_give_a_row_a_run_of_its_own():
-    shared = sweep.share(paper, ["table6_base:--config.loss.weighting=min_snr", "figure8_*:--steps=5,10"])
+    shared, _ = sweep.share(paper, ["table6_base:--config.loss.weighting=min_snr", "figure8_*:--steps=5,10"])
     assert shared["table6_base"].run == "table6_base" and shared["table5_l2"].run == "table3_eps_base"
     assert shared["figure8_lpl"] == ("table3_eps_lpl", "figure8_lpl")
 
@@ -180,12 +180,8 @@ def write(run, fid, name="step10", **made):
 
 
 def collect(tmp_path, *names):
-    assert (
-        sweep.main(
-            [*(["--rows", *names] if names else []), "--file", str(FILE), "--workdir", str(tmp_path), "--collect"]
-        )
-        == 0
-    )
+    rows = ["--rows", *names] if names else []
+    assert sweep.main([*rows, "--file", str(FILE), "--workdir", str(tmp_path), "--collect"]) == 0
     with (tmp_path / "results.csv").open() as file:
         return {row["name"]: row for row in csv.DictReader(file)}
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     xla_flags.set_for_gpu()
-    from configs import base
+    from lpl_jax.configs import base
     from lpl_jax.tools import evaluate  # imports jax: not for the help
 
     return evaluate.main(argv, base.get_config())

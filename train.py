@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     distributed.initialize_from(values)
     import jax
 
-    from lpl_jax.training import build, train  # imports jax: only once the flags are known to be good
+    from lpl_jax.experiment import build  # imports jax: only once the flags are known to be good
+    from lpl_jax.training import train  # imports jax: only once the flags are known to be good
 
     result = train(build(config), values.workdir, began=began)
     end = (

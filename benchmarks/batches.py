@@ -105,8 +105,8 @@ def _peak_mib() -> float:
 
 def consumption(resolution: int) -> dict:
     """Images/s of a step on 16 chips, all hosts and one."""
-    from lpl_jax.analysis.flops import USUAL, step_flops
     from lpl_jax.autoencoders import AutoencoderConfig
+    from lpl_jax.cost.flops import USUAL, step_flops
     from lpl_jax.denoisers import preset
 
     flops = step_flops(USUAL, preset("paper796"), AutoencoderConfig(), resolution).base

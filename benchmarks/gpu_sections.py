@@ -148,7 +148,7 @@ def _judged(errors: list[float], mode: str) -> dict[str, Any]:
 def steps(scale: Scale, record: Record, section: str) -> None:
     import jax
 
-    from lpl_jax.analysis import step_cost
+    from lpl_jax.cost import step_cost
 
     size, (resolution, batch) = lpl.SIZES[scale.size], scale.steps[section]
     given = lpl.experiments(size, resolution, batch, (lpl.PAPER_SHARE,))

@@ -65,8 +65,8 @@ def experiment(size: Size, resolution: int, batch: int, capacity: int | str | No
 
     fields: of the config, as section__field.
     """
-    from configs import base
-    from lpl_jax.training import build, resolve
+    from lpl_jax.configs import base
+    from lpl_jax.experiment import build, resolve
 
     c = base.get_config()
     c.resolution, c.train.batch_size = resolution, batch
@@ -103,7 +103,7 @@ def compile_steps(given: dict[str, Any], autoencoder, mesh, threads: int | None 
     """Compiled steps and what the compiler says of each; `threads` at a time."""
     import jax
 
-    from lpl_jax.analysis import step_cost
+    from lpl_jax.cost import step_cost
 
     def one(each):
         with jax.set_mesh(mesh):
@@ -120,7 +120,7 @@ def steps(given: dict[str, Any], size: Size, repeats: int, keep: str | None = No
     """
     import jax
 
-    from lpl_jax.analysis import step_cost
+    from lpl_jax.cost import step_cost
 
     autoencoder, mesh = common.random_autoencoder(autoencoder_config(size)), one_device()
     compiled = compile_steps(given, autoencoder, mesh)

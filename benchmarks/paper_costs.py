@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from configs import paper
-from lpl_jax.analysis.topology import GIB
+from lpl_jax.configs import paper
+from lpl_jax.cost.topology import GIB
 from lpl_jax.tools import compile_table
 
 BASE = "table5_l2"

@@ -18,8 +18,8 @@ import os
 from pathlib import Path
 
 from benchmarks import common
-from lpl_jax.analysis import topology as topologies
-from lpl_jax.analysis.topology import Topology
+from lpl_jax.cost import topology as topologies
+from lpl_jax.cost.topology import Topology
 from lpl_jax.tools.cli import parser, run_main
 
 SHAPES = {False: ((1, 256, 256, 128), (1, 512, 512, 32)), True: ((1, 64, 64, 16),)}

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from lpl_jax import autoencoders
 from lpl_jax.evaluation import classifier
 from lpl_jax.evaluation.frechet import frechet_distance, statistics
-from lpl_jax.porting import import_params
+from lpl_jax.io.porting import import_params
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

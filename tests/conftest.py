@@ -38,8 +38,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from configs import base
 from lpl_jax import autoencoders
+from lpl_jax.configs import base
 from lpl_jax.data import FolderSource, write_store
 
 # Tracing makes many objects that live long: looking through them again and again took a tenth of the time.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpl_jax import compile_cache
-from lpl_jax.training import load_run
+from lpl_jax.runs import load_run
 
 ROOT = Path(compile_cache.__file__).parents[1]
 

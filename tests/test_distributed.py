@@ -17,8 +17,10 @@ import pytest
 
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import build
 from lpl_jax.parallel import host_parts, make_mesh
-from lpl_jax.training import build, checkpoints, loop, train
+from lpl_jax.runs import checkpoints
+from lpl_jax.training import loop, train
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]

@@ -7,17 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from configs import paper
 from lpl_jax import autoencoders, denoisers
-from lpl_jax.analysis import flops
 from lpl_jax.autoencoders import AutoencoderConfig
+from lpl_jax.configs import paper
+from lpl_jax.cost import flops
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import METRICS
+from lpl_jax.experiment import build, resolve
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.losses.latent_lpips import shapes
 from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.text import TextSource, load_conditioner
-from lpl_jax.training import build, create_state, resolve, train_step
+from lpl_jax.training import create_state, train_step
 from lpl_jax.training.loop import make_objective
 from lpl_jax.training.optimizer import make_optimizer
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lpl_jax.errors import InputError
-from lpl_jax.hub import fetch, is_hub_id
+from lpl_jax.io.hub import fetch, is_hub_id
 
 BUNDLED = Path(__file__).parent / "bundled"
 STEM = "diffusion_pytorch_model"

@@ -14,8 +14,8 @@ from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.diffusers_config import from_diffusers, to_diffusers
 from lpl_jax.autoencoders.files import FORMATS, WEIGHTS, find_folder, taesd_pair
 from lpl_jax.errors import InputError
-from lpl_jax.porting import Rule, export_params, import_params
-from lpl_jax.tensor_files import read_file, read_folder, read_json
+from lpl_jax.io.porting import Rule, export_params, import_params
+from lpl_jax.io.tensors import read_file, read_folder, read_json
 
 KL_RULES = (
     Rule("quant_conv", "encoder/quant_conv"),

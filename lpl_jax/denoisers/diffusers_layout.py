@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import init
 from lpl_jax.errors import InputError
-from lpl_jax.porting import Rule, export_params, import_params
+from lpl_jax.io.porting import Rule, export_params, import_params
 
 CLASS_NAME = "SD3Transformer2DModel"
 

@@ -35,9 +35,9 @@ from lpl_jax.denoisers import diffusers_layout
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError
-from lpl_jax.hub import find
-from lpl_jax.tensor_files import read_file, read_folder, read_json
-from lpl_jax.whole import check_free, written_whole
+from lpl_jax.io.atomic import check_free, written_whole
+from lpl_jax.io.hub import find
+from lpl_jax.io.tensors import read_file, read_folder, read_json
 
 CLASS_NAME = "lpl_jax.MMDiT"
 # Layout -> file of the weights.

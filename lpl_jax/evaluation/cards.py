@@ -14,7 +14,7 @@ import jax
 
 import lpl_jax
 from lpl_jax.errors import InputError
-from lpl_jax.tensor_files import read_json
+from lpl_jax.io.tensors import read_json
 
 FORMAT = 1
 FOLDER = "evaluation"  # of a run: an evaluation in each folder in it, and its card there

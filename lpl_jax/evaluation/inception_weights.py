@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
-from lpl_jax.porting import Rule, export_params, import_params
-from lpl_jax.tensor_files import read_file
+from lpl_jax.io.porting import Rule, export_params, import_params
+from lpl_jax.io.tensors import read_file
 
 __all__ = ["PUBLISHED", "find_weights", "load", "save", "weights_hash"]
 

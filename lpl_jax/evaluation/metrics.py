@@ -7,13 +7,13 @@ import numpy as np
 from lpl_jax import parallel
 from lpl_jax.evaluation.bootstrap import bootstrap_interval, bootstrap_std, frechet_interval
 from lpl_jax.evaluation.cards import Metric
-from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.extract import Features
 from lpl_jax.evaluation.frechet import frechet_distance, statistics
 from lpl_jax.evaluation.inception_score import inception_score
 from lpl_jax.evaluation.prdc import prdc
 from lpl_jax.evaluation.reference import Reference
 from lpl_jax.evaluation.spectrum import band_errors, band_means, profile_error
+from lpl_jax.experiment.evaluation import EvaluationConfig
 
 DISTANCES = {"inception": {"fid": "pool", "sfid": "spatial"}, "classifier": {"cfd": "pool"}}
 PRDC_NAMES = ("precision", "recall", "density", "coverage")

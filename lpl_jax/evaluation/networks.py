@@ -10,7 +10,7 @@ from lpl_jax import text
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.evaluation import classifier, inception_weights
 from lpl_jax.evaluation.clip_score import RESIZE_RULE, ClipFeatures
-from lpl_jax.evaluation.config import EvaluationConfig
+from lpl_jax.experiment.evaluation import EvaluationConfig
 
 RULES = {
     "inception": "TF1 bilinear (no antialiasing, corners at pixel 0) to 299x299, (x - 128) / 128, float32",

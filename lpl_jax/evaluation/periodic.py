@@ -13,11 +13,11 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import ImageSource
 from lpl_jax.denoisers import MMDiTConfig
 from lpl_jax.diffusion import Paradigm
-from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.evaluate import grid, make_evaluator
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.generate import image_maker
 from lpl_jax.evaluation.metrics import score
+from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.text import TextConditioner
 
 

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from lpl_jax.data import ImageSource, indexed
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.extract import Features, extract
 from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, statistics
 from lpl_jax.evaluation.image_sets import ImageSet, open_images
 from lpl_jax.evaluation.networks import Networks
+from lpl_jax.experiment.evaluation import EvaluationConfig
 
 KINDS = ("pool", "spatial")
 

@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.porting import Rule, export_params, import_params
+from lpl_jax.io.tensors import read_file
 from lpl_jax.losses.latent_lpips import LatentLPIPS, shapes
-from lpl_jax.porting import Rule, export_params, import_params
-from lpl_jax.tensor_files import read_file
 
 PUBLISHED_AT = "https://huggingface.co/Mingguksky/elatentlpips/resolve/main/elatentlpips_ckpt/"
 # Autoencoder -> file. Those of Stable Diffusion 1.5, 2.1 and XL have 4 channels, those of 3 and of FLUX 16.

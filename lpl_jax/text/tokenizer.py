@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from lpl_jax.errors import InputError
-from lpl_jax.hub import find
-from lpl_jax.tensor_files import read_json
+from lpl_jax.io.hub import find
+from lpl_jax.io.tensors import read_json
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

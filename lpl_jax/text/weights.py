@@ -12,9 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
-from lpl_jax.hub import find
-from lpl_jax.porting import Rule, export_params, import_params
-from lpl_jax.tensor_files import read_file, read_folder, read_json
+from lpl_jax.io.hub import find
+from lpl_jax.io.porting import Rule, export_params, import_params
+from lpl_jax.io.tensors import read_file, read_folder, read_json
 from lpl_jax.text import bundled
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
 from lpl_jax.text.model import Clip, init

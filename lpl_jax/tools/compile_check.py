@@ -33,9 +33,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from lpl_jax.analysis import plan
-from lpl_jax.analysis import topology as topologies
-from lpl_jax.analysis.topology import GIB, MESSAGES, Topology
+from lpl_jax.cost import plan
+from lpl_jax.cost import topology as topologies
+from lpl_jax.cost.topology import GIB, MESSAGES, Topology
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, config_file
 
@@ -105,7 +105,7 @@ def update_guard(argv: Sequence[str]) -> int:
         # As the tests have it: machine code is not optimised, which no value depends on.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
         return _in_child(topology, argv)
-    from lpl_jax.analysis import guard
+    from lpl_jax.cost import guard
 
     print("\n".join(guard.write() or ["nothing changed"]))
     return 0
@@ -140,9 +140,9 @@ def check(
     import dataclasses
 
     from lpl_jax import parallel
-    from lpl_jax.analysis import compile_report
+    from lpl_jax.cost import compile_report
+    from lpl_jax.experiment import build, resolve
     from lpl_jax.tools.profile import open_autoencoder, open_text
-    from lpl_jax.training import build, resolve
 
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lpl_jax.analysis.topology import GIB
+from lpl_jax.cost.topology import GIB
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, compile_check
 

@@ -20,7 +20,6 @@ from lpl_jax.diffusion import ddim_grid, flow_grid
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
 from lpl_jax.evaluation.cards import Card
-from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator, summary
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.frechet import statistics, write_statistics
@@ -29,12 +28,14 @@ from lpl_jax.evaluation.networks import load_networks
 from lpl_jax.evaluation.prompts import Prompts, read_prompts
 from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
+from lpl_jax.experiment import Experiment, build, resolve, to_dict
+from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.runs import checkpoints
+from lpl_jax.runs.workdir import CHECKPOINTS, default_weights, read_experiment
 from lpl_jax.text import TextConditioner, load_conditioner
 from lpl_jax.tools import config_file
 from lpl_jax.tools.compare_cards import compare
-from lpl_jax.training import Experiment, build, checkpoints, resolve, to_dict
-from lpl_jax.training.inputs import data_source
-from lpl_jax.training.workdir import CHECKPOINTS, default_weights, read_experiment
+from lpl_jax.training.data import data_source
 
 FEATURES = "features"
 # What a given config has to share with the run; of the model, what does not touch the numbers may differ.

@@ -23,12 +23,14 @@ import lpl_jax
 from lpl_jax import autoencoders, denoisers
 from lpl_jax.denoisers.weights import WEIGHTS, load_params
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import Experiment, build, resolve, to_dict
+from lpl_jax.io.atomic import check_free, written_whole
 from lpl_jax.parallel import MeshConfig, make_mesh
+from lpl_jax.runs import checkpoints, load_run
+from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, default_weights
 from lpl_jax.tools import cli, config_file
-from lpl_jax.training import Experiment, build, checkpoints, create_state, load_run, resolve, to_dict
+from lpl_jax.training import create_state
 from lpl_jax.training.optimizer import make_optimizer
-from lpl_jax.training.workdir import CHECKPOINTS, CONFIG, default_weights
-from lpl_jax.whole import check_free, written_whole
 
 
 def export(workdir: Path, place: Path, *, step: int | None, weights: str | None, layout: str | None) -> str:

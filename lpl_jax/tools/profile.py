@@ -29,15 +29,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from lpl_jax import autoencoders, parallel
-from lpl_jax.analysis import flops, step_cost
 from lpl_jax.autoencoders import Autoencoder, AutoencoderConfig
+from lpl_jax.cost import flops, step_cost
 from lpl_jax.denoisers import preset
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import context
-from lpl_jax.hub import is_hub_id
+from lpl_jax.experiment import Experiment, build, resolve
+from lpl_jax.io.hub import is_hub_id
 from lpl_jax.text import TextConditioner, TextConfig, abstract_conditioner, load_conditioner
 from lpl_jax.tools import cli, config_file
-from lpl_jax.training import Experiment, build, resolve
 
 # Architectures behind hub ids, so that nothing has to be fetched to count operations.
 _asymmetric = functools.partial(AutoencoderConfig, mask_condition=True)

@@ -28,8 +28,10 @@ from lpl_jax import autoencoders
 from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.evaluation.generate import decode_to_uint8, generate
+from lpl_jax.experiment import Experiment, build
+from lpl_jax.runs import load_run
 from lpl_jax.tools import cli, config_file
-from lpl_jax.training import Experiment, Result, build, load_run, train
+from lpl_jax.training import Result, train
 from lpl_jax.training.logging import read_metrics
 from lpl_jax.training.loop import make_objective
 from lpl_jax.training.step import Objective, losses

@@ -29,11 +29,12 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.generate import generate
 from lpl_jax.evaluation.prompts import read_prompts
+from lpl_jax.experiment import Experiment, resolve
+from lpl_jax.runs import checkpoints
+from lpl_jax.runs.workdir import CHECKPOINTS, default_weights, read_experiment
 from lpl_jax.text import load_conditioner
 from lpl_jax.tools import cli
 from lpl_jax.tools.evaluate import check_sampling, load_params
-from lpl_jax.training import Experiment, checkpoints, resolve
-from lpl_jax.training.workdir import CHECKPOINTS, default_weights, read_experiment
 
 SLUG = 40  # characters of a prompt in a file name
 

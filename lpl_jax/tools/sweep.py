@@ -116,8 +116,8 @@ def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[st
     Raises InputError for flags that are not known, and configs that cannot be.
     """
     from lpl_jax import distributed
+    from lpl_jax.experiment import build
     from lpl_jax.tools import evaluate
-    from lpl_jax.training import build
 
     config = module.get_config(row.name)
     if row.init is not None:
@@ -208,7 +208,7 @@ def train(command: Sequence[str], row) -> int:
 
 def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     """Evaluates a row unless that was done; returns the exit status."""
-    from lpl_jax.training import checkpoints
+    from lpl_jax.runs import checkpoints
 
     folder = workdir / row.name
     state = {"command": list(command[1:]), "step": checkpoints.latest_step(workdir / run / "checkpoints")}

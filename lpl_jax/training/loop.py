@@ -24,19 +24,18 @@ from lpl_jax.data.examples import is_stream
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
+from lpl_jax.experiment.build import Experiment, resolve, to_dict
+from lpl_jax.experiment.ema import ema_name
 from lpl_jax.losses.gate import check_groups
+from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
+from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config
 from lpl_jax.text import WordTokenizer, load_conditioner
-from lpl_jax.training.build import Experiment, resolve, to_dict
-from lpl_jax.training.checkpoints import Checkpointer, StopSignal
-from lpl_jax.training.ema import ema_name
-from lpl_jax.training.inputs import data_source, open_store, open_stream
-from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter
+from lpl_jax.training.data import data_source, open_store, open_stream
+from lpl_jax.training.initial import comparison_network, first_state, perceptual_weight
+from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter, Startup
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from lpl_jax.training.start import comparison_network, first_state, perceptual_weight
-from lpl_jax.training.startup import Startup
 from lpl_jax.training.state import TrainState
 from lpl_jax.training.step import Objective, train_step
-from lpl_jax.training.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from lpl_jax.denoisers import init, load, save
 from lpl_jax.denoisers.blocks import JointBlock
 from lpl_jax.denoisers.diffusers_layout import POSITIONS, RULES, from_diffusers, to_diffusers, unstack
-from lpl_jax.porting import import_params
+from lpl_jax.io.porting import import_params
 
 HIDDEN, TEXT, POOLED = 64, 24, 40
 TINY = dict(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.extract import Features
 from lpl_jax.evaluation.frechet import statistics
 from lpl_jax.evaluation.metrics import score
 from lpl_jax.evaluation.reference import Reference
 from lpl_jax.evaluation.spectrum import SpectrumSum
+from lpl_jax.experiment.evaluation import EvaluationConfig
 
 RNG = np.random.default_rng(0)
 COUNT, WIDTH = 200, 8

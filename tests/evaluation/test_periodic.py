@@ -11,8 +11,8 @@ from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.data import FolderSource
 from lpl_jax.diffusion import paradigm
 from lpl_jax.evaluation import classifier
-from lpl_jax.evaluation.config import EvaluationConfig
 from lpl_jax.evaluation.periodic import periodic_evaluation
+from lpl_jax.experiment.evaluation import EvaluationConfig
 
 MODEL = denoisers.preset("tiny", hidden=16, depth=1, heads=2, num_classes=2)
 

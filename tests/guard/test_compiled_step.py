@@ -5,7 +5,7 @@ import copy
 import jax
 import pytest
 
-from lpl_jax.analysis import guard
+from lpl_jax.cost import guard
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from lpl_jax import parallel
-from lpl_jax.analysis.flops import traced_flops
 from lpl_jax.autoencoders import AutoencoderConfig
+from lpl_jax.cost.flops import traced_flops
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LPLConfig, gated_perceptual_loss, latent_perceptual_loss, perceptual_distance
 from lpl_jax.losses.chunked import auto_chunk, decoded_distance

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from lpl_jax import denoisers
+from lpl_jax.experiment import to_dict
 from lpl_jax.parallel import MeshConfig, make_mesh
-from lpl_jax.training import abstract_state, checkpoints, to_dict
+from lpl_jax.runs import checkpoints
+from lpl_jax.training import abstract_state
 from lpl_jax.training.optimizer import make_optimizer
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart
+from lpl_jax.configs import quickstart
 from lpl_jax.data import LatentStore
+from lpl_jax.experiment import build
 from lpl_jax.tools import prepare, sample
-from lpl_jax.training import build, train
+from lpl_jax.training import train
 from lpl_jax.training.logging import read_metrics
 
 

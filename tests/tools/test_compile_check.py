@@ -12,10 +12,10 @@ import jax
 import pytest
 
 from lpl_jax import autoencoders
-from lpl_jax.analysis import compile_report, hlo, topology
+from lpl_jax.cost import compile_report, hlo, topology
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import build, resolve
 from lpl_jax.tools import compile_check, compile_table, config_file
-from lpl_jax.training import build, resolve
 
 ROOT = Path(compile_check.__file__).parents[2]
 TINY = [
@@ -184,7 +184,7 @@ def test_warnings_of_the_partitioner_are_listed(tiny, monkeypatch, capfd):
 def test_a_compiler_that_ends_the_process_is_quoted(monkeypatch):
     """Its messages were kept from stderr."""
     code = (
-        "import os\nfrom lpl_jax.analysis.compile_report import _stderr\nwith _stderr():\n"
+        "import os\nfrom lpl_jax.cost.compile_report import _stderr\nwith _stderr():\n"
         "    os.write(2, b'W0 a warning\\nF0 Unknown flag: --x\\n')\n    os._exit(1)"
     )
     run = subprocess.run

@@ -14,8 +14,8 @@ from PIL import Image
 import lpl_jax
 import train as train_program
 from lpl_jax.data import LatentStore
+from lpl_jax.runs import checkpoints
 from lpl_jax.tools import prepare, store
-from lpl_jax.training import checkpoints
 
 DOCUMENT = Path(lpl_jax.__file__).parents[1] / "docs/data.md"
 PROGRAMS = {"lpl_jax.tools.prepare": prepare.main, "lpl_jax.tools.store": store.main, "train.py": train_program.main}

@@ -15,8 +15,10 @@ from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
 from lpl_jax.evaluation.frechet import statistics, write_statistics
+from lpl_jax.experiment import build, resolve
+from lpl_jax.runs import checkpoints
 from lpl_jax.tools import compare_cards
-from lpl_jax.training import build, checkpoints, resolve, train
+from lpl_jax.training import train
 from lpl_jax.training.logging import read_metrics
 
 FAST = ["--features", "classifier", "--config.evaluation.num_images=12", "--config.evaluation.resamples=2",

@@ -12,9 +12,9 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_features
 from lpl_jax.evaluation.generate import generate
+from lpl_jax.experiment import build, resolve
+from lpl_jax.runs.workdir import load_run
 from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
-from lpl_jax.training import build, resolve
-from lpl_jax.training.workdir import load_run
 
 PROMPTS = ["a red bird", "two dogs", "snow"]
 LENGTH = 12

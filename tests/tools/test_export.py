@@ -17,11 +17,12 @@ import lpl_jax
 from lpl_jax import denoisers
 from lpl_jax.denoisers import weights as weight_files
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import build
+from lpl_jax.runs import checkpoints, load_run
 from lpl_jax.tools import cli, config_file, export
-from lpl_jax.training import build, checkpoints, load_run
 
 CONFIG = """
-from configs import base
+from lpl_jax.configs import base
 
 def get_config(kind=""):
     c = base.get_config()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lpl_jax.analysis import flops, step_cost
 from lpl_jax.autoencoders import AutoencoderConfig
+from lpl_jax.cost import flops, step_cost
 from lpl_jax.denoisers import preset
 from lpl_jax.errors import InputError
 from lpl_jax.tools import profile

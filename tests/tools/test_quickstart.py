@@ -7,7 +7,7 @@ from PIL import Image
 from lpl_jax.tools.quickstart import main
 
 CONFIG = """
-from configs import quickstart
+from lpl_jax.configs import quickstart
 
 def get_config(arguments=""):
     c = quickstart.get_config(arguments)

@@ -9,8 +9,8 @@ from PIL import Image
 from lpl_jax import autoencoders, text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
+from lpl_jax.experiment import build, resolve
 from lpl_jax.tools import sample
-from lpl_jax.training import build, resolve
 
 
 @pytest.fixture(scope="module")

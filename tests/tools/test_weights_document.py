@@ -16,14 +16,16 @@ import lpl_jax
 import train as train_program
 from lpl_jax import denoisers
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import build
 from lpl_jax.parallel import make_mesh
+from lpl_jax.runs import checkpoints, load_run
 from lpl_jax.text import TextSource
 from lpl_jax.tools import config_file, export
-from lpl_jax.training import build, checkpoints, load_run, loop, train
+from lpl_jax.training import loop, train
 
 DOCUMENT = Path(lpl_jax.__file__).parents[1] / "docs/weights.md"
 QUICKSTART = """
-from configs import base
+from lpl_jax.configs import base
 
 def get_config(arguments=""):
     c = base.get_config()

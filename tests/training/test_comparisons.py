@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import build
 from lpl_jax.losses import ComparisonConfig, LatentLPIPS, latent_lpips_weights
 from lpl_jax.losses.latent_lpips import shapes
-from lpl_jax.training import build, checkpoints, train
+from lpl_jax.runs import checkpoints
+from lpl_jax.training import train
 from lpl_jax.training.logging import read_metrics
 
 

@@ -6,8 +6,10 @@ import pytest
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.generate import generate
-from lpl_jax.training import build, load_run, train
-from lpl_jax.training.build import SamplingConfig
+from lpl_jax.experiment import build
+from lpl_jax.experiment.build import SamplingConfig
+from lpl_jax.runs import load_run
+from lpl_jax.training import train
 
 
 @pytest.mark.slow

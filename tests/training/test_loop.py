@@ -18,8 +18,11 @@ from jax._src.array import ArrayImpl
 
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
-from lpl_jax.training import build, checkpoints, inputs, load_run, loop, train
-from lpl_jax.training import workdir as workdirs
+from lpl_jax.experiment import build
+from lpl_jax.runs import checkpoints, load_run
+from lpl_jax.runs import workdir as workdirs
+from lpl_jax.training import data as run_data
+from lpl_jax.training import loop, train
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]
@@ -223,7 +226,7 @@ def test_a_missing_store_is_made_from_the_source(tmp_path, tiny_config, image_fo
     config = tiny_config(32)
     config.data.store, config.data.source = None, str(image_folder)
     experiment = dataclasses.replace(build(config), resolution=32)
-    store = inputs.open_store(experiment, autoencoders.load(config.autoencoder.source), tmp_path)
+    store = run_data.open_store(experiment, autoencoders.load(config.autoencoder.source), tmp_path)
     assert (len(store), store.path) == (16, tmp_path / "latents")
 
 

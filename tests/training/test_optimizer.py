@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from lpl_jax.errors import InputError
-from lpl_jax.training.optimizer import OptimizerConfig, decay_mask, learning_rate_schedule, make_optimizer
+from lpl_jax.experiment import OptimizerConfig
+from lpl_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 
 
 def test_warm_up_then_constant():

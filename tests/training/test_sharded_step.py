@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lpl_jax import autoencoders, denoisers, parallel
-from lpl_jax.training import abstract_state, build, resolve
+from lpl_jax.experiment import build, resolve
+from lpl_jax.training import abstract_state
 from lpl_jax.training.loop import make_objective, make_step
 from lpl_jax.training.optimizer import make_optimizer
 

@@ -12,8 +12,9 @@ import pytest
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.diffusion import paradigm
+from lpl_jax.experiment import OptimizerConfig
 from lpl_jax.losses import LPLConfig, gated_perceptual_loss
-from lpl_jax.training import Objective, OptimizerConfig, create_state, losses, train_step
+from lpl_jax.training import Objective, create_state, losses, train_step
 from lpl_jax.training.optimizer import make_optimizer
 
 MODEL = denoisers.preset("tiny", hidden=16, depth=2, heads=2, num_classes=3)

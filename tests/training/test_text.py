@@ -9,25 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax import text as text_models
+from lpl_jax.configs import base
 from lpl_jax.data import FolderSource, TextOptions, write_store
 from lpl_jax.diffusion import paradigm
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import OptimizerConfig, build, resolve, to_dict
 from lpl_jax.losses import ComparisonConfig
 from lpl_jax.text import TextSource, load_conditioner
-from lpl_jax.training import (
-    Objective,
-    OptimizerConfig,
-    build,
-    create_state,
-    losses,
-    resolve,
-    to_dict,
-    train,
-    train_step,
-)
+from lpl_jax.training import Objective, create_state, losses, train, train_step
 from lpl_jax.training.logging import read_metrics
 from lpl_jax.training.optimizer import make_optimizer
 

@@ -14,7 +14,7 @@ from lpl_jax import autoencoders
 from lpl_jax.autoencoders.diffusers_config import TINY_MIDBLOCK, to_diffusers
 from lpl_jax.autoencoders.files import FORMATS, find_folder, taesd_pair
 from lpl_jax.autoencoders.weights import read_taesd
-from lpl_jax.tensor_files import read_folder, read_json
+from lpl_jax.io.tensors import read_folder, read_json
 from lpl_jax.tools.parity.comparison import (
     BFLOAT16,
     FORWARD,

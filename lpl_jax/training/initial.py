@@ -15,14 +15,14 @@ from lpl_jax import denoisers, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
+from lpl_jax.experiment.build import Experiment
 from lpl_jax.losses import calibrate_weight, calibrate_weight_by_variance, latent_lpips_weights
+from lpl_jax.runs import checkpoints
+from lpl_jax.runs.workdir import CHECKPOINTS
 from lpl_jax.text import TextConditioner
-from lpl_jax.training import checkpoints
 from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
-from lpl_jax.training.build import Experiment
 from lpl_jax.training.state import TrainState, abstract_state, create_state
 from lpl_jax.training.step import Objective, losses
-from lpl_jax.training.workdir import CHECKPOINTS
 
 
 def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path) -> TrainState:

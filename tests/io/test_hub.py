@@ -4,7 +4,7 @@ import pytest
 
 from lpl_jax import denoisers, text
 from lpl_jax.errors import InputError
-from lpl_jax.hub import fetch, find, is_hub_id
+from lpl_jax.io.hub import fetch, find, is_hub_id
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ captions rewritten by Florence-2 (ours are those of the tars: put others into th
 companion paper: CLIP ViT-L/14 and its 77 tokens. Not stated: layer of CLIP and pooled vector (docs/decisions.md).
 """
 
-from configs import recipe
+from lpl_jax.configs import recipe
 
 AUTOENCODER = "cross-attention/asymmetric-autoencoder-kl-x-1-5"
 CLIP = "openai/clip-vit-large-patch14"

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lpl_jax import autoencoders, denoisers
-from lpl_jax.analysis import flops
-from lpl_jax.analysis.flops import PAPER, USUAL, decoder_work, denoiser_work, encoder_work, step_flops
 from lpl_jax.autoencoders import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.cost import flops
+from lpl_jax.cost.flops import PAPER, USUAL, decoder_work, denoiser_work, encoder_work, step_flops
 from lpl_jax.denoisers import MMDiT, MMDiTConfig, preset
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LPLConfig

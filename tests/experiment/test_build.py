@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from configs import base, imagenet, quickstart
 from lpl_jax.autoencoders import AutoencoderConfig
+from lpl_jax.configs import base, imagenet, quickstart
 from lpl_jax.denoisers import MMDiTConfig
 from lpl_jax.diffusion import PARADIGMS
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import build, resolve, to_dict
 from lpl_jax.losses import LPLConfig
 from lpl_jax.text import TextSource
-from lpl_jax.training import build, resolve, to_dict
 
 ROOT = Path(base.__file__).parents[1]
 

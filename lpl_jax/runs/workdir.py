@@ -10,9 +10,9 @@ import jax
 
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
-from lpl_jax.training import checkpoints
-from lpl_jax.training.build import Experiment, build, to_dict
-from lpl_jax.training.ema import ema_name
+from lpl_jax.experiment.build import Experiment, build, to_dict
+from lpl_jax.experiment.ema import ema_name
+from lpl_jax.runs import checkpoints
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lpl_jax.analysis import plan
+from lpl_jax.cost import plan
 
 BUFFERS = """BufferAssignment:
 allocation 0: size 2048, page 0, thread-local:

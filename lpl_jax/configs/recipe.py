@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from lpl_jax.configs import base
 from lpl_jax.errors import InputError
 
 SIZES = ("paper796", "xl_two_stream", "sd3_faithful", "small", "tiny")

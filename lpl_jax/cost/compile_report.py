@@ -16,13 +16,13 @@ from typing import Any
 import jax
 
 from lpl_jax import parallel
-from lpl_jax.analysis import hlo, step_cost
-from lpl_jax.analysis.plan import Plan
-from lpl_jax.analysis.topology import GIB, MESSAGES, Topology, devices, mesh_context
 from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.cost import hlo, step_cost
+from lpl_jax.cost.plan import Plan
+from lpl_jax.cost.topology import GIB, MESSAGES, Topology, devices, mesh_context
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import Experiment
 from lpl_jax.text import TextConditioner
-from lpl_jax.training import Experiment
 
 # The partitioner copies a whole array to every device where it knows no better way from one sharding to another.
 FULL_REMATERIALIZATION = "Involuntary full rematerialization"

@@ -26,7 +26,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 import lpl_jax
 from lpl_jax.errors import InputError
 from lpl_jax.parallel import leaf_path
-from lpl_jax.training.state import TrainState
 
 STATE, METADATA, FILES = "state", "metadata", "files.json"
 
@@ -63,7 +62,7 @@ def fingerprint(folder, step: int | None = None) -> str:
         raise _unreadable(path, error) from error
 
 
-def restore(folder, target: TrainState, step: int | None = None) -> TrainState:
+def restore(folder, target, step: int | None = None) -> Any:
     """The state saved at `step` (the latest by default), laid out as `target` says.
 
     target: the result of `abstract_state`. Its mesh may be another one than that of the run which saved.
@@ -145,7 +144,7 @@ class Checkpointer:
         self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
         self._last = start_step
 
-    def save(self, state: TrainState) -> bool:
+    def save(self, state) -> bool:
         """Start to save `state` under its step. Returns once it is copied to the host: it may be donated after that.
 
         False, and nothing written, where this step is the one the run began from or has just been saved.

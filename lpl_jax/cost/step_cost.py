@@ -19,15 +19,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, denoisers, parallel
-from lpl_jax.analysis import flops
-from lpl_jax.analysis.plan import Plan, compile_or_plan
 from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.cost import flops
+from lpl_jax.cost.plan import Plan, compile_or_plan
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import Experiment
 from lpl_jax.losses.latent_lpips import LatentLPIPS
 from lpl_jax.losses.latent_lpips import init as init_latent_lpips
 from lpl_jax.losses.latent_lpips import shapes as latent_lpips_shapes
 from lpl_jax.text import TextConditioner
-from lpl_jax.training import Experiment, abstract_state, create_state, train_step
+from lpl_jax.training import abstract_state, create_state, train_step
 from lpl_jax.training.loop import make_objective, make_step
 from lpl_jax.training.optimizer import make_optimizer
 

@@ -1,7 +1,7 @@
 import pytest
 
 from lpl_jax.errors import InputError
-from lpl_jax.whole import check_free, written_whole
+from lpl_jax.io.atomic import check_free, written_whole
 
 
 def test_a_place_gets_its_name_at_the_end(tmp_path):

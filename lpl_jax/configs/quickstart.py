@@ -9,7 +9,7 @@ network learns from captions, through the bundled text tower:
     python train.py --config configs/quickstart.py:text --workdir runs/text --config.data.source=FOLDER_OF_TARS
 """
 
-from configs import base
+from lpl_jax.configs import base
 
 
 def get_config(arguments: str = ""):

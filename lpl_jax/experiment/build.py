@@ -14,11 +14,11 @@ from lpl_jax.denoisers import MMDiTConfig, preset
 from lpl_jax.denoisers.attention import check_attention, choose_attention, current_platform
 from lpl_jax.diffusion import LOSS_WEIGHTS, Paradigm, paradigm, rescaled_guidance
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation.config import EvaluationConfig
+from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.experiment.optimizer import OptimizerConfig
 from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.text import TextConfig, TextSource
-from lpl_jax.training.optimizer import OptimizerConfig
 
 # Share of a batch that the economical setting decodes. With five taps of Stable Diffusion's decoder a step of paper796
 # then takes about 1.2 times the operations of one without LPL, at 256 and at 512 px (docs/flops.md).

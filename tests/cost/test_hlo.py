@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lpl_jax.analysis import hlo
+from lpl_jax.cost import hlo
 
 # As libtpu writes it: a loop from 1 by twos, an asynchronous all-gather in two pieces of one channel, a kernel.
 TPU = """HloModule jit_f, is_scheduled=true

@@ -13,9 +13,10 @@ import pytest
 
 import lpl_jax
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import OptimizerConfig
 from lpl_jax.parallel import MeshConfig, make_mesh, param_sharding, put_batch
-from lpl_jax.training import checkpoints
-from lpl_jax.training.checkpoints import (
+from lpl_jax.runs import checkpoints
+from lpl_jax.runs.checkpoints import (
     Checkpointer,
     StopSignal,
     latest_step,
@@ -24,7 +25,7 @@ from lpl_jax.training.checkpoints import (
     restore,
     steps,
 )
-from lpl_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lpl_jax.training.optimizer import make_optimizer
 from lpl_jax.training.state import abstract_state, apply_gradients, create_state
 
 DECAYS = (0.9, 0.9999)
@@ -238,7 +239,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, which, mesh, tmp_path, 
 KILLED = """
 import sys, jax, jax.numpy as jnp, optax
 from lpl_jax.parallel import MeshConfig, make_mesh
-from lpl_jax.training.checkpoints import Checkpointer
+from lpl_jax.runs.checkpoints import Checkpointer
 from lpl_jax.training.state import create_state
 mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 init = lambda key: {"kernel": jax.random.normal(key, (2048, 2048))}

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
-from lpl_jax.tensor_files import read_file, read_folder
+from lpl_jax.io.tensors import read_file, read_folder
 
 NAMES = ("w.safetensors", "w.safetensors.index.json")
 ONES = np.ones(2, np.float32)

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from lpl_jax import autoencoders
-from lpl_jax.analysis import topology
-from lpl_jax.analysis.compile_report import compile_report
+from lpl_jax.cost import topology
+from lpl_jax.cost.compile_report import compile_report
 from lpl_jax.errors import InputError
-from lpl_jax.training import build, resolve
+from lpl_jax.experiment import build, resolve
 
 FILE = Path(__file__).parents[2] / "tests" / "guard" / "compiled_step.json"
 UPDATE = "python -m lpl_jax.tools.compile_check --update-guard"

@@ -19,7 +19,7 @@ Values that the paper states: quadratic schedule, batch and steps, guidance 1.5 
 stated, and chosen here: betas, warm-up, clipping, label dropout, EMA decays of the headline runs (docs/decisions.md).
 """
 
-from configs import recipe
+from lpl_jax.configs import recipe
 
 
 def get_config(arguments: str = ""):

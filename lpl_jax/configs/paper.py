@@ -11,7 +11,7 @@ what was chosen where the paper is silent.
 import dataclasses
 from typing import Any
 
-from configs import base, cc12m, imagenet
+from lpl_jax.configs import base, cc12m, imagenet
 from lpl_jax.errors import InputError
 
 ASYMMETRIC = cc12m.AUTOENCODER  # the main results' (Sec. 4.1); ablations: SDXL's

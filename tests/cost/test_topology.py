@@ -2,7 +2,7 @@
 
 import pytest
 
-from lpl_jax.analysis import topology
+from lpl_jax.cost import topology
 from lpl_jax.errors import InputError
 
 

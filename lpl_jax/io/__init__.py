@@ -1,0 +1,1 @@
+"""Files: atomic writes, tensors, weights of other projects, the hub."""

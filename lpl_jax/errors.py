@@ -1,5 +1,8 @@
 """The one exception for things that a user can mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something given by the user cannot be used.
@@ -7,3 +10,9 @@ class InputError(ValueError):
     The message is a single line that names what was given and what is possible. Command-line programs print it without
     a traceback and exit with status 2 (see `lpl_jax.tools.cli`).
     """
+
+
+def nearest(name: object, possible: Iterable[str]) -> str:
+    """ " (did you mean NAME?)" with the one of the possible names that is most like this one; "" where none is."""
+    found = difflib.get_close_matches(str(name), list(possible), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -17,16 +17,17 @@ import functools
 import math
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lpl_jax.errors import InputError
+from lpl_jax.fields import Check, Part, field
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-DECODERS = ("replicated", "fsdp")
 
 # (pattern searched in the path of a leaf, mesh axes of its *last* dimensions; none: whole on every device). The first
 # match counts; what no rule names is left to `fsdp`. Projections into heads or hidden units are split by output,
@@ -46,26 +47,21 @@ STACKED = r"(^|/)(dual_)?blocks/"
 MIN_SHARD_SIZE = 2**14
 
 
+_AXIS_SIZE = Check(lambda size: size >= 1 or size == -1, "a positive integer, or -1 for the rest")
+
+
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the mesh axes; -1, for at most one of them, means "all devices that the others leave".
+class MeshConfig(Part, section="mesh"):
+    """How devices share the work: sizes of the mesh axes; -1, for at most one of them: all that the others leave."""
 
-    decoder: where the frozen first stage lies, whole on every device ("replicated") or split over `fsdp` and gathered
-    in each step that decodes.
-    """
+    data: int = field(-1, "batch split, parameters copied", _AXIS_SIZE)
+    fsdp: int = field(1, "batch and parameters split", _AXIS_SIZE)
+    tensor: int = field(1, "attention heads and hidden units split", _AXIS_SIZE)
+    decoder: Literal["replicated", "fsdp"] = field(
+        "replicated", "the first stage: replicated | fsdp (split over fsdp, and gathered in each step that decodes)"
+    )
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    decoder: str = "replicated"
-
-    def __post_init__(self):
-        if self.decoder not in DECODERS:
-            raise InputError(f"mesh.decoder is {self.decoder!r}; it must be {' or '.join(DECODERS)}")
-        for axis in AXES:
-            size = getattr(self, axis)
-            if not isinstance(size, int) or (size < 1 and size != -1):
-                raise InputError(f"mesh.{axis} is {size!r}; it must be a positive integer, or -1 for the rest")
+    def check(self):
         if [getattr(self, axis) for axis in AXES].count(-1) > 1:
             raise InputError(f"mesh: only one axis can be -1 (the rest), got {self._text()}")
 

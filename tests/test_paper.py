@@ -14,6 +14,7 @@ from lpl_jax.cost import flops
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import METRICS
 from lpl_jax.experiment import build, resolve
+from lpl_jax.fields import TO_BE_GIVEN
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.losses.latent_lpips import shapes
 from lpl_jax.parallel import MeshConfig, make_mesh
@@ -28,7 +29,7 @@ BATCH, SIDE, LENGTH = 4, 4, 5
 def tiny(name, autoencoder):
     """The experiment of a row with a network of the same kind and few channels, and a batch of latents."""
     config = paper.get_config(name)
-    if config.train.init_from == "":
+    if config.train.init_from == TO_BE_GIVEN:
         config.train.init_from = "given"
     if config.comparison.kind == "latent_lpips":
         config.comparison.network = "given"

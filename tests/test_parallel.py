@@ -54,8 +54,8 @@ def test_mesh_that_does_not_fit_names_devices_and_axes(config):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(fsdp=0), "mesh.fsdp is 0"),
-        (dict(tensor=2.0), "mesh.tensor is 2.0"),
+        (dict(fsdp=0), "mesh.fsdp=0"),
+        (dict(tensor=2.0), "mesh.tensor=2.0"),
         (dict(data=-1, fsdp=-1), "only one axis can be -1"),
     ],
 )

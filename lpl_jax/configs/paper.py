@@ -13,6 +13,7 @@ from typing import Any
 
 from lpl_jax.configs import base, cc12m, imagenet
 from lpl_jax.errors import InputError
+from lpl_jax.fields import TO_BE_GIVEN
 
 ASYMMETRIC = cc12m.AUTOENCODER  # the main results' (Sec. 4.1); ablations: SDXL's
 # S320M is private: the recipe of CC12M, for 320 million captioned images of one's own.
@@ -269,5 +270,5 @@ def get_config(arguments: str = ""):
             config[section][key] = value
     if row.init is None:
         return config
-    config.train.init_from = ""  # to be given: the folder of row.init
+    config.train.init_from = TO_BE_GIVEN  # the folder of row.init
     return config

@@ -10,6 +10,7 @@ network learns from captions, through the bundled text tower:
 """
 
 from lpl_jax.configs import base
+from lpl_jax.fields import TO_BE_GIVEN
 
 
 def get_config(arguments: str = ""):
@@ -35,7 +36,7 @@ def get_config(arguments: str = ""):
     c.train.log_every = 20
     c.train.checkpoint_every = 250
     if "post" in chosen:
-        c.train.init_from = ""  # to be given
+        c.train.init_from = TO_BE_GIVEN
         c.train.steps = 120
         c.train.log_every = 10
         c.optimizer.learning_rate = 1e-3

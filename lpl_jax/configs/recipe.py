@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from lpl_jax.configs import base
 from lpl_jax.errors import InputError
+from lpl_jax.fields import TO_BE_GIVEN
 
 SIZES = ("paper796", "xl_two_stream", "sd3_faithful", "small", "tiny")
 PARADIGMS = ("eps", "v", "flow")
@@ -35,7 +36,7 @@ def get_config(file: str, arguments: str) -> ConfigDict:
     c.train.steps = 600_000
     c.sampling.guidance = 2.0 if large else 1.5
     if "post" in chosen:
-        c.train.init_from = ""  # to be given
+        c.train.init_from = TO_BE_GIVEN
         c.train.steps = 120_000 if large else 200_000
         c.ema.start = 50_000  # averages begin there in the paper's post-training (Fig. 18)
     return c

@@ -1,11 +1,13 @@
 """The denoiser's configuration and its presets."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Literal
 
 import jax
 
 from lpl_jax.denoisers.attention import IMPLEMENTATIONS
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, nearest
+from lpl_jax.fields import Check, Part, check_names, field, one_of
 
 # What the forward pass of a block keeps for the backward pass; "none" keeps everything.
 REMAT_POLICIES = {
@@ -14,18 +16,12 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-CHOICES = {
-    "context_attn": ("own", "shared"),
-    "context_mlp": ("own", "shared", "none"),
-    "modulation": ("per_block", "single"),
-    "remat": ("none", *REMAT_POLICIES),
-    "attention": tuple(IMPLEMENTATIONS),
-    "dtype": ("float32", "bfloat16"),
-}
+COUNT = Check(lambda value: value > 0, "a positive integer")
+COUNT_OR_NONE = Check(lambda value: value >= 0, "0 or a positive integer")
 
 
 @dataclass(frozen=True)
-class MMDiTConfig:
+class MMDiTConfig(Part, section="model"):
     """Shape and options of an `MMDiT`. The defaults of the sharing options give the block of Stable Diffusion 3.
 
     The condition is either a class label (`num_classes` > 0: one context token from a table of `num_classes` + 1 rows,
@@ -34,60 +30,77 @@ class MMDiTConfig:
     Raises InputError for a field that cannot be used.
     """
 
-    hidden: int  # width d of both streams
-    depth: int  # number of blocks, the pre-only one included
-    heads: int  # attention heads; hidden / heads is the head size
-    latent_channels: int = 4  # C of the latents, in and out
-    patch_size: int = 2  # side of a patch in latent pixels
-    mlp_ratio: int = 4  # hidden width of the MLPs in units of `hidden`
-    num_classes: int = 0  # class labels 0..num_classes-1 and num_classes for "no class"; 0: text
-    context_dim: int = 0  # width of the text tokens; 0: class labels
-    pooled_dim: int = 0  # width of a pooled text vector added to the time embedding; 0: none
-    control: bool = False  # condition on the original size and crop of the image, by two MLPs
-    context_attn: str = "own"  # projections of the context stream: its own, or shared with the image stream
-    context_mlp: str = "own"  # MLP of the context stream: its own, shared with the image stream, or none
-    modulation: str = "per_block"  # a Linear per block, or one for all blocks plus a table per block (adaLN-single)
-    context_modulation_chunks: int = 6  # 6: own, with an MLP; 3: own, without; 0: those of the image stream
-    context_pre_only: bool = True  # the last block's context only feeds the attention (it has no output to anything)
-    qk_norm: bool = True  # RMS-normalise queries and keys (Stable Diffusion 3.0 medium does not)
-    dual_attention: int = 0  # the first so many blocks have a second attention, among image tokens (SD 3.5 medium)
-    base_grid: int = 16  # patches per side at the base resolution: the range of the position coordinates
-    position_table: int = 0  # side of a table of positions, part of the parameters, of which a grid takes the centre;
-    # 0: positions are computed, and every grid spans the range of the base grid
-    attention: str = "xla"  # implementation of softmax attention, see `denoisers.attention`
-    remat: str = "none"  # what the backward pass recomputes: nothing, all of a block, all but its matrix products
-    dtype: str = "float32"  # of matrix products and of the token streams; parameters are always float32
+    hidden: int = field(MISSING, "width of the streams", COUNT)
+    depth: int = field(MISSING, "number of blocks, the pre-only one included", COUNT)
+    heads: int = field(MISSING, "attention heads; hidden / heads is the head size", COUNT)
+    latent_channels: int = field(4, "channels of the latents, in and out", COUNT, derived="the autoencoder")
+    patch_size: int = field(2, "side of a patch, latent pixels", COUNT)
+    mlp_ratio: int = field(4, "hidden width of the MLPs, in units of the width", COUNT)
+    num_classes: int = field(0, 'rows of the class table (one more stands for "no class"); 0: text', COUNT_OR_NONE)
+    context_dim: int = field(0, "width of the text tokens; 0: class labels", COUNT_OR_NONE, derived="the text tower")
+    pooled_dim: int = field(
+        0,
+        "width of a pooled text vector, added to the time embedding; 0: none",
+        COUNT_OR_NONE,
+        derived="the text tower",
+    )
+    control: bool = field(False, "condition on original size and crop of each image, by two MLPs")
+    context_attn: Literal["own", "shared"] = field(
+        "own", "attention projections of the context stream: own | shared with the image stream"
+    )
+    context_mlp: Literal["own", "shared", "none"] = field("own", "MLP of the context stream: own | shared | none")
+    modulation: Literal["per_block", "single"] = field(
+        "per_block", "a Linear per block | single: one for all blocks and a table per block (adaLN-single)"
+    )
+    context_modulation_chunks: int = field(6, "6 (own) | 3 (own, without MLP) | 0 (those of the image stream)")
+    context_pre_only: bool = field(
+        True, "the last block's context only feeds the attention (it has no output to anything)"
+    )
+    qk_norm: bool = field(True, "RMS-normalise queries and keys (Stable Diffusion 3.0 medium does not)")
+    dual_attention: int = field(
+        0, "the first so many blocks have a second attention, among image tokens (SD 3.5 medium)", COUNT_OR_NONE
+    )
+    base_grid: int = field(16, "patches per side at the base resolution: range of the position coordinates", COUNT)
+    position_table: int = field(
+        0,
+        "side of a table of positions, part of the parameters, of which a grid takes the centre; 0: positions are "
+        "computed, and every grid spans the range of the base grid",
+        COUNT_OR_NONE,
+    )
+    attention: str = field("xla", "implementation of softmax attention", one_of(*IMPLEMENTATIONS))
+    remat: str = field(
+        "none",
+        "what the backward pass recomputes: none | full (all of a block) | dots (all but its matrix products)",
+        one_of("none", *REMAT_POLICIES),
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "of matrix products and of the token streams; parameters are always float32"
+    )
 
-    def __post_init__(self):
-        for name in ("hidden", "depth", "heads", "latent_channels", "patch_size", "mlp_ratio", "base_grid"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive integer")
-        for name in ("num_classes", "context_dim", "pooled_dim", "dual_attention", "position_table"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 0, self, name, "0 or a positive integer")
-        for name in ("control", "context_pre_only", "qk_norm"):
-            _require(isinstance(getattr(self, name), bool), self, name, "True or False")
-        for name, allowed in CHOICES.items():
-            _require(getattr(self, name) in allowed, self, name, f"one of {', '.join(allowed)}")
-        _require(self.hidden % self.heads == 0, self, "heads", f"a divisor of hidden = {self.hidden}")
-        _require(self.hidden % 4 == 0, self, "hidden", "a multiple of 4 (sine and cosine of two coordinates)")
+    def check(self):
+        self._require(self.hidden % self.heads == 0, "heads", f"a divisor of hidden={self.hidden}")
+        self._require(self.hidden % 4 == 0, "hidden", "a multiple of 4 (sine and cosine of two coordinates)")
         if (self.num_classes > 0) == (self.context_dim > 0):
             raise InputError(
-                f"MMDiTConfig: num_classes = {self.num_classes} and context_dim = {self.context_dim} given, "
-                "possible is exactly one above 0 (class labels or text)"
+                f"model.num_classes={self.num_classes} and model.context_dim={self.context_dim} are not possible: "
+                "exactly one must be above 0 (class labels or text)"
             )
         chunks = (0, 3) if self.context_mlp == "none" else (0, 6)
-        _require(
-            _is_int(self.context_modulation_chunks) and self.context_modulation_chunks in chunks,
-            self,
+        self._require(
+            self.context_modulation_chunks in chunks,
             "context_modulation_chunks",
-            f"{chunks[1]} (its own) or 0 (those of the image stream) with context_mlp = {self.context_mlp!r}",
+            f"{chunks[1]} (its own) or 0 (those of the image stream) with context_mlp={self.context_mlp!r}",
         )
         most = self.depth if self.modulation == "per_block" else 0
-        _require(
+        self._require(
             self.dual_attention <= most,
-            self,
             "dual_attention",
-            f"0 to {most} with depth = {self.depth} and modulation = {self.modulation!r}",
+            f"0 to {most} with depth={self.depth} and modulation={self.modulation!r}",
         )
+
+    def _require(self, holds: bool, name: str, possible: str) -> None:
+        if not holds:
+            raise InputError(f"model.{name}={getattr(self, name)!r} is not possible: it must be {possible}")
 
     @property
     def head_dim(self) -> int:
@@ -120,15 +133,6 @@ class MMDiTConfig:
                 f"{self.position_table} on each side"
             )
         return rows, columns
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(holds: bool, config: MMDiTConfig, name: str, possible: str) -> None:
-    if not holds:
-        raise InputError(f"MMDiTConfig: {name} = {getattr(config, name)!r} given, possible is {possible}")
 
 
 # The context stream runs through the image stream's attention projections with its own shift, scale and gate; no MLP.
@@ -171,9 +175,8 @@ def preset(name: str, **overrides) -> MMDiTConfig:
     Raises InputError for an unknown preset or field, or for a combination that cannot be.
     """
     if name not in PRESETS:
-        raise InputError(f"denoiser preset {name!r} given, possible is one of {', '.join(PRESETS)}")
-    known = [field.name for field in fields(MMDiTConfig)]
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise InputError(f"MMDiTConfig: field {', '.join(unknown)} given, possible is one of {', '.join(known)}")
+        raise InputError(
+            f"model.preset={name!r} is not possible{nearest(name, PRESETS)}: it must be one of {', '.join(PRESETS)}"
+        )
+    check_names(overrides, [item.name for item in fields(MMDiTConfig)], "model.{}")
     return replace(PRESETS[name], **overrides)

@@ -28,22 +28,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpl_jax.diffusion import schedules, timesteps
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, nearest
+from lpl_jax.fields import POSITIVE, Part, at_least, between, check_names, field, one_of
 
 FLOW_TIME_SCALE = 1000.0  # flow's t in [0, 1] is fed to the network on the scale of the discrete indices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Paradigm(abc.ABC):
+class Paradigm(Part, abc.ABC, section="paradigm"):
     """What all paradigms share. `schedule_rescale` is the image side over that of the schedule (512 / 256 -> 2)."""
 
     name: ClassVar[str]
     samplers: ClassVar[tuple[str, ...]]
 
-    schedule_rescale: float = 1.0
-
-    def __post_init__(self):
-        _check_range(self, "schedule_rescale", 0.0, math.inf)
+    schedule_rescale: float = field(
+        1.0, "image side over that of the schedule: 2.0 for 512 px with the 256 px schedule", POSITIVE
+    )
 
     @abc.abstractmethod
     def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -103,21 +103,16 @@ class DiscreteParadigm(Paradigm):
 
     samplers: ClassVar[tuple[str, ...]] = ("ddim",)
 
-    zero_terminal_snr: bool = False
-    train_steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    zero_terminal_snr: bool = field(False, "eps, v: rescale the schedule to end in pure noise (v: on)")
+    train_steps: int = field(1000, "eps, v: number of timesteps", at_least(2))
+    beta_start: float = field(0.00085, "eps, v: first beta", between(0, 1, ends="none"))
+    beta_end: float = field(0.012, "eps, v: last beta", between(0, 1, ends="none"))
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.zero_terminal_snr, bool):
+    def check(self):
+        if not self.beta_start < self.beta_end:
             raise InputError(
-                f"zero_terminal_snr of {self.name!r} must be True or False, got {self.zero_terminal_snr!r}"
+                f"paradigm.beta_end={self.beta_end} is not possible: it must be above beta_start={self.beta_start}"
             )
-        if not isinstance(self.train_steps, int) or self.train_steps < 2:
-            raise InputError(f"train_steps of {self.name!r} must be an integer of at least 2, got {self.train_steps!r}")
-        _check_range(self, "beta_start", 0.0, 1.0)
-        _check_range(self, "beta_end", self.beta_start, 1.0)
 
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) of all indices: read-only float64 arrays on the host, cached."""
@@ -153,11 +148,11 @@ class EpsParadigm(DiscreteParadigm):
 
     name: ClassVar[str] = "eps"
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         if self.zero_terminal_snr:
             raise InputError(
-                "zero_terminal_snr=True is impossible with 'eps' (z0_hat divides by alpha = 0): "
+                "paradigm.zero_terminal_snr=True is impossible with 'eps' (z0_hat divides by alpha = 0): "
                 "use zero_terminal_snr=False, or paradigm 'v' or 'flow'"
             )
 
@@ -171,7 +166,7 @@ class VParadigm(DiscreteParadigm):
 
     name: ClassVar[str] = "v"
 
-    zero_terminal_snr: bool = True
+    zero_terminal_snr: bool = field(True, "rescale the schedule to end in pure noise")
 
     def combination(self, alpha, sigma):
         return alpha, sigma
@@ -188,25 +183,16 @@ class FlowParadigm(Paradigm):
     name: ClassVar[str] = "flow"
     samplers: ClassVar[tuple[str, ...]] = ("euler", "rk4")
 
-    time_sampling: str = "mode"
-    mode_scale: float = 1.29
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.time_sampling not in timesteps.FLOW_TIME_SAMPLING:
-            raise InputError(
-                f"time_sampling of 'flow' must be one of {', '.join(timesteps.FLOW_TIME_SAMPLING)}, "
-                f"got {self.time_sampling!r}"
-            )
-        if not timesteps.MODE_SCALE_MIN <= self.mode_scale <= timesteps.MODE_SCALE_MAX:
-            raise InputError(
-                f"mode_scale of 'flow' must be between {timesteps.MODE_SCALE_MIN:g} and "
-                f"{timesteps.MODE_SCALE_MAX:.4f}, got {self.mode_scale!r}"
-            )
-        _check_range(self, "logit_mean", -math.inf, math.inf)
-        _check_range(self, "logit_std", 0.0, math.inf)
+    time_sampling: str = field(
+        "mode", "flow: distribution of t: mode | uniform | logit_normal", one_of(*timesteps.FLOW_TIME_SAMPLING)
+    )
+    mode_scale: float = field(
+        1.29,
+        "flow, mode: scale of the heavy tails",
+        between(timesteps.MODE_SCALE_MIN, timesteps.MODE_SCALE_MAX),
+    )
+    logit_mean: float = field(0.0, "flow, logit_normal: mean", between(-math.inf, math.inf, ends="none"))
+    logit_std: float = field(1.0, "flow, logit_normal: standard deviation", POSITIVE)
 
     def alpha_sigma(self, t):
         t = jnp.asarray(t)
@@ -254,12 +240,12 @@ def paradigm(name: str, *, schedule_rescale: float = 1.0, **options) -> Paradigm
     Raises InputError for an unknown name or option, or a value out of range.
     """
     if name not in PARADIGMS:
-        raise InputError(f"paradigm must be one of {', '.join(PARADIGMS)}, got {name!r}")
+        raise InputError(
+            f"paradigm.name={name!r} is not possible{nearest(name, PARADIGMS)}: it must be one of "
+            f"{', '.join(PARADIGMS)}"
+        )
     cls = PARADIGMS[name]
-    possible = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(options) - set(possible))
-    if unknown:
-        raise InputError(f"paradigm {name!r} has no option {', '.join(unknown)}; possible: {', '.join(possible)}")
+    check_names(options, [item.name for item in dataclasses.fields(cls)], f"paradigm.{{}} of {name!r}")
     return cls(schedule_rescale=schedule_rescale, **options)
 
 
@@ -278,9 +264,3 @@ def check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> No
     """Raise InputError rather than broadcast."""
     if a.shape != b.shape:
         raise InputError(f"{name_a} and {name_b} must have the same shape, got {a.shape} and {b.shape}")
-
-
-def _check_range(config: Paradigm, field: str, low: float, high: float) -> None:
-    value = getattr(config, field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
-        raise InputError(f"{field} of {config.name!r} must be a number above {low:g} and below {high:g}, got {value!r}")

@@ -1,42 +1,42 @@
 """What an evaluation measures, and against what."""
 
 import dataclasses
+from typing import Literal
 
 from lpl_jax.errors import InputError
-
-FEATURES = ("inception", "classifier")
+from lpl_jax.fields import Part, at_least, field
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Section `evaluation` of a config; `configs/base.py` says what each field means."""
+class EvaluationConfig(Part, section="evaluation"):
+    """What an evaluation measures, and how."""
 
-    num_images: int = 50_000
-    batch_size: int = 64
-    seed: int = 0
-    features: str = "inception"
-    inception: str | None = None
-    clip: str | None = None
-    prompts: str | None = None
-    reference: str | None = None
-    reference_images: int | None = None
-    cache: str | None = None
-    k: int = 3
-    k_density: int | None = None
-    splits: int = 10
-    resamples: int = 20
-    every: int | None = None
-    every_images: int = 256
+    num_images: int = field(50_000, "images to generate, or to take of a given set", at_least(1))
+    batch_size: int = field(64, "images at a time, over all devices; changes no number", at_least(1))
+    seed: int = field(0, "of the generated images, of subsets and of the bootstrap", at_least(0))
+    features: Literal["inception", "classifier"] = field(
+        "inception", "inception (FID) | classifier (our small network: relative comparisons only)"
+    )
+    inception: str | None = field(None, "weights file of the FID Inception; None: looked for in the usual places")
+    clip: str | None = field(None, "CLIPScore: CLIP folder or hub id, such as openai/clip-vit-large-patch14")
+    prompts: str | None = field(
+        None,
+        "what a run on text draws (None: captions of its store), and CLIPScore's texts: a store with captions, or a "
+        "text file with a line for each image in turn (of a run on classes: for each class)",
+    )
+    reference: str | None = field(None, "folder of images | .npz images or statistics; None: the run's data")
+    reference_images: int | None = field(
+        None, "use so many of the reference images, drawn at random; None: all", at_least(1)
+    )
+    cache: str | None = field(None, "where features are kept; None: in the output folder")
+    k: int = field(3, "nearest neighbours of precision and recall, and of density and coverage", at_least(1))
+    k_density: int | None = field(None, "nearest neighbours of density and coverage, where they differ", at_least(1))
+    splits: int = field(10, "parts of the Inception score", at_least(1))
+    resamples: int = field(20, "bootstrap resamples of the distances; 0: no intervals", at_least(0))
+    every: int | None = field(None, "steps between small evaluations during training; None: never", at_least(1))
+    every_images: int = field(256, "images of such a small evaluation, with the classifier's features", at_least(1))
 
-    def __post_init__(self):
-        _one_of("features", self.features, FEATURES)
-        for name in ("num_images", "batch_size", "k", "splits", "every_images"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("k_density", "every", "reference_images"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        _at_least("seed", self.seed, 0)
-        _at_least("resamples", self.resamples, 0)
+    def check(self):
         if self.resamples == 1:
             raise InputError("evaluation.resamples=1 is not possible: 2 or more give intervals, 0 gives none")
 
@@ -45,13 +45,3 @@ class EvaluationConfig:
         if (self.clip is None) != (self.prompts is None):
             given, missing = ("clip", "prompts") if self.prompts is None else ("prompts", "clip")
             raise InputError(f"evaluation.{given} is given without evaluation.{missing}: CLIPScore needs both")
-
-
-def _one_of(name: str, value, possible) -> None:
-    if value not in possible:
-        raise InputError(f"evaluation.{name}={value!r} is not possible: it must be one of {', '.join(possible)}")
-
-
-def _at_least(name: str, value, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"evaluation.{name}={value!r} is not possible: it must be a whole number, {least} or more")

@@ -8,7 +8,8 @@ comparisons are LPL with taps="rgb" and the diffusion loss's weighting="min_snr"
 
 import dataclasses
 import math
-from typing import Any
+from dataclasses import MISSING
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,51 +17,47 @@ from jax import lax
 
 from lpl_jax.diffusion import Paradigm
 from lpl_jax.errors import InputError
+from lpl_jax.fields import POSITIVE, Part, between, field
 from lpl_jax.losses.gate import active_samples
 from lpl_jax.losses.latent_lpips import latent_lpips
 from lpl_jax.losses.self_perceptual import Features, sample_second_t, self_perceptual_loss
 
-KINDS = ("latent_lpips", "self_perceptual", "reweighting")
-
 
 @dataclasses.dataclass(frozen=True)
-class ComparisonConfig:
-    """Which comparison, on which samples and with which weight. Hashable: a static argument under jit.
+class ComparisonConfig(Part, section="comparison"):
+    """Which comparison loss, in place of LPL, on which samples and with which weight (Tables 5 and 6).
 
-    Attributes:
-      kind: one of `KINDS`.
-      network: latent_lpips: file of the published weights. self_perceptual: folder of a run or of a denoiser that was
-        trained with the diffusion loss alone; None takes the parameters that the run starts from.
-      block: self_perceptual: tokens behind this block, counted from 1.
-      tau, tau_ref_resolution: gate on sigma/alpha, as for LPL; None takes every sample.
-      weight: factor on the loss; None calibrates it so that its variance is `variance_share` of the diffusion loss's
-        (App. A.4).
+    Hashable: a static argument under jit.
     """
 
-    kind: str
-    network: str | None = None
-    block: int | None = None
-    tau: float | None = None
-    tau_ref_resolution: int | None = None
-    weight: float | None = None
-    variance_share: float | None = None
+    kind: Literal["latent_lpips", "self_perceptual", "reweighting"] = field(
+        MISSING, "latent_lpips | self_perceptual | reweighting (Eq. 15; lpl says of which LPL)"
+    )
+    network: str | None = field(
+        None,
+        "latent_lpips: file of the published weights | self_perceptual: run or denoiser trained with the diffusion "
+        "loss alone; None: what the run starts from",
+    )
+    block: int | None = field(None, "self_perceptual: tokens behind this block, counted from 1 (paper: 8, 16 or 28)")
+    tau: float | None = field(
+        None, "largest noise level sigma/alpha that takes part, for tau_ref_resolution; None: every sample", POSITIVE
+    )
+    tau_ref_resolution: int | None = field(None, "image side that tau is stated for", POSITIVE)
+    weight: float | None = field(
+        None, "factor on the loss; None: calibrated by variance_share", between(0, math.inf, ends="low")
+    )
+    variance_share: float | None = field(
+        None, "calibrate the weight to this variance over the diffusion loss's (App. A.4: 0.1, the default)", POSITIVE
+    )
 
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise InputError(f"comparison.kind={self.kind!r} is not none, {', '.join(KINDS)}")
+    def check(self):
         if (self.tau is None) != (self.tau_ref_resolution is None):
             raise InputError("comparison.tau and comparison.tau_ref_resolution are given together or not at all")
-        if self.tau is not None and not (self.tau > 0 and self.tau_ref_resolution > 0):
-            raise InputError(
-                f"comparison.tau={self.tau}, tau_ref_resolution={self.tau_ref_resolution}: must be positive"
-            )
         self._check_kind()
         if self.kind != "reweighting" and self.weight is None and self.variance_share is None:
             object.__setattr__(self, "variance_share", 0.1)
         if self.weight is not None and self.variance_share is not None:
             raise InputError("comparison.weight and comparison.variance_share: give one of the two")
-        if self.weight is not None and not 0 <= self.weight < math.inf:
-            raise InputError(f"comparison.weight={self.weight} must be finite and not negative")
 
     def _check_kind(self):
         wanted = {

@@ -4,8 +4,9 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from lpl_jax.errors import InputError
-from lpl_jax.losses.outliers import check_kernel, kernel_sizes
+from lpl_jax.errors import InputError, nearest
+from lpl_jax.fields import POSITIVE, Check, Part, between, check_names, field, one_of
+from lpl_jax.losses.outliers import kernel_sizes
 from lpl_jax.losses.quantiles import METHODS
 
 TAP_NAMES = ("mid", "up_0", "up_1", "up_2", "up_3")
@@ -15,23 +16,20 @@ DEEP_TAPS = (2, 3, 4)
 _REFERENCE_MAP_SIZE = 512
 _FIXED_DOWN_FACTORS = (8, 4, 2, 1, 1)
 
-_CHOICES = {
-    "stats": ("predicted", "clean", "separate", "none"),
-    "norm": ("channel_std", "channel_vector"),
-    "mask_on": ("predicted", "clean"),
-    "kernel_scaling": ("auto", "fixed"),
-    "quantile_method": METHODS,
-    "spatial": ("mean", "sum"),
-    "layers": ("sum", "mean"),
-    "omega": ("inverse", "uniform", "literal"),
-    "metric": ("mse", "l1"),
-    "batch": ("all", "active"),
-    "extra_weight": ("none", "min_snr"),
-}
+
+def _taps(value) -> bool:
+    return value == "rgb" or (type(value) is int and 1 <= value <= len(TAP_NAMES))
+
+
+def _odd(value) -> bool:
+    return value >= 1 and value % 2 == 1
+
+
+_ODD = Check(_odd, "an odd positive integer (1, 3, 5, ...): an even window has no centre pixel")
 
 
 @dataclasses.dataclass(frozen=True)
-class LPLConfig:
+class LPLConfig(Part, section="lpl"):
     """What the Latent Perceptual Loss compares, how, and on which samples (arXiv 2411.04873, Sec. 3.2).
 
     Field defaults are those of the paper, except that the gate and the weight have none: `LPLConfig.paper()` and
@@ -41,72 +39,76 @@ class LPLConfig:
     """
 
     # --- which samples ---
-    # Largest noise level sigma/alpha at which a sample takes part, inf = all. None = not set: the gated loss refuses.
-    tau: float | None = None
-    # Image side in pixels that `tau` is stated for; tau grows linearly with the side. Always given together with `tau`.
-    tau_ref_resolution: int | None = None
-    # Denominator of the batch mean: the full batch, or the number of samples that passed the gate.
-    batch: Literal["all", "active"] = "all"
-    # Per-sample weights on top of the gate; "min_snr" expects them as an argument of the gated loss.
-    extra_weight: Literal["none", "min_snr"] = "none"
+    tau: float | None = field(
+        None, "largest noise level sigma/alpha that takes part (inf: all), for tau_ref_resolution"
+    )
+    tau_ref_resolution: int | None = field(
+        None, "image side that tau is stated for; tau grows linearly with the side. Given together with tau", POSITIVE
+    )
+    batch: Literal["all", "active"] = field("all", "average over all samples, or the ones under tau: all | active")
+    extra_weight: Literal["none", "min_snr"] = field("none", "weight per sample: none | min_snr (uses loss.gamma)")
 
     # --- which features ---
-    # First n of mid, up_0, .. up_3 (1 to 5), or "rgb": decoded images, compared as they are. Statistics, masks, omega
-    # and post_quant_conv=False do not apply to these.
-    taps: int | str = 5
-    # Whether latents pass through the decoder's post_quant_conv (the public example leaves it out).
-    post_quant_conv: bool = True
+    taps: int | str = field(
+        5,
+        "maps that are compared: the first 1 to 5 of mid, up_0, .. up_3, or rgb: decoded images, compared as they are "
+        "(statistics, masks, omega and post_quant_conv=False do not apply)",
+        Check(_taps, f"1 to {len(TAP_NAMES)} or 'rgb'"),
+    )
+    post_quant_conv: bool = field(
+        True, "latents pass through the decoder's 1x1 convolution (the public example leaves it out)"
+    )
 
     # --- statistics ---
-    # Maps whose statistics normalise the features: one set for both, each its own ("separate"), or no normalisation.
-    stats: Literal["predicted", "clean", "separate", "none"] = "predicted"
-    # "channel_std": zero mean and unit variance of each channel over the kept pixels. "channel_vector": unit length
-    # of the vector of channels at each pixel.
-    norm: Literal["channel_std", "channel_vector"] = "channel_std"
-    # Added to the variance (channel_std) or to the length (channel_vector).
-    norm_eps: float = 1e-6
-    # Whether the gradient flows through the statistics of the predicted features.
-    stats_grad: bool = True
+    stats: Literal["predicted", "clean", "separate", "none"] = field(
+        "predicted", "maps whose statistics normalise both features: predicted | clean | separate (its own each) | none"
+    )
+    norm: Literal["channel_std", "channel_vector"] = field(
+        "channel_std",
+        "channel_std (zero mean, unit variance of each channel over the kept pixels) | channel_vector (unit length of "
+        "each pixel's channels)",
+    )
+    norm_eps: float = field(1e-6, "added to the variance (channel_std), or to the length (channel_vector)", POSITIVE)
+    stats_grad: bool = field(True, "gradient flows through the statistics of the predicted features")
 
     # --- outlier mask ---
-    mask_on: Literal["predicted", "clean"] = "predicted"
-    # "deep" (up_1, up_2, up_3), "all", "none", or tap numbers counted from 0 = mid.
-    mask_layers: str | tuple[int, ...] = "deep"
-    # Whether the map that the mask was computed on is set to zero outside it before channel vectors are measured.
-    mask_zero_input: bool = False
-    # "auto": filter widths follow the size of each map, as stated for 512 x 512. "fixed": by tap, as at 512 px images.
-    kernel_scaling: Literal["auto", "fixed"] = "auto"
-    quantile: float = 0.02
-    # How the quantiles are found. The mask is the same with each: "auto" is the fastest one.
-    quantile_method: Literal["auto", "top_k", "counting"] = "auto"
-    opening: int = 5
-    closing: int = 3
+    mask_on: Literal["predicted", "clean"] = field("predicted", "outliers are looked for in predicted | clean features")
+    mask_layers: str | tuple[int, ...] = field(
+        "deep", "masked taps: deep (up_1, up_2, up_3) | all | none | tap numbers counted from 0 = mid"
+    )
+    mask_zero_input: bool = field(False, "zero the masked map before it is measured (channel_vector only)")
+    kernel_scaling: Literal["auto", "fixed"] = field(
+        "auto", "filter widths follow the size of the map, as stated for 512 x 512 (auto), or are fixed by tap (fixed)"
+    )
+    quantile: float = field(0.02, "quantiles of the outlier test", between(0, 0.5, ends="low"))
+    quantile_method: str = field(
+        "auto", "how quantiles are found, to the same values: auto (the fastest) | top_k | counting", one_of(*METHODS)
+    )
+    opening: int = field(5, "width of the filter that grows outliers", _ODD)
+    closing: int = field(3, "width of the filter that removes specks", _ODD)
 
-    # --- reductions ---
-    metric: Literal["mse", "l1"] = "mse"
-    # Over the kept pixels of a map. Channels are always averaged, masked maps counting as zero.
-    spatial: Literal["mean", "sum"] = "mean"
-    # Weight of a tap from its upscaling r over the first: 1/r, 1, or 2^-r (as printed, thought to be a misprint).
-    omega: Literal["inverse", "uniform", "literal"] = "inverse"
-    layers: Literal["sum", "mean"] = "sum"
+    # --- reductions; channels are always averaged, masked maps counting as zero ---
+    metric: Literal["mse", "l1"] = field("mse", "mse | l1")
+    spatial: Literal["mean", "sum"] = field("mean", "over the kept pixels of a map: mean | sum")
+    omega: Literal["inverse", "uniform", "literal"] = field(
+        "inverse", "weight of a tap with upscaling r over the first: inverse 1/r | uniform 1 | literal 2^-r, as printed"
+    )
+    layers: Literal["sum", "mean"] = field("sum", "over taps: sum | mean")
 
-    # --- weight of the loss in training (not applied here): given, or calibrated to a share of the total loss ---
-    weight: float | None = None
-    target_share: float | None = None
+    # --- weight of the loss in training (not applied here) ---
+    weight: float | None = field(
+        None, "weight of the loss; or calibrate it by target_share", between(0, math.inf, ends="low")
+    )
+    target_share: float | None = field(
+        None, "calibrate the weight to this share of the total loss (paper: 0.2)", between(0, 1, ends="none")
+    )
 
-    def __post_init__(self):
-        if isinstance(self.mask_layers, list):
-            object.__setattr__(self, "mask_layers", tuple(self.mask_layers))
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"lpl.{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
-        for name in ("post_quant_conv", "stats_grad", "mask_zero_input"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"lpl.{name}={getattr(self, name)!r} is not True or False")
+    def check(self):
         self._check_gate()
-        self._check_taps()
+        self._check_masks()
         self._check_statistics()
-        self._check_weight()
+        if self.weight is not None and self.target_share is not None:
+            raise InputError(f"lpl.weight={self.weight} and lpl.target_share={self.target_share}: give one of the two")
 
     @classmethod
     def paper(cls, **overrides: Any) -> "LPLConfig":
@@ -147,15 +149,13 @@ class LPLConfig:
         """`paper` or `reference` by name, with fields replaced."""
         presets = {"paper": cls.paper, "reference": cls.reference}
         if name not in presets:
-            raise InputError(f"lpl preset {name!r} is not one of {', '.join(map(repr, presets))}")
+            near = nearest(name, presets)
+            raise InputError(f"lpl.preset={name!r} is not possible{near}: it must be none, {', '.join(presets)}")
         return presets[name](**overrides)
 
     @classmethod
     def _from_preset(cls, defaults, overrides):
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in overrides:
-            if name not in known:
-                raise InputError(f"lpl has no field {name!r}; fields: {', '.join(known)}")
+        check_names(overrides, [item.name for item in dataclasses.fields(cls)], "lpl.{}")
         # A new value does not inherit the unit, or the alternative, that the preset gave for the old one.
         if "tau" in overrides:
             defaults.pop("tau_ref_resolution")
@@ -203,13 +203,8 @@ class LPLConfig:
             raise InputError(f"lpl.tau_ref_resolution={self.tau_ref_resolution} is given without tau")
         if self.tau is not None and not self.tau > 0:
             raise InputError(f"lpl.tau={self.tau} must be positive (inf = every sample)")
-        if self.tau_ref_resolution is not None and not 0 < self.tau_ref_resolution < math.inf:
-            raise InputError(f"lpl.tau_ref_resolution={self.tau_ref_resolution} must be a positive number of pixels")
 
-    def _check_taps(self):
-        count = len(TAP_NAMES)
-        if self.taps != "rgb" and not (type(self.taps) is int and 1 <= self.taps <= count):
-            raise InputError(f"lpl.taps={self.taps!r} is not 1 to {count} or 'rgb'")
+    def _check_masks(self):
         if isinstance(self.mask_layers, str):
             if self.mask_layers not in ("deep", "all", "none"):
                 raise InputError(
@@ -224,14 +219,8 @@ class LPLConfig:
             )
         if self.taps == "rgb" and isinstance(self.mask_layers, tuple):
             raise InputError(f"lpl.mask_layers={self.mask_layers} with taps='rgb': decoded images are not masked")
-        if not 0.0 <= self.quantile < 0.5:
-            raise InputError(f"lpl.quantile={self.quantile} is outside [0, 0.5)")
-        check_kernel("lpl.opening", self.opening)
-        check_kernel("lpl.closing", self.closing)
 
     def _check_statistics(self):
-        if not self.norm_eps > 0:
-            raise InputError(f"lpl.norm_eps={self.norm_eps} must be positive")
         if self.stats_grad and self.stats in ("clean", "none"):
             raise InputError(
                 f"lpl.stats_grad=True with stats={self.stats!r}: only statistics of the prediction have a gradient "
@@ -242,11 +231,3 @@ class LPLConfig:
                 "lpl.mask_zero_input=True with norm='channel_std': masked pixels are left out of these statistics; "
                 "set mask_zero_input=False or norm='channel_vector'"
             )
-
-    def _check_weight(self):
-        if self.weight is not None and self.target_share is not None:
-            raise InputError(f"lpl.weight={self.weight} and lpl.target_share={self.target_share}: give one of the two")
-        if self.weight is not None and not 0 <= self.weight < math.inf:
-            raise InputError(f"lpl.weight={self.weight} must be finite and not negative")
-        if self.target_share is not None and not 0 < self.target_share < 1:
-            raise InputError(f"lpl.target_share={self.target_share} is outside (0, 1)")

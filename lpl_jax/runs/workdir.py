@@ -10,8 +10,8 @@ import jax
 
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import ema_name
 from lpl_jax.experiment.build import Experiment, build, to_dict
-from lpl_jax.experiment.ema import ema_name
 from lpl_jax.runs import checkpoints
 
 CONFIG = "config.json"
@@ -94,8 +94,10 @@ def _read_config(workdir: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file; is {workdir} the folder of a run?") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(raw, dict) or not {"resolution", "model"} <= raw.keys():
+        raise InputError(f"{path} is not the config of a run")
     # Each machine has its own kernel: a run of a TPU is sampled from on a CPU.
-    model = raw.get("model") if isinstance(raw, dict) else None
+    model = raw["model"]
     return raw | {"model": model | {"attention": "auto"}} if isinstance(model, dict) else raw
 
 

@@ -7,7 +7,8 @@ A prompt that is dropped (classifier-free guidance) becomes the empty one, in bo
 
 import dataclasses
 import math
-from typing import NamedTuple
+from dataclasses import MISSING
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -15,17 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from lpl_jax.errors import InputError
+from lpl_jax.fields import Part, at_least, between, field
 from lpl_jax.text.config import ClipConfig, TextConfig
 from lpl_jax.text.model import Clip, Features, init
 from lpl_jax.text.tokenizer import WordTokenizer
 from lpl_jax.text.weights import load, load_tokenizer
 
-CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16"),
-    "layer": ("last", "penultimate"),
-    "padding": ("keep", "replicate"),
-    "embeddings": ("step", "store"),
-}
 EMPTY_LENGTH = 2  # real tokens of the empty prompt: start and end
 
 
@@ -40,32 +36,35 @@ class Condition(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSource:
-    """Section `text` of a config; `configs/base.py` says what each field means. Hashable."""
+class TextSource(Part, section="text"):
+    """The frozen text tower of a run on captions (docs/text.md)."""
 
-    source: str
-    subfolder: str | None = None
-    tokenizer: str | None = None
-    tokenizer_subfolder: str | None = None
-    dtype: str = "auto"
-    length: int = 77
-    layer: str = "last"
-    pooled: bool = True
-    padding: str = "keep"
-    padding_noise: float = 0.02
-    embeddings: str = "step"
-    second_caption: float = 0.0
-
-    def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"text.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if not isinstance(self.length, int) or self.length < EMPTY_LENGTH:
-            raise InputError(f"text.length={self.length!r}: at least 2, for the start and the end token")
-        if not 0 <= self.second_caption <= 1:
-            raise InputError(f"text.second_caption={self.second_caption}: must be a probability, 0 to 1")
-        if not 0 <= self.padding_noise < math.inf:
-            raise InputError(f"text.padding_noise={self.padding_noise}: must be finite and not negative")
+    source: str = field(MISSING, "bundled (knows no language) | CLIP folder or hub id; None: class labels")
+    subfolder: str | None = field(None, "the tower's folder inside a pipeline, such as text_encoder")
+    tokenizer: str | None = field(None, "tokeniser, where it is not beside the tower")
+    tokenizer_subfolder: str | None = field(None, "its folder inside a pipeline, such as tokenizer")
+    dtype: Literal["float32", "bfloat16", "auto"] = field(
+        "auto", "compute type of the tower: float32 | bfloat16 | auto (bfloat16 on accelerators)"
+    )
+    length: int = field(77, "tokens of a prompt, that of the store; start and end count", at_least(EMPTY_LENGTH))
+    layer: Literal["last", "penultimate"] = field(
+        "last", "states that the denoiser is given: last (final norm applied) | penultimate"
+    )
+    pooled: bool = field(True, "also give it the state of the end token, added to the time embedding")
+    padding: Literal["keep", "replicate"] = field(
+        "keep", "behind the end of a prompt: keep the tower's states | replicate the prompt's tokens"
+    )
+    padding_noise: float = field(
+        0.02,
+        "replicate, training: noise on the tokens, in units of their standard deviation",
+        between(0, math.inf, ends="low"),
+    )
+    embeddings: Literal["step", "store"] = field(
+        "step", "step (the tower runs in each step) | store (its outputs are in the store)"
+    )
+    second_caption: float = field(
+        0.0, "probability of the store's second caption column in place of the first", between(0, 1)
+    )
 
     @property
     def compute_dtype(self) -> str:

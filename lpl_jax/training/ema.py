@@ -8,16 +8,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lpl_jax.errors import InputError
-from lpl_jax.experiment.ema import ema_name
+from lpl_jax.experiment.training import ema_names
 
 
 def init_emas(params, decays: Sequence[float]) -> dict:
     """One copy of the parameters per decay. Raises InputError where a decay is given twice."""
-    names = [ema_name(decay) for decay in decays]
-    if len(set(names)) < len(names):
-        raise InputError(f"EMA decays {', '.join(names)}: each may be given once")
-    return {name: jax.tree.map(jnp.copy, params) for name in names}
+    return {name: jax.tree.map(jnp.copy, params) for name in ema_names(decays)}
 
 
 def update_emas(emas: dict, params, step, start: int = 0) -> dict:

@@ -24,8 +24,8 @@ from lpl_jax.data.examples import is_stream
 from lpl_jax.denoisers import MMDiT
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import ema_name
 from lpl_jax.experiment.build import Experiment, resolve, to_dict
-from lpl_jax.experiment.ema import ema_name
 from lpl_jax.losses.gate import check_groups
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
 from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lpl_jax.experiment.optimizer import OptimizerConfig
+from lpl_jax.experiment import OptimizerConfig
 from lpl_jax.parallel import leaf_path
 
 

@@ -2,59 +2,110 @@
 
 import dataclasses
 import itertools
-import re
 from pathlib import Path
 
 import pytest
 
 from lpl_jax.autoencoders import AutoencoderConfig
 from lpl_jax.configs import base, imagenet, quickstart
-from lpl_jax.denoisers import MMDiTConfig
 from lpl_jax.diffusion import PARADIGMS
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import build, resolve, to_dict
-from lpl_jax.losses import LPLConfig
+from lpl_jax.experiment import build, documentation, is_optional, resolve, to_dict
+from lpl_jax.experiment.sections import SECTIONS, entries
+from lpl_jax.fields import TO_BE_GIVEN
+from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.text import TextSource
 
-ROOT = Path(base.__file__).parents[1]
+ROOT = Path(base.__file__).parents[2]
 
 
 def started(config):
     """With the run named that post-training starts from."""
-    if config.train.init_from == "":
+    if config.train.init_from == TO_BE_GIVEN:
         config.train.init_from = "runs/base"
     return config
 
 
 def test_post_training_needs_a_run_to_start_from():
     for config in (quickstart.get_config("post,lpl"), imagenet.get_config("512,post")):
-        with pytest.raises(InputError, match="give train.init_from"):
+        with pytest.raises(InputError, match="train.init_from has to be given"):
             build(config)
 
 
-def test_every_field_of_the_base_config_has_a_comment():
-    lines = (ROOT / "configs/base.py").read_text().splitlines()
-    fields = [line for line in lines if re.match(r"    c\.[\w.]+ = ", line)]
-    assert len(fields) > 80
-    assert [line for line in fields if not re.search(r"  # .{6,}", line)] == []
+def test_a_config_offers_every_field_but_what_the_frozen_networks_decide():
+    config, experiment = base.get_config().to_dict(), build(base.get_config())
+    text = {"text": TextSource, "lpl": LPLConfig, "comparison": ComparisonConfig}  # None without a choice
+    for section in SECTIONS:
+        parts = (
+            [*PARADIGMS.values()]
+            if section == "paradigm"
+            else [text.get(section) or type(getattr(experiment, section))]
+        )
+        fields = {item.name for part in parts for item in dataclasses.fields(part) if not item.metadata["derived"]}
+        chosen_by = {"model": {"preset"}, "lpl": {"preset"}, "paradigm": {"name"}}.get(section, set())
+        assert set(config[section]) == fields | chosen_by, section
+    assert not {"latent_channels", "context_dim", "pooled_dim"} & set(config["model"])
 
 
-def test_the_base_config_names_every_field_of_its_parts():
+def test_options_of_published_checkpoints_have_flags():
+    config = base.get_config()
+    config.model.qk_norm, config.model.dual_attention, config.model.position_table = False, 2, 64
+    model = build(config).model
+    assert (model.qk_norm, model.dual_attention, model.position_table) == (False, 2, 64)
+
+
+def test_the_document_is_what_the_fields_say():
+    """`lpl config > docs/config.md` makes it anew."""
+    document = documentation()
+    assert (ROOT / "docs/config.md").read_text() == document
+    assert max(map(len, document.splitlines())) <= 120
+    names = [f"{section}.{name}" for section in SECTIONS for name in base.get_config()[section]]
+    assert [name for name in names if document.count(f"- `{name}` (") != 1] == []
+
+
+FIELDS = [(section, name, entry) for section in SECTIONS for name, entry in entries(section).items()]
+CHOICES = {
+    "text": {"source": "bundled"},
+    "lpl": {"preset": "paper"},
+    "comparison": {"kind": "self_perceptual", "block": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "entry"), FIELDS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_value_of_no_possible_type_is_named(section, name, entry):
     config = base.get_config().to_dict()
+    config[section] |= CHOICES.get(section, {}) | {name: object()}
+    if section == "paradigm" and name in ("time_sampling", "mode_scale", "logit_mean", "logit_std"):
+        config[section]["name"] = "flow"
+    with pytest.raises(
+        InputError, match=rf"^{section}\.{name}=<object object .*> is not possible.*: it must be .+"
+    ) as error:
+        build(config)
+    assert "\n" not in str(error.value)
 
-    def names(cls):
-        return {field.name for field in dataclasses.fields(cls)}
 
-    # Not offered: what the data and the text tower decide, and what only ported checkpoints have.
-    absent = {"latent_channels", "context_dim", "pooled_dim", "qk_norm", "position_table", "dual_attention"}
-    assert names(MMDiTConfig) - set(config["model"]) <= absent
-    assert set(config["model"]) - {"preset"} <= names(MMDiTConfig)
-    assert names(LPLConfig) - set(config["lpl"]) == set()
-    assert set().union(*(names(cls) for cls in PARADIGMS.values())) - set(config["paradigm"]) == set()
-    experiment = build(config)
-    assert names(TextSource) == set(config["text"])
-    for section in ("data", "autoencoder", "loss", "optimizer", "ema", "mesh", "train", "sampling", "evaluation"):
-        assert names(type(getattr(experiment, section))) == set(config[section]), section
+@pytest.mark.parametrize("nothing", [None, "", "None"])
+def test_nothing_is_none_in_every_optional_field(nothing):
+    expected = build(base.get_config())
+    for section, name, entry in FIELDS:
+        if is_optional(section, name) and section not in CHOICES:
+            config = base.get_config().to_dict()
+            config[section][name] = nothing
+            found = build(config)
+            assert found == (
+                expected
+                if entry.value is None
+                else dataclasses.replace(
+                    expected, **{section: dataclasses.replace(getattr(expected, section), **{name: None})}
+                )
+            ), (section, name)
+
+
+def test_defaults_are_stated_once():
+    """What a fresh config holds is what the parts say where nothing is given."""
+    assert build(base.get_config()) == build({"resolution": 256, "model": {"attention": "auto", "dtype": "auto"}})
 
 
 @pytest.mark.parametrize("arguments", ["", "post", "post,lpl"])
@@ -100,14 +151,14 @@ def test_resolve_takes_channels_from_the_autoencoder():
     [
         ({"resolution": 0}, "resolution=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"nonsense": 1}, "config section='nonsense'.*one of seed"),
-        ({"train.typo": 1}, "field of train='typo'.*batch_size"),
+        ({"nonsense": 1}, "config section 'nonsense' is not known.*seed"),
+        ({"train.typo": 1}, "train.typo is not known.*batch_size"),
         ({"train.batch_size": 0}, "train.batch_size=0"),
         ({"model.preset": "huge"}, "'huge'.*paper796"),
         ({"model.heads": 5}, "heads"),
         ({"paradigm.name": "ddpm"}, "eps, v, flow"),
         ({"paradigm.zero_terminal_snr": True}, "zero_terminal_snr=True is impossible with 'eps'"),
-        ({"paradigm.mode_scale": 1.0}, "'eps' has no option mode_scale"),
+        ({"paradigm.mode_scale": 1.0}, "mode_scale of 'eps' is not known"),
         ({"lpl.weight": 1.0}, "lpl.weight is given, but lpl.preset is 'none'"),
         ({"lpl.preset": "papier"}, "'papier'"),
         ({"lpl.preset": "paper", "lpl.tau": 1.0}, "lpl.tau=1.0 has no unit"),

@@ -60,8 +60,8 @@ def test_kernels_by_map_and_by_tap():
         (dict(taps=0), ["lpl.taps=0"]),
         (dict(taps="pixels"), ["lpl.taps='pixels'"]),
         (dict(taps=True), ["lpl.taps=True"]),
-        (dict(stats="shared"), ["lpl.stats='shared'", "'predicted', 'clean', 'separate', 'none'"]),
-        (dict(norm="batch"), ["lpl.norm='batch'", "'channel_std'"]),
+        (dict(stats="shared"), ["lpl.stats='shared'", "predicted, clean, separate, none"]),
+        (dict(norm="batch"), ["lpl.norm='batch'", "channel_std"]),
         (dict(mask_on="both"), ["lpl.mask_on='both'"]),
         (dict(mask_layers="some"), ["lpl.mask_layers='some'", "'deep'"]),
         (dict(mask_layers=(2, 5)), ["lpl.mask_layers=(2, 5)", "0 to 4"]),
@@ -71,7 +71,7 @@ def test_kernels_by_map_and_by_tap():
         (dict(opening=4), ["lpl.opening=4", "odd"]),
         (dict(closing=2), ["lpl.closing=2", "odd"]),
         (dict(omega="linear"), ["lpl.omega='linear'"]),
-        (dict(batch="mean"), ["lpl.batch='mean'", "'all', 'active'"]),
+        (dict(batch="mean"), ["lpl.batch='mean'", "all, active"]),
         (dict(metric="l2"), ["lpl.metric='l2'"]),
         (dict(stats_grad="false"), ["lpl.stats_grad='false'", "True or False"]),
         (dict(norm_eps=0.0), ["lpl.norm_eps=0.0"]),
@@ -80,7 +80,7 @@ def test_kernels_by_map_and_by_tap():
         (dict(weight=1.0, target_share=0.2), ["lpl.weight=1.0", "lpl.target_share=0.2", "one of the two"]),
         (dict(weight=-1.0), ["lpl.weight=-1.0"]),
         (dict(target_share=1.0), ["lpl.target_share=1.0"]),
-        (dict(nrom="channel_std"), ["'nrom'", "norm", "fields"]),
+        (dict(nrom="channel_std"), ["lpl.nrom", "did you mean norm?"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -98,5 +98,5 @@ def test_tau_without_unit_is_refused_by_the_constructor_too():
 
 
 def test_unknown_preset():
-    with pytest.raises(InputError, match="'original' is not one of 'paper', 'reference'"):
+    with pytest.raises(InputError, match="lpl.preset='original' is not possible: it must be none, paper, reference"):
         LPLConfig.preset("original")

@@ -98,7 +98,7 @@ def test_no_gradient_reaches_the_tower(loaded, batch):
     "fields, message",
     [
         (dict(length=1), "text.length=1"),
-        (dict(layer="first"), "layer='first' is not one of last, penultimate"),
+        (dict(layer="first"), "layer='first' is not possible: it must be one of last, penultimate"),
         (dict(padding="zeros"), "keep, replicate"),
         (dict(second_caption=1.5), "second_caption=1.5"),
         (dict(padding_noise=-1.0), "padding_noise=-1.0"),

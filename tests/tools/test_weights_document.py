@@ -34,7 +34,7 @@ def get_config(arguments=""):
     c.model.context_pre_only = False
     c.train.batch_size, c.train.steps, c.train.log_every = 8, 1, 1
     if arguments == "post,lpl":
-        c.train.init_from = ""
+        c.train.init_from = "???"
         c.lpl.preset, c.lpl.tau, c.lpl.tau_ref_resolution = "paper", 3.0, 32
     return c
 """

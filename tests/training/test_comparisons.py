@@ -81,7 +81,7 @@ def test_lpl_from_a_step_on(tiny_config, with_lpl, tmp_path):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        (dict(kind="vgg"), "kind='vgg' is not none, latent_lpips, self_perceptual, reweighting"),
+        (dict(kind="vgg"), "kind='vgg' is not possible: it must be one of latent_lpips, self_perceptual, reweighting"),
         (dict(kind="latent_lpips"), "needs comparison.network"),
         (dict(kind="self_perceptual"), "needs comparison.block"),
         (dict(kind="self_perceptual", block=3, network="x"), "block=3 of a model with 2 blocks"),

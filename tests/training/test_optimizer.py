@@ -33,15 +33,15 @@ def test_cosine_goes_to_zero_at_the_end_and_stays():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(schedule="linear"), "optimizer.schedule is 'linear'; it must be constant or cosine"),
-        (dict(learning_rate=0.0), "optimizer.learning_rate is 0.0"),
-        (dict(warmup_steps=-1), "optimizer.warmup_steps is -1"),
-        (dict(b2=1.0), "optimizer.b2 is 1.0"),
-        (dict(clip_norm=0.0), "optimizer.clip_norm is 0.0; it must be positive, or None"),
-        (dict(weight_decay=-0.1), "optimizer.weight_decay is -0.1"),
-        (dict(schedule="cosine"), "optimizer.total_steps is None; it must be more than warmup_steps=1000"),
-        (dict(schedule="cosine", total_steps=1000), "optimizer.total_steps is 1000; it must be more"),
-        (dict(total_steps=10), "optimizer.total_steps is 10; it must be None with schedule 'constant'"),
+        (dict(schedule="linear"), "optimizer.schedule='linear' is not possible: it must be one of constant, cosine"),
+        (dict(learning_rate=0.0), "optimizer.learning_rate=0.0"),
+        (dict(warmup_steps=-1), "optimizer.warmup_steps=-1"),
+        (dict(b2=1.0), "optimizer.b2=1.0"),
+        (dict(clip_norm=0.0), "optimizer.clip_norm=0.0 is not possible: it must be positive"),
+        (dict(weight_decay=-0.1), "optimizer.weight_decay=-0.1"),
+        (dict(schedule="cosine"), "optimizer.total_steps=None is not possible: .* more than warmup_steps=1000"),
+        (dict(schedule="cosine", total_steps=1000), "optimizer.total_steps=1000 is not possible"),
+        (dict(total_steps=10), "optimizer.total_steps=10 is not possible: schedule 'constant' has no end"),
     ],
 )
 def test_refuses(change, message):

@@ -6,8 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import OptimizerConfig
-from lpl_jax.experiment.ema import ema_name
+from lpl_jax.experiment import OptimizerConfig, ema_name
 from lpl_jax.parallel import MeshConfig, constrain_batch, leaf_path, make_mesh, param_sharding, put_batch, replicated
 from lpl_jax.training.ema import init_emas, update_emas
 from lpl_jax.training.optimizer import make_optimizer

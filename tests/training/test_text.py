@@ -122,7 +122,7 @@ def test_widths_come_from_the_tower(text, autoencoder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(model__num_classes=10), "model.num_classes=10.*left out with text.source"),
+        (dict(model__num_classes=10), "model.num_classes=10 is not possible with text.source: leave it out"),
         (dict(text__layer="middle"), "text.layer='middle'"),
         (dict(text__length=0), "text.length=0"),
     ],

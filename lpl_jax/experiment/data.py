@@ -1,0 +1,43 @@
+"""What a run learns from, and through which first stage."""
+
+import dataclasses
+from typing import Literal
+
+from lpl_jax.errors import InputError
+from lpl_jax.fields import Part, at_least, field
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Part, section="data"):
+    """Where latents come from: a store, which is prepared from an image source first if it does not exist."""
+
+    source: str = field("photos", "photos | tfds:NAME | tar files of a webdataset | folder of images or class folders")
+    store: str | None = field(None, "latent store; prepared from the source if missing. None: WORKDIR/latents")
+    crop: Literal["resize_center_crop", "random_crop"] | None = field(
+        None, "resize_center_crop | random_crop; None: random_crop for photos, else the former"
+    )
+    crops: int | None = field(None, "photos only: random crops of each photograph", at_least(1))
+    split: str | None = field(None, "tfds only: split, such as train")
+    data_dir: str | None = field(None, "tfds only: where prepared data sets lie")
+    caption_key: str | None = field(None, "captions: txt (file beside the image) | field of its json | tfds: feature")
+    second_caption_key: str | None = field(None, "a second caption of each image, mixed by text.second_caption")
+    limit: int | None = field(None, "use at most so many images, drawn at random", at_least(1))
+    unfinished: bool = field(False, "train on what is there of a store that is still being made")
+
+    def check(self):
+        if self.second_caption_key is not None and self.caption_key is None:
+            raise InputError(f"data.second_caption_key={self.second_caption_key}: give data.caption_key, the first one")
+
+    @property
+    def captions(self) -> tuple[str, ...] | None:
+        """Caption columns; None leaves them to the source."""
+        return tuple(key for key in (self.caption_key, self.second_caption_key) if key is not None) or None
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderSource(Part, section="autoencoder"):
+    """The frozen first stage; its decoder is also the perceptual loss's network."""
+
+    source: str = field("bundled", "bundled | folder in diffusers layout | hub id owner/name")
+    subfolder: str | None = field(None, "the autoencoder's folder inside a pipeline, such as vae")
+    dtype: Literal["float32", "bfloat16"] = field("float32", "compute type of encoder and decoder: float32 | bfloat16")

@@ -1,0 +1,90 @@
+"""Optimizer, moving averages, and the length of a run."""
+
+import dataclasses
+from typing import Literal
+
+from lpl_jax.errors import InputError
+from lpl_jax.fields import POSITIVE, Part, at_least, between, field
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Part, section="optimizer"):
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); parameters and moments are float32."""
+
+    learning_rate: float = field(1e-4, "after the warm-up", POSITIVE)
+    warmup_steps: int = field(1000, "updates over which the rate grows linearly; 0: none", at_least(0))
+    schedule: Literal["constant", "cosine"] = field(
+        "constant", "after the warm-up: constant | cosine (to 0 at total_steps)"
+    )
+    total_steps: int | None = field(None, "cosine only: updates in the whole run", at_least(1))
+    b1: float = field(0.9, "decay of the first moment", between(0, 1, ends="low"))
+    b2: float = field(0.95, "decay of the second moment", between(0, 1, ends="low"))
+    eps: float = field(1e-8, "added to the root of the second moment", POSITIVE)
+    weight_decay: float = field(0.0, "decoupled, on kernels only; 0: none", at_least(0))
+    clip_norm: float | None = field(1.0, "largest global norm of the gradient; None: no clipping", POSITIVE)
+
+    def check(self):
+        if self.schedule == "cosine":
+            if self.total_steps is None or self.total_steps <= self.warmup_steps:
+                raise InputError(
+                    f"optimizer.total_steps={self.total_steps} is not possible: with schedule 'cosine' it must be more "
+                    f"than warmup_steps={self.warmup_steps}"
+                )
+        elif self.total_steps is not None:
+            raise InputError(
+                f"optimizer.total_steps={self.total_steps} is not possible: schedule {self.schedule!r} has no end; "
+                "leave it at None"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EMAConfig(Part, section="ema"):
+    """Moving averages of the parameters, side by side."""
+
+    decays: tuple[float, ...] = field((0.9999,), "one average each, side by side")
+    start: int = field(0, "until this step the averages equal the parameters", at_least(0))
+
+    def check(self):
+        ema_names(self.decays)
+
+    @property
+    def first(self) -> str | None:
+        """The name of the first average; None where there is none."""
+        return ema_name(self.decays[0]) if self.decays else None
+
+
+def ema_name(decay: float) -> str:
+    """Name of the average with this decay ("0.9999"). Raises InputError outside [0, 1)."""
+    if not 0 <= decay < 1:
+        raise InputError(f"EMA decay is {decay!r}; it must be in [0, 1), for example 0.9999")
+    return repr(float(decay))
+
+
+def ema_names(decays) -> list[str]:
+    """Name of each average. Raises InputError where a decay is given twice."""
+    names = [ema_name(decay) for decay in decays]
+    if len(set(names)) < len(names):
+        raise InputError(f"EMA decays {', '.join(names)}: each may be given once")
+    return names
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Part, section="train"):
+    """Length of a run, what it starts from and what it leaves behind."""
+
+    batch_size: int = field(256, "images of a step, over all devices", at_least(1))
+    accumulate: int = field(1, "parts that a batch is taken in, one after another, to save memory", at_least(1))
+    steps: int = field(100_000, "updates in all", at_least(1))
+    log_every: int = field(50, "steps between lines of metrics", at_least(1))
+    checkpoint_every: int = field(5000, "steps between checkpoints", at_least(1))
+    keep: int = field(3, "newest checkpoints that are kept", at_least(1))
+    keep_every: int | None = field(None, "keep those of every so many steps for good", at_least(1))
+    init_from: str | None = field(None, "run (its folder) or weights (docs/weights.md) that this run starts from")
+    init_weights: str = field("params", "which of them: params, or the name of an average such as 0.9999")
+
+    def check(self):
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"train.accumulate={self.accumulate} is not possible: it must be a divisor of "
+                f"train.batch_size={self.batch_size}"
+            )

@@ -1,0 +1,173 @@
+"""A field of a configuration states its default, its meaning and its check once; what reads configs takes all three.
+
+    @dataclasses.dataclass(frozen=True)
+    class EMAConfig(Part, section="ema"):
+        '''Moving averages of the parameters.'''
+
+        start: int = field(0, "until this step the averages equal the parameters", at_least(0))
+
+Types are checked too: int, float, bool, str, Literal, tuple[X, ...], and unions of them. In an optional field
+(X | None) an empty text and "None" are None; a field at `TO_BE_GIVEN` has to be given before the part can be made.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Union
+
+from lpl_jax.errors import InputError, nearest
+
+TO_BE_GIVEN = "???"
+
+
+class Check(NamedTuple):
+    """Whether a value is possible, and the words for what is: "it must be {possible}"."""
+
+    holds: Callable[[Any], bool]
+    possible: str
+
+
+def at_least(least: float) -> Check:
+    """A number from `least` up."""
+    return Check(lambda value: value >= least, f"{least} or more")
+
+
+def above(bound: float) -> Check:
+    """A finite number above the bound."""
+    return Check(lambda value: bound < value < math.inf, "positive" if bound == 0 else f"above {bound}")
+
+
+def between(low: float, high: float, *, ends: Literal["both", "low", "none"] = "both") -> Check:
+    """A number from low to high; `ends` says which of the two themselves are possible."""
+
+    def holds(value):
+        return (low <= value if ends != "none" else low < value) and (value <= high if ends == "both" else value < high)
+
+    brackets = {"both": "[{:g}, {:g}]", "low": "[{:g}, {:g})", "none": "({:g}, {:g})"}[ends]
+    return Check(holds, "in " + brackets.format(low, high))
+
+
+def one_of(*values: Any) -> Check:
+    """One of these values, where a Literal cannot list them."""
+    return Check(lambda value: value in values, f"one of {', '.join(map(str, values))}")
+
+
+POSITIVE = above(0)
+
+
+def field(default: Any, help: str, check: Check | None = None, *, derived: str | None = None) -> Any:
+    """A dataclass field with its default (`dataclasses.MISSING`: it has none), its meaning and its check.
+
+    check: of a value that is not None and has the field's type.
+    derived: what decides the value (such as "the autoencoder"): then no flag does.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "check": check, "derived": derived})
+
+
+class Part:
+    """A typed part of a config. A subclass is a frozen dataclass whose fields are made with `field`.
+
+    section: the name of the part in a config, for messages.
+    """
+
+    section: ClassVar[str]
+
+    def __init_subclass__(cls, section: str | None = None, **options):
+        super().__init_subclass__(**options)
+        if section is not None:
+            cls.section = section
+
+    def __post_init__(self):
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            given = getattr(self, item.name)
+            value = normalised(given, hints(type(self))[item.name])
+            if value is not given:
+                object.__setattr__(self, item.name, value)
+            self._check_field(item, value)
+        self.check()
+
+    def check(self) -> None:
+        """What concerns several fields. Raises InputError; a subclass with such rules has its own."""
+
+    def _check_field(self, item: dataclasses.Field, value: Any) -> None:
+        hint, check = hints(type(self))[item.name], item.metadata.get("check")
+        if value == TO_BE_GIVEN:
+            raise InputError(f"{self._name(item)} has to be given: {item.metadata['help']}")
+        if fits(value, hint) and (value is None or check is None or check.holds(value)):
+            return
+        possible = describe(hint)
+        if check is not None:
+            possible = check.possible if fits(value, hint) else f"{possible} ({check.possible})"
+        raise InputError(f"{self._name(item)}={value!r} is not possible: it must be {possible}")
+
+    def _name(self, item: dataclasses.Field) -> str:
+        return f"{self.section}.{item.name}" if self.section else item.name
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields."""
+    return typing.get_type_hints(cls)
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; a single type is a union of one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def normalised(value: Any, hint: Any) -> Any:
+    """The value as the field holds it: lists are tuples, empty optional texts None, numbers that came as text ints."""
+    kinds = members(hint)
+    if value in ("", "None") and isinstance(value, str) and type(None) in kinds:
+        return None
+    if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
+        return tuple(value)
+    if isinstance(value, str) and value.isdecimal() and int in kinds:
+        return int(value)
+    return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether the value has the type. A bool is no number; an int is a float."""
+    for kind in members(hint):
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if kind is Any:
+            return True
+        if origin is Literal:
+            # An int equals a bool, and a list is never one of them.
+            found = any(type(value) is type(possible) and value == possible for possible in arguments)
+        elif origin is tuple:
+            found = isinstance(value, tuple) and all(fits(member, arguments[0]) for member in value)
+        elif kind in (int, float):
+            found = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        else:
+            found = isinstance(value, kind)
+        if found:
+            return True
+    return False
+
+
+def describe(hint: Any) -> str:
+    """The type in words."""
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+
+    def word(kind):
+        if typing.get_origin(kind) is Literal:
+            return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+        if typing.get_origin(kind) is tuple:
+            return {float: "numbers", int: "whole numbers"}.get(typing.get_args(kind)[0], "several texts")
+        return words[kind]
+
+    return " or ".join(word(kind) for kind in members(hint))
+
+
+def check_names(given: Sequence[str], possible: Sequence[str], what: str) -> None:
+    """Raises InputError for the first name that is not possible, with the nearest one that is. what: "lpl.{}"."""
+    for name in given:
+        if name not in possible:
+            raise InputError(
+                f"{what.format(name)} is not known{nearest(name, possible)}; possible: {', '.join(possible)}"
+            )

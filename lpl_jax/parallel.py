@@ -228,13 +228,13 @@ def put_replicated(tree, mesh: Mesh):
 
 
 def put_decoder(tree, mesh: Mesh, how: str):
-    """The frozen first stage on the mesh, as `MeshConfig.decoder` says; see `whole_decoder`."""
+    """The frozen first stage on the mesh, as `MeshConfig.decoder` says; see `gather_decoder`."""
     if how == "replicated":
         return put_replicated(tree, mesh)
     return jax.jit(lambda leaves: leaves, out_shardings=param_sharding(tree, mesh))(tree)
 
 
-def whole_decoder(tree):
+def gather_decoder(tree):
     """Inside jit, under `jax.set_mesh(mesh)`: what `put_decoder` has split, gathered for use; else as it is."""
     if not set(AXES) <= _free_axes().keys():
         return tree
@@ -257,7 +257,7 @@ def constrain_params(tree):
     )
 
 
-def on_own_heads(function):
+def shard_map_heads(function):
     """function of arrays (B, N, heads, size), to one such array, on each device's own images and heads alone.
 
     For kernels that the partitioner cannot split. Inside jit, under `jax.set_mesh(mesh)`: images lie on the batch axes
@@ -305,7 +305,7 @@ def context_shards() -> int:
     return math.prod(size for axis, size in _free_axes().items() if axis in BATCH_AXES)
 
 
-def on_batch_shards(function):
+def shard_map_batch(function):
     """`function(whole, *split) -> (split, whole)`, run by each device of the mesh that is set on its part of a batch.
 
     Leaves of `split` are cut along their first axis, over `data` and `fsdp`; those of `whole` lie on every device.
@@ -348,7 +348,7 @@ def splits_weights() -> bool:
     return all(types.get(axis) == AxisType.Auto for axis in AXES) and mesh.shape["fsdp"] > 1
 
 
-def gathered(params):
+def gather_block_params(params):
     """Inside jit, where `splits_weights()`: parameters of one block as they are used, whole but for `tensor`.
 
     The axis that splits the weights splits the batch, too. Left to itself the partitioner gathers the activations of

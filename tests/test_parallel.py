@@ -14,7 +14,7 @@ from lpl_jax.parallel import (
     batch_sharding,
     batch_shards,
     constrain_batch,
-    gathered,
+    gather_block_params,
     make_mesh,
     param_sharding,
     partition_spec,
@@ -144,7 +144,7 @@ def test_weights_of_a_block_are_gathered_for_use(mesh):
     split = jax.device_put(params, param_sharding({"block": params}, mesh)["block"])
     assert split["attn"]["q"]["kernel"].sharding.spec == P("fsdp", "tensor")
     with jax.set_mesh(mesh):
-        used = jax.jit(gathered)(split)["attn"]["q"]
+        used = jax.jit(gather_block_params)(split)["attn"]["q"]
     assert used["kernel"].addressable_shards[0].data.shape == (128, 128) and used["bias"].is_fully_replicated
     np.testing.assert_array_equal(used["kernel"], params["attn"]["q"]["kernel"])
 

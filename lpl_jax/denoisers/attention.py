@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lpl_jax.errors import InputError
-from lpl_jax.parallel import on_own_heads
+from lpl_jax.parallel import shard_map_heads
 
 CUDNN_HEAD_UNIT, CUDNN_HEAD_MOST = 8, 128  # head sizes that cuDNN takes on every GPU: multiples of, up to
 OWN_KERNELS = {"cuda": "cudnn", "tpu": "splash"}
@@ -99,7 +99,7 @@ def cudnn(query, key, value, *, implementation: str = "cudnn"):
         )  # fmt: skip
         return result[:, :queries, :, :size]
 
-    return on_own_heads(local)(query, key, value)
+    return shard_map_heads(local)(query, key, value)
 
 
 def splash(query, key, value, *, interpret: bool = False):
@@ -118,7 +118,7 @@ def splash(query, key, value, *, interpret: bool = False):
         return result.swapaxes(1, 2)[:, :tokens]
 
     # The partitioner cannot look into a kernel: it would gather all images on every device.
-    return on_own_heads(local)(query, key, value)
+    return shard_map_heads(local)(query, key, value)
 
 
 def _padded(tokens):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lpl_jax.denoisers.attention import attention
 from lpl_jax.denoisers.config import REMAT_POLICIES, MMDiTConfig
-from lpl_jax.parallel import constrain_batch, gathered, splits_weights
+from lpl_jax.parallel import constrain_batch, gather_block_params, splits_weights
 
 EPSILON = 1e-6  # of every norm
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -210,7 +210,7 @@ def _rematerialized(config: MMDiTConfig, prevent_cse: bool):
     if config.remat == "none":
         return JointBlock
     # Gathered weights are computed again, too. Without remat every layer's would be kept for the backward pass.
-    block = nn.map_variables(JointBlock, "params", gathered, init=True) if splits_weights() else JointBlock
+    block = nn.map_variables(JointBlock, "params", gather_block_params, init=True) if splits_weights() else JointBlock
     return nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=prevent_cse)
 
 

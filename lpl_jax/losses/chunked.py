@@ -122,7 +122,7 @@ def _on_shards(measure, autoencoder, pred, target, scores, config, rows, chunk):
             by_row = jax.tree.map(lambda leaf: _put_back(leaf, drawn, len(pred)), by_row)
         return by_row, omega
 
-    (((loss, *parts), gradient), decoded), omega = parallel.on_batch_shards(on_one)(autoencoder, pred, target, scores)
+    (((loss, *parts), gradient), decoded), omega = parallel.shard_map_batch(on_one)(autoencoder, pred, target, scores)
     return (loss, TapTerms(*parts, omega), decoded), gradient
 
 

@@ -110,7 +110,7 @@ def perceptual_weight(
 
     @jax.jit
     def measure(params, batch, key, autoencoder, weight, network, text):
-        whole = parallel.whole_decoder(autoencoder)
+        whole = parallel.gather_decoder(autoencoder)
 
         def one(carry, rows, key):
             return carry, losses(params, rows, key, whole, weight, objective, network=network, text=text)[1]

@@ -34,7 +34,7 @@ from lpl_jax.losses import (
     reweighted,
     update_variances,
 )
-from lpl_jax.parallel import constrain_params, whole_decoder
+from lpl_jax.parallel import constrain_params, gather_decoder
 from lpl_jax.text import TextConditioner
 from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
 from lpl_jax.training.state import TrainState, apply_gradients
@@ -238,7 +238,7 @@ def train_step(
     Arguments as in `losses`. The metrics also hold the norms of gradient and parameters. With several parts of a batch
     the gradient is summed in float32, and the variances of Eq. 15 are updated by each part.
     """
-    autoencoder = whole_decoder(autoencoder)
+    autoencoder = gather_decoder(autoencoder)
     key = jax.random.fold_in(seed_key, state.step)
     gradient = jax.grad(losses, has_aux=True)
     weight = jnp.where(state.step >= objective.lpl_start, state.lpl_weight, 0.0)

@@ -98,7 +98,7 @@ def _samplers(scale: Scale, record: Record) -> None:
 
     from lpl_jax import denoisers
     from lpl_jax.diffusion import paradigm
-    from lpl_jax.evaluation.generate import sample_latents
+    from lpl_jax.runs.sampling import sample_latents
 
     model = denoisers.preset("tiny", num_classes=2, dtype="float32")
     shapes = jax.eval_shape(lambda key: denoisers.init(model, key), jax.random.key(0))
@@ -199,7 +199,7 @@ def sampler(scale: Scale, record: Record) -> None:
     import numpy as np
 
     from lpl_jax import denoisers
-    from lpl_jax.evaluation.generate import decode_to_uint8, sample_latents
+    from lpl_jax.runs.sampling import decode_to_uint8, sample_latents
 
     size, (images, count) = lpl.SIZES[scale.size], scale.sampler
     resolution, _ = scale.steps["steps_256"]

@@ -14,5 +14,5 @@ class InputError(ValueError):
 
 def nearest(name: object, possible: Iterable[str]) -> str:
     """ " (did you mean NAME?)" with the one of the possible names that is most like this one; "" where none is."""
-    found = difflib.get_close_matches(str(name), list(possible), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(str(name), list(possible), n=1, cutoff=0.7)
     return f" (did you mean {found[0]}?)" if found else ""

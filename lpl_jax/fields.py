@@ -125,7 +125,12 @@ def normalised(value: Any, hint: Any) -> Any:
         return None
     if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
         return tuple(value)
-    if isinstance(value, str) and value.isdecimal() and int in kinds:
+    if (
+        isinstance(value, str)
+        and value.isdecimal()
+        and int in kinds
+        and any(kind is str or typing.get_origin(kind) is Literal for kind in kinds)
+    ):
         return int(value)
     return value
 
@@ -159,7 +164,7 @@ def describe(hint: Any) -> str:
             return f"one of {', '.join(map(str, typing.get_args(kind)))}"
         if typing.get_origin(kind) is tuple:
             return {float: "numbers", int: "whole numbers"}.get(typing.get_args(kind)[0], "several texts")
-        return words[kind]
+        return words.get(kind, kind.__name__)
 
     return " or ".join(word(kind) for kind in members(hint))
 

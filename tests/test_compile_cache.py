@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpl_jax import compile_cache
-from lpl_jax.runs import load_run
+from lpl_jax.runs import open_run
 
 ROOT = Path(compile_cache.__file__).parents[1]
 
@@ -69,7 +69,7 @@ def test_a_cached_program_trains_to_the_same_bits(tmp_path, tiny_config, with_lp
     resumed = run("warm", 4, str(tmp_path / "cache"))
     assert {name for name in programs() - filled if name.startswith("jit_train_step")} == set()
     assert "first step after" in resumed.stderr and "onated" not in resumed.stderr
-    trees = (load_run(tmp_path / name, "params")[1] for name in ("warm", "once"))
+    trees = (open_run(tmp_path / name).params(weights="params") for name in ("warm", "once"))
     jax.tree.map(np.testing.assert_array_equal, *trees)
     starts = [json.loads(line) for line in (tmp_path / "warm/startup.jsonl").read_text().splitlines()]
     cold = json.loads((tmp_path / "cold/startup.jsonl").read_text())

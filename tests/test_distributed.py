@@ -20,7 +20,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
 from lpl_jax.parallel import host_parts, make_mesh
 from lpl_jax.runs import checkpoints
-from lpl_jax.training import loop, train
+from lpl_jax.training import loop, step, train
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]
@@ -82,7 +82,7 @@ def test_pieces_shared_unevenly_are_refused():
         host_parts(np.array([[0, 0, 0], [0, 1, 1]]), 0)
 
 
-def small_step(state, batch, key, autoencoder, network=None, *_, **__):
+def small_step(state, batch, key, frozen, **_):
     """In place of `train_step`, which takes most of a minute to compile in three processes."""
     moment = jnp.mean(batch["mean"] * (1 + batch["label"])[:, None, None, None])
     params = jax.tree.map(lambda leaf: leaf + moment, state.params)
@@ -103,7 +103,7 @@ class Pair:
         flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         program = f"import jax\nimport jax.numpy as jnp\nimport train\n{inspect.getsource(small_step)}\n"
-        program += "from lpl_jax.tools import cli\nfrom lpl_jax.training import loop\nloop.train_step = small_step\n"
+        program += "from lpl_jax.tools import cli\nfrom lpl_jax.training import step\nstep.train_step = small_step\n"
         program = ["-c", program + "cli.run_main(train.main)"] if small else ["train.py"]
         command = [sys.executable, *program, f"--config={folder / 'config.py'}", f"--workdir={self.workdir}"]
         command += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=60", *overrides]
@@ -190,7 +190,7 @@ def test_two_processes_do_what_one_does(changes, tmp_path, tiny_config, with_lpl
 def test_two_processes_read_train_and_save_what_one_does(tmp_path, tiny_config, four_devices, monkeypatch):
     """Everything around the step: parts of batches, metrics and config of one process, checkpoints of both."""
     config = tiny_config(train__steps=4)
-    monkeypatch.setattr(loop, "train_step", small_step)
+    monkeypatch.setattr(step, "train_step", small_step)
     pair = Pair(tmp_path / "two", config, small=True)
     try:
         result = train(build(config), tmp_path / "one")

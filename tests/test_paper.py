@@ -19,8 +19,7 @@ from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.losses.latent_lpips import shapes
 from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.text import TextSource, load_conditioner
-from lpl_jax.training import create_state, train_step
-from lpl_jax.training.loop import make_objective
+from lpl_jax.training import Frozen, LPLTerm, ReweightingTerm, create_state, make_objective, train_step
 from lpl_jax.training.optimizer import make_optimizer
 
 BATCH, SIDE, LENGTH = 4, 4, 5
@@ -81,7 +80,6 @@ def step_of(name, autoencoder):
     experiment = tiny(name, autoencoder)
     objective = make_objective(experiment)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    reweighting = objective.comparison is not None and objective.comparison.kind == "reweighting"
     state = create_state(
         lambda given: given,
         optimizer,
@@ -89,7 +87,7 @@ def step_of(name, autoencoder):
         make_mesh(MeshConfig(), jax.devices()[:1]),
         params_of(experiment.model),
         lpl_weight=0.5,
-        with_variances=reweighting,
+        with_variances=isinstance(objective.term, ReweightingTerm),
     )
     rng = np.random.default_rng(1)
     batch = {
@@ -104,7 +102,7 @@ def step_of(name, autoencoder):
         batch["tokens"] = tokenizer(["a kitten", "a wall", "flowers", ""], LENGTH)
     options = dict(objective=objective, optimizer=optimizer, ema_start=experiment.ema.start)
     step = jax.jit(functools.partial(train_step, **options))
-    return step, (state, batch, jax.random.key(0), autoencoder, network_of(experiment), conditioner)
+    return step, (state, batch, jax.random.key(0), Frozen(autoencoder, network_of(experiment), conditioner))
 
 
 def check_metrics(metrics, name):
@@ -122,7 +120,8 @@ def test_row_resolves(name, autoencoder):
     assert row.init is None or row.init in paper.ROWS
     experiment = tiny(name, autoencoder)
     assert (experiment.train.init_from is None) == (row.init is None)
-    assert (make_objective(experiment).lpl is not None) == ("lpl" in row.arguments.split(","))
+    term = make_objective(experiment).term
+    assert isinstance(term, LPLTerm | ReweightingTerm) == ("lpl" in row.arguments.split(","))
 
 
 def take_a_step(name, autoencoder):

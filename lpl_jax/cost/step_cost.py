@@ -29,8 +29,10 @@ from lpl_jax.losses.latent_lpips import init as init_latent_lpips
 from lpl_jax.losses.latent_lpips import shapes as latent_lpips_shapes
 from lpl_jax.text import TextConditioner
 from lpl_jax.training import abstract_state, create_state, train_step
-from lpl_jax.training.loop import make_objective, make_step
+from lpl_jax.training.objective import decoded_images, make_objective
 from lpl_jax.training.optimizer import make_optimizer
+from lpl_jax.training.state import Frozen
+from lpl_jax.training.step import make_step
 
 # Dense bfloat16 peaks in TFLOP/s from the vendors' data sheets, by what `device_kind` contains; the first match counts.
 PEAKS = (
@@ -62,8 +64,7 @@ def analyse(experiment: Experiment, autoencoder: Autoencoder, text: TextConditio
     active, images, reweighting = 0.0, 0, _kind(experiment) == "reweighting"
     if lpl is not None:
         active = experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        capacity = make_objective(experiment).capacity
-        images = batch if reweighting or capacity is None else capacity * experiment.train.accumulate
+        images = decoded_images(make_objective(experiment), batch)
     analytic, source = {}, experiment.text
     options = dict(context_tokens=source.length if source else 1, decoded=images / batch)
     if source and source.embeddings == "step":
@@ -128,7 +129,7 @@ def compile_step(
     """
     state, *rest = abstract_arguments(experiment, autoencoder, mesh, text)
     optimizer, _ = make_optimizer(experiment.optimizer)
-    step = make_step(experiment, make_objective(experiment), optimizer, state, mesh)
+    step = make_step(make_objective(experiment), optimizer, state, mesh, ema_start=experiment.ema.start)
     start = time.perf_counter()
     traced = step.trace(state, *rest)
     lowered = traced.lower()
@@ -166,11 +167,11 @@ def runner(
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     network = _network(experiment, state, autoencoder, mesh)
     autoencoder = parallel.put_decoder(_decoder_with_weights(autoencoder, mesh), mesh, experiment.mesh.decoder)
-    frozen = autoencoder, network, _text_with_weights(text, mesh)
+    frozen = Frozen(autoencoder, network, _text_with_weights(text, mesh))
 
     def step():
         nonlocal state
-        state, metrics = compiled(state, batch, seed_key, *frozen)
+        state, metrics = compiled(state, batch, seed_key, frozen)
         jax.block_until_ready((state, metrics))
         return metrics
 
@@ -269,8 +270,7 @@ def _batch(experiment: Experiment, autoencoder: Autoencoder) -> dict[str, np.nda
 def abstract_arguments(
     experiment: Experiment, autoencoder: Autoencoder, mesh: Mesh, text: TextConditioner | None = None
 ) -> tuple:
-    """State, batch, key, autoencoder, the comparison's network and the text tower as ShapeDtypeStructs, sharded as in
-    training."""
+    """State, batch, key and frozen networks as ShapeDtypeStructs, sharded as in training."""
     shards = parallel.batch_shards(mesh)
     if experiment.train.batch_size % shards:
         raise InputError(f"train.batch_size={experiment.train.batch_size} is not divisible by the {shards} shards")
@@ -292,7 +292,7 @@ def abstract_arguments(
         network = placed(LatentLPIPS(latent_lpips_shapes(channels), channels), parallel.replicated(mesh))
     elif _kind(experiment) == "self_perceptual":
         network = state.params
-    return state, batch, key, autoencoder, network, text
+    return state, batch, key, Frozen(autoencoder, network, text)
 
 
 def _kind(experiment: Experiment) -> str | None:

@@ -18,6 +18,7 @@ from lpl_jax.io.tensors import read_json
 
 FORMAT = 1
 FOLDER = "evaluation"  # of a run: an evaluation in each folder in it, and its card there
+FEATURES = "features"  # beside them: features that were computed
 # Name -> (title, which way is better).
 METRICS = {
     "fid": ("FID", "lower"),

@@ -19,7 +19,6 @@ from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.clip_score import clip_scores, text_features
 from lpl_jax.evaluation.extract import Features, extract
 from lpl_jax.evaluation.figures import panels
-from lpl_jax.evaluation.generate import in_batches
 from lpl_jax.evaluation.metrics import score
 from lpl_jax.evaluation.networks import Networks, load_networks
 from lpl_jax.evaluation.prompts import Prompts
@@ -27,6 +26,7 @@ from lpl_jax.evaluation.reference import Reference, load_reference
 from lpl_jax.evaluation.spectrum import SpectrumSum, log_ratio_map
 from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.runs.sampling import in_batches
 from lpl_jax.text import load_tokenizer
 
 SPECTRA = "spectrum.npz"

@@ -10,9 +10,7 @@ import jax
 
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import ema_name
 from lpl_jax.experiment.build import Experiment, build, to_dict
-from lpl_jax.runs import checkpoints
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -60,23 +58,6 @@ def read_experiment(workdir: str | Path) -> Experiment:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than a config's
         raise InputError(f"{Path(workdir) / CONFIG} is not the config of a run: {error}") from error
-
-
-def load_run(workdir: str | Path, weights: str | None = None, *, step: int | None = None) -> tuple[Experiment, Any]:
-    """The resolved experiment of a run, and its parameters for sampling.
-
-    weights: "params" or the name of an average; None is `default_weights`. step: of the checkpoint; None is the newest.
-    Raises InputError: not the folder of a run, no such step or average, or a damaged checkpoint.
-    """
-    workdir = Path(workdir)
-    experiment = read_experiment(workdir)
-    weights = default_weights(experiment) if weights is None else weights
-    return experiment, checkpoints.load_params(workdir / CHECKPOINTS, weights, step=step)
-
-
-def default_weights(experiment: Experiment) -> str:
-    """The name of what is sampled from: the first average that the run has, else the parameters themselves."""
-    return ema_name(experiment.ema.decays[0]) if experiment.ema.decays else "params"
 
 
 def write_config(experiment: Experiment, workdir: Path) -> None:

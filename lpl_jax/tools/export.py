@@ -26,8 +26,8 @@ from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, build, resolve, to_dict
 from lpl_jax.io.atomic import check_free, written_whole
 from lpl_jax.parallel import MeshConfig, make_mesh
-from lpl_jax.runs import checkpoints, load_run
-from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, default_weights
+from lpl_jax.runs import checkpoints, open_run
+from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG
 from lpl_jax.tools import cli, config_file
 from lpl_jax.training import create_state
 from lpl_jax.training.optimizer import make_optimizer
@@ -36,14 +36,14 @@ from lpl_jax.training.optimizer import make_optimizer
 def export(workdir: Path, place: Path, *, step: int | None, weights: str | None, layout: str | None) -> str:
     """Writes the model of a run to a folder or file (see `denoisers.save`), and returns a line that says what it is.
 
-    step, weights: of the checkpoint, see `load_run`.
+    step, weights: of the checkpoint, see `Run.params`.
     Raises InputError: whatever cannot be read, or cannot be written in this layout; nothing has been written then.
     """
-    step = checkpoints.latest_step(workdir / CHECKPOINTS) if step is None else step
-    experiment, params = load_run(workdir, weights, step=step)
-    weights = default_weights(experiment) if weights is None else weights
+    run = open_run(workdir)
+    step, weights = run.step(step), run.weights(weights)
     about = {"version": lpl_jax.__version__, "step": step, "weights": weights}
-    layout = denoisers.save(experiment.model, params, place, layout=layout, about=about)
+    params = run.params(step=step, weights=weights)
+    layout = denoisers.save(run.experiment.model, params, place, layout=layout, about=about)
     return f"{place}: {layout} layout, {_count(params)}, step {step}, weights {weights}"
 
 

@@ -21,20 +21,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lpl_jax import autoencoders
 from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.evaluation.figures import panels, plot_losses
-from lpl_jax.evaluation.generate import decode_to_uint8, generate
 from lpl_jax.experiment import Experiment, build
-from lpl_jax.runs import load_run
+from lpl_jax.runs import open_run
+from lpl_jax.runs.sampling import decode_to_uint8
 from lpl_jax.tools import cli, config_file
-from lpl_jax.training import Result, train
+from lpl_jax.training import Objective, Result, losses, train
 from lpl_jax.training.logging import read_metrics
-from lpl_jax.training.loop import make_objective
-from lpl_jax.training.step import Objective, losses
+from lpl_jax.training.objective import make_objective
+from lpl_jax.training.state import Frozen
 
 HELDOUT_SEED = 1_000_003  # crops that no training run of a small seed draws
 
@@ -101,20 +100,8 @@ def _pictures(workdir: Path, experiment: Experiment, autoencoder) -> dict[str, n
     encoded = jax.jit(lambda a, x: a.scale(a.encode(x).mean))(autoencoder, real.astype(np.float32) / 127.5 - 1)
     pictures = {"real": real, "reconstruction": np.asarray(decode_to_uint8(autoencoder, encoded))}
     for title, name in (("samples without LPL", "without_lpl"), ("samples with LPL", "with_lpl")):
-        run, params = load_run(workdir / name, experiment.sampling.weights)
-        pictures[title] = generate(
-            params,
-            autoencoder,
-            [example.label for example in examples],
-            seed=experiment.seed,
-            model=run.model,
-            paradigm=run.paradigm,
-            resolution=run.resolution,
-            sampler=run.sampling.sampler,
-            steps=run.sampling.steps,
-            guidance=run.sampling.guidance_at(run.resolution),
-            spacing=run.sampling.spacing,
-        )
+        sample = open_run(workdir / name).sampler(seed=experiment.seed)
+        pictures[title] = sample([example.label for example in examples])
     return pictures
 
 
@@ -129,10 +116,14 @@ def _summary(workdir: Path, results: dict[str, Result], autoencoder, heldout: La
         "| run | steps | img/s | held-out diffusion loss | held-out perceptual loss | LPL's share of the loss |",
         "|---|---|---|---|---|---|",
     ]
-    objective = make_objective(load_run(workdir / "with_lpl")[0])
+    objective = make_objective(open_run(workdir / "with_lpl").experiment)
+    # All of the images are decoded, and none is drawn without its class.
+    term = dataclasses.replace(objective.term, capacity=None, groups=None)
+    loss = dataclasses.replace(objective.loss, label_dropout=0.0)
+    objective = dataclasses.replace(objective, term=term, loss=loss)
     for name, result in results.items():
-        _, params = load_run(workdir / name)
-        diffusion, perceptual = _heldout_losses(params, objective, autoencoder, heldout)
+        params = open_run(workdir / name).params()
+        diffusion, perceptual = _heldout_losses(params, objective, Frozen(autoencoder), heldout)
         shares = [line["lpl_share"] for line in read_metrics(workdir / name) if "lpl_share" in line]
         rate = "-" if result.images_per_second is None else f"{result.images_per_second:.0f}"
         share = f"{100 * np.mean(shares):.0f} %" if shares else "-"
@@ -143,15 +134,13 @@ def _summary(workdir: Path, results: dict[str, Result], autoencoder, heldout: La
 _measure = jax.jit(losses, static_argnames="objective")
 
 
-def _heldout_losses(params, objective: Objective, autoencoder, heldout: LatentStore, rounds: int = 3):
+def _heldout_losses(params, objective: Objective, frozen: Frozen, heldout: LatentStore, rounds: int = 3):
     """Mean diffusion and perceptual loss over the held-out crops, `rounds` times with other timesteps and noise."""
-    objective = dataclasses.replace(objective, label_dropout=0.0, capacity=None, groups=None)
     stream = batches(heldout, batch_size=len(heldout), seed=0)
-    metrics = [
-        _measure(params, next(stream), jax.random.key(index), autoencoder, jnp.float32(1), objective=objective)[1]
-        for index in range(rounds)
+    outputs = [
+        _measure(params, next(stream), jax.random.key(index), frozen, objective=objective)[1] for index in range(rounds)
     ]
-    return tuple(float(np.mean([row[name] for row in metrics])) for name in ("diffusion_loss", "lpl"))
+    return tuple(float(np.mean([output.means[name] for output in outputs])) for name in ("diffusion_loss", "lpl"))
 
 
 def _psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:

@@ -12,81 +12,47 @@ The same call gives the same images: image n of a call depends on the run's weig
 sampling options, not on how many there are or on the batch (up to rounding). What is left out is as the run has it.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lpl_jax import autoencoders, parallel
+from lpl_jax import parallel
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
-from lpl_jax.evaluation.generate import generate
 from lpl_jax.evaluation.prompts import read_prompts
-from lpl_jax.experiment import Experiment, resolve
-from lpl_jax.runs import checkpoints
-from lpl_jax.runs.workdir import CHECKPOINTS, default_weights, read_experiment
-from lpl_jax.text import load_conditioner
+from lpl_jax.runs import Run, open_run
 from lpl_jax.tools import cli
-from lpl_jax.tools.evaluate import check_sampling, load_params
 
 SLUG = 40  # characters of a prompt in a file name
-
-
-class Request(NamedTuple):
-    """What is drawn: its title, and what the model is given (a label, or the tokens of a prompt)."""
-
-    title: str
-    given: Any
 
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.count < 1:
         raise InputError(f"--count {args.count}: at least one image of each prompt")
-    workdir = Path(args.workdir)
-    experiment = read_experiment(workdir)
-    sampling = _sampling(experiment, args)
-    check_sampling(experiment.paradigm, sampling.sampler, sampling.steps, sampling.spacing)
-    step = args.checkpoint or checkpoints.latest_step(workdir / CHECKPOINTS)
-    if step is None:
-        raise InputError(f"{workdir} has no checkpoint yet")
-    out = args.out or workdir / "samples"
-    text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
-    requests = _requests(experiment, tokenizer, args)
-    autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
-    experiment = resolve(experiment, autoencoder.config)
+    run = open_run(args.workdir)
+    given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
+    sampling = run.sampling(**{name: value for name, value in given.items() if value is not None})
+    shown, titles = _shown(run, args)
+    options = dict(step=run.step(args.checkpoint), weights=run.weights(args.weights), seed=args.seed)
     mesh = parallel.make_mesh(parallel.MeshConfig())  # all devices there are, each with a part of every batch
-    weights = sampling.weights or default_weights(experiment)
-    options = {
-        "sampler": sampling.sampler or experiment.paradigm.samplers[0],
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "spacing": sampling.spacing,
-        "seed": args.seed,
+    chosen = {name: getattr(sampling, name) for name in given} | {
+        "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
-    images = generate(
-        load_params(workdir, experiment, mesh, weights, step),
-        autoencoder,
-        [request.given for request in requests for _ in range(args.count)],
-        mesh=mesh,
-        batch_size=args.batch,
-        model=experiment.model,
-        paradigm=experiment.paradigm,
-        resolution=experiment.resolution,
-        text=text,
-        **options,
-    )
-    made = {"run": str(workdir), "checkpoint": step, "weights": weights, **options}
-    titles = [request.title for request in requests for _ in range(args.count)]
+    sample = run.sampler(batch_size=args.batch, mesh=mesh, **options, **chosen)
+    images = sample([each for each in shown for _ in range(args.count)])
     if jax.process_index() == 0:
-        write(out, images, titles, made, args.count)
+        out = args.out or run.workdir / "samples"
+        made = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
+        made |= chosen | {"seed": args.seed}
+        write(out, images, [title for title in titles for _ in range(args.count)], made, args.count)
         print(f"{len(images)} images and {out / 'grid.png'}")
     return 0
 
@@ -109,35 +75,21 @@ def slug(title: str) -> str:
     return words[:SLUG].strip("-_") or "image"
 
 
-def _requests(experiment: Experiment, tokenizer, args) -> list[Request]:
-    """What the command line asks for, checked against what the run was trained on."""
-    if experiment.text is None:
-        possible = f"give --label N, 0 to {experiment.model.num_classes - 1}"
+def _shown(run: Run, args) -> tuple[list, list[str]]:
+    """Labels or prompts of the command line, checked against what the run was trained on, and their titles."""
+    if run.experiment.text is None:
+        possible = f"give --label N, 0 to {run.experiment.model.num_classes - 1}"
         if args.prompt or args.prompts:
             raise InputError(f"{args.workdir} is a run on classes: {possible}")
         if not args.label:
             raise InputError(f"nothing to draw: {possible}")
-        return [Request(f"class {label}", label) for label in args.label]
+        return args.label, [f"class {label}" for label in args.label]
     if args.label:
         raise InputError(f"{args.workdir} is a run on text: give --prompt TEXT, or --prompts FILE")
     prompts = [*(args.prompt or ()), *(read_prompts(args.prompts, args.limit).lines if args.prompts else ())]
     if not prompts:
         raise InputError("nothing to draw: give --prompt TEXT, or --prompts FILE")
-    return [
-        Request(prompt, row) for prompt, row in zip(prompts, tokenizer(prompts, experiment.text.length), strict=True)
-    ]
-
-
-def _sampling(experiment: Experiment, args):
-    """The run's section `sampling` with what the command line changes; guidance as a number for this resolution."""
-    sampling = experiment.sampling
-    guidance = sampling.guidance_at(experiment.resolution) if args.guidance is None else args.guidance
-    given = {name: getattr(args, name) for name in ("steps", "sampler", "spacing", "weights")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    name, possible = experiment.paradigm.name, experiment.paradigm.samplers
-    if args.sampler is not None and args.sampler not in possible:
-        raise InputError(f"--sampler {args.sampler} with paradigm {name!r}; possible: {', '.join(possible)}")
-    return dataclasses.replace(sampling, **changes, guidance=guidance, guidance_resolution=None)
+    return prompts, prompts
 
 
 def _parser():

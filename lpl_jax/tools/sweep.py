@@ -15,7 +15,6 @@ stopped. With --print the commands are printed instead, for a cluster; with --co
                              figure6_samples.png
 """
 
-import dataclasses
 import difflib
 import fnmatch
 import importlib.util
@@ -105,7 +104,8 @@ def share(module: ModuleType, extra: Sequence[str] = ()) -> tuple[dict[str, Shar
             result[name], faults[name] = Shared(name, name), error
             continue
         settings = dict(sampling=experiment.sampling, evaluation=experiment.evaluation)
-        run = runs.setdefault(repr(dataclasses.replace(experiment, sampling=None, evaluation=None)), name)
+        trained = {part: value for part, value in vars(experiment).items() if part not in settings}
+        run = runs.setdefault(repr(trained), name)
         result[name] = Shared(run, evaluations.setdefault(repr((run, settings, lists)), name))
     return result, faults
 
@@ -182,8 +182,7 @@ def store_name(row) -> str:
 
 def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module: ModuleType) -> list[str]:
     """The command that evaluates a row on the run of its own or of another row."""
-    from lpl_jax.evaluation.cards import FOLDER
-    from lpl_jax.tools.evaluate import FEATURES
+    from lpl_jax.evaluation.cards import FEATURES, FOLDER
 
     command = [sys.executable, "eval.py", f"--workdir={workdir / run}"]
     if run != row.name:

@@ -11,19 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from lpl_jax.parallel import constrain_batch
-
-# Metrics that are no means over samples: one value for each sample, and counts.
-BY_SAMPLE = "samples"
-COUNTS = ("lpl/decoded",)
+from lpl_jax.training.objective import LossOutput
 
 
-def over_parts(function: Callable, carry: Any, rows: Any, key: jax.Array, count: int) -> tuple[Any, dict[str, Any]]:
-    """function(carry, rows, key) -> (carry, metrics), on `count` equal parts of the rows in turn.
+def over_parts(function: Callable, carry: Any, rows: Any, key: jax.Array, count: int) -> tuple[Any, LossOutput]:
+    """function(carry, rows, key) -> (carry, LossOutput), on `count` equal parts of the rows in turn.
 
     rows: tree of arrays (B, ...), B divisible by count; each device's rows are split into as many parts, so that none
     moves. key: the parts are given fold_in(key, 0), fold_in(key, 1) ...; one part is given the key itself.
-    Returns the last carry, and the metrics of all rows: means over the parts, sums of what counts images, and what is
-    by sample in the order of the parts.
+    Returns the last carry, and the output of all rows: means over the parts, sums of counts, and samples in the order
+    of the parts. Variances belong in the carry.
     """
     if count == 1:
         return function(carry, rows, key)
@@ -35,11 +32,9 @@ def over_parts(function: Callable, carry: Any, rows: Any, key: jax.Array, count:
         index, rows = part
         return function(carry, constrain_batch(rows), jax.random.fold_in(key, index))
 
-    carry, metrics = jax.lax.scan(body, carry, (jnp.arange(count), jax.tree.map(split, rows)))
-
-    def joined(name, values):
-        if name == BY_SAMPLE:
-            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), values)
-        return jnp.sum(values, axis=0) if name in COUNTS else jnp.mean(values, axis=0)
-
-    return carry, {name: joined(name, values) for name, values in metrics.items()}
+    carry, parts = jax.lax.scan(body, carry, (jnp.arange(count), jax.tree.map(split, rows)))
+    return carry, LossOutput(
+        means=jax.tree.map(lambda values: jnp.mean(values, axis=0), parts.means),
+        counts=jax.tree.map(lambda values: jnp.sum(values, axis=0), parts.counts),
+        samples=jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), parts.samples),
+    )

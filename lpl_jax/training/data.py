@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoencoder, open_source, prepare
+from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, prepare
+from lpl_jax.data.configured import data_source
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
@@ -47,17 +48,6 @@ def open_store(
             "classes: give at least as many"
         )
     return store
-
-
-def data_source(experiment: Experiment) -> Source:
-    """The images that a run learns from."""
-    data = experiment.data
-    options = dict(crop=data.crop, split=data.split, data_dir=data.data_dir, limit=data.limit, captions=data.captions)
-    if experiment.text is not None and data.source != "photos" and not data.source.startswith("tfds:"):
-        options["captions"] = data.captions or ("txt",)
-    if data.source == "photos":  # documented as for photos only; a config made for them may be given another source
-        options["crops"] = data.crops
-    return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
 
 
 def _text_options(experiment: Experiment) -> TextOptions | None:

@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lpl_jax import denoisers, parallel
-from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
-from lpl_jax.losses import calibrate_weight, calibrate_weight_by_variance, latent_lpips_weights
-from lpl_jax.runs import checkpoints
+from lpl_jax.losses import latent_lpips_weights
+from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs.workdir import CHECKPOINTS
-from lpl_jax.text import TextConditioner
-from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
-from lpl_jax.training.state import TrainState, abstract_state, create_state
-from lpl_jax.training.step import Objective, losses
+from lpl_jax.training.accumulate import over_parts
+from lpl_jax.training.objective import Objective
+from lpl_jax.training.state import Frozen, TrainState, abstract_state, create_state
+from lpl_jax.training.step import losses
 
 
 def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path) -> TrainState:
@@ -48,9 +46,8 @@ def _starting_params(experiment: Experiment, target):
 
 def _params_of(experiment: Experiment, source: str, weights: str, target, field: str):
     """Parameters of a run, or of what `denoisers.load` takes, laid out as the target; `field` is named in errors."""
-    folder = Path(source) / CHECKPOINTS
-    if folder.is_dir():
-        return checkpoints.load_params(folder, weights, target=target)
+    if (Path(source) / CHECKPOINTS).is_dir():
+        return open_run(source).params(weights=weights, target=target)
     try:
         params = load_params(experiment.model, source)
     except InputError as error:
@@ -84,57 +81,40 @@ def comparison_network(experiment: Experiment, state: TrainState, mesh: Mesh) ->
     return _starting_params(experiment, target)
 
 
-def perceptual_weight(
-    experiment: Experiment,
-    objective: Objective,
-    state: TrainState,
-    autoencoder: Autoencoder,
-    network: Any,
-    text: TextConditioner | None,
-    stream: Iterator,
-    mesh: Mesh,
-):
-    """The given weight of LPL or of the comparison loss, or a calibrated one (App. A.4), for `TrainState.lpl_weight`.
+def term_weight(
+    objective: Objective, state: TrainState, frozen: Frozen, stream: Iterator, *, experiment: Experiment, mesh: Mesh
+) -> float:
+    """The weight of the objective's term: as given, or calibrated on `loss.calibration_batches` batches of the stream.
 
     LPL's makes it `target_share` of the total loss, a comparison's gives it `variance_share` of the diffusion loss's
-    variance over samples. Eq. 15 takes the weight that LPL would have.
+    variance over samples (App. A.4). Eq. 15 takes the weight that LPL would have. 0 without a term.
     """
-    comparison, lpl = objective.comparison, objective.lpl
-    if lpl is None and comparison is None:
-        return state.lpl_weight
-    config = comparison if lpl is None else lpl
-    if config.weight is not None:
-        return state.lpl_weight + config.weight
-    if lpl is not None:
-        objective = dataclasses.replace(objective, comparison=None)
+    term = objective.term
+    if term is None:
+        return 0.0
+    if term.config.weight is not None:
+        return term.config.weight
+    measured = dataclasses.replace(objective, term=term.measured)
 
-    @jax.jit
-    def measure(params, batch, key, autoencoder, weight, network, text):
-        whole = parallel.gather_decoder(autoencoder)
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def measure(params, batch, key, frozen):
+        frozen = frozen.replace(autoencoder=parallel.gather_decoder(frozen.autoencoder))
 
         def one(carry, rows, key):
-            return carry, losses(params, rows, key, whole, weight, objective, network=network, text=text)[1]
+            return carry, losses(params, rows, key, frozen, objective=measured)[1]
 
-        return over_parts(one, (), batch, key, objective.accumulate)
+        return over_parts(one, (), batch, key, objective.accumulate)[1]
 
     # Draws of the calibration are no step's draws: steps fold in numbers from 0 up.
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31)
-    diffusion, perceptual = [], []
-    silent = jax.process_index() != 0
-    rounds = range(experiment.loss.calibration_batches)
-    for index in tqdm(rounds, desc="calibrate the weight", leave=False, disable=silent):
-        batch = parallel.put_batch(next(stream), mesh)
-        key_of_batch = jax.random.fold_in(key, index)
-        _, metrics = measure(state.params, batch, key_of_batch, autoencoder, state.lpl_weight, network, text)
-        if lpl is not None:
-            diffusion.append(metrics["diffusion_loss"])
-            perceptual.append(metrics["lpl"])
-        else:
-            samples = jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))(metrics[BY_SAMPLE])
-            losses_of_samples, values, active = jax.device_get(samples)
-            diffusion.extend(losses_of_samples)
-            perceptual.extend(values[active])
-    diffusion, perceptual = np.array(jax.device_get(diffusion)), np.array(jax.device_get(perceptual))
-    if lpl is not None:
-        return state.lpl_weight + calibrate_weight(diffusion, perceptual, lpl.target_share)
-    return state.lpl_weight + calibrate_weight_by_variance(diffusion, perceptual, comparison.variance_share)
+    rounds = tqdm(
+        range(experiment.loss.calibration_batches),
+        desc="calibrate the weight",
+        leave=False,
+        disable=jax.process_index() != 0,
+    )
+    outputs = [
+        measure(state.params, parallel.put_batch(next(stream), mesh), jax.random.fold_in(key, index), frozen)
+        for index in rounds
+    ]
+    return term.calibrate(jax.device_get(outputs))

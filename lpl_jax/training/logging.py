@@ -264,6 +264,49 @@ class Progress:
             self._print()
 
 
+SHOWN = ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison_share")
+
+
+class Recorder:
+    """What a loop does with the metrics of its steps: means over intervals go to the logger, and some to the progress.
+
+    learning_rate: function(updates made before the step) -> rate, a metric of its own.
+    """
+
+    def __init__(self, logger: MetricLogger, progress: Progress, batch_size: int, learning_rate: Callable[[int], Any]):
+        self._logger, self._progress, self._learning_rate = logger, progress, learning_rate
+        self._buffer, self._meter = MetricBuffer(), RateMeter(batch_size)
+
+    def start(self, step: int) -> None:
+        """Time counts from here, behind `step`: after the first one, an evaluation, a checkpoint."""
+        self._meter.start(step)
+
+    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """The metrics of a step that was started; nothing waits for it."""
+        self._buffer.push(metrics)
+        self._progress.update(step)
+
+    def interval(self, step: int) -> None:
+        """An interval ends with this step: the one before is written."""
+        rows = self._buffer.take(step)
+        self._write(step, rows, self._meter.rate(rows[-1][0]) if rows else None)
+
+    def flush(self, step: int) -> None:
+        """Waits for this step, and writes all that is left."""
+        self._write(step, self._buffer.flush(step), self._meter.close(step))
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The mean over all that was timed."""
+        return self._meter.mean
+
+    def _write(self, step: int, rows: list[tuple[int, dict[str, np.ndarray]]], rate: float | None) -> None:
+        for row_step, means in rows:
+            metrics = means | {"learning_rate": float(self._learning_rate(row_step - 1))}
+            self._logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
+            self._progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics}, rate)
+
+
 STARTUP_FILE = "startup.jsonl"
 
 

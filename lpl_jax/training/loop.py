@@ -2,7 +2,7 @@
 
     WORKDIR/config.json        the resolved experiment
     WORKDIR/latents/           the latent store, where the config names no other
-    WORKDIR/checkpoints/       see `training.checkpoints`
+    WORKDIR/checkpoints/       see `runs.checkpoints`
     WORKDIR/metrics.jsonl      and TensorBoard's event files
     WORKDIR/startup.jsonl      where the time to the first step went, a line for each start
 
@@ -11,31 +11,29 @@ from weights in files.
 """
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, parallel
 from lpl_jax.data import LatentStore
-from lpl_jax.data.examples import is_stream
-from lpl_jax.denoisers import MMDiT
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import ema_name
-from lpl_jax.experiment.build import Experiment, resolve, to_dict
-from lpl_jax.losses.gate import check_groups
+from lpl_jax.experiment import Experiment, resolve, to_dict
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
 from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config
-from lpl_jax.text import WordTokenizer, load_conditioner
-from lpl_jax.training.data import data_source, open_store, open_stream
-from lpl_jax.training.initial import comparison_network, first_state, perceptual_weight
-from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter, Startup
+from lpl_jax.text import load_conditioner
+from lpl_jax.training.data import open_store, open_stream
+from lpl_jax.training.initial import comparison_network, first_state, term_weight
+from lpl_jax.training.logging import MetricLogger, Progress, Recorder, Startup
+from lpl_jax.training.objective import ComparisonTerm, LPLTerm, Objective, decoded_images, make_objective
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from lpl_jax.training.state import TrainState
-from lpl_jax.training.step import Objective, train_step
+from lpl_jax.training.periodic import Evaluate, periodic_evaluation
+from lpl_jax.training.state import Frozen, TrainState
+from lpl_jax.training.step import make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +46,29 @@ class Result:
     stopped: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What stays the same from a start of a run to its end.
+
+    resumed: whether the folder held this run before. evaluate: called every `evaluation.every` steps; None: never.
+    """
+
+    experiment: Experiment
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    store: LatentStore
+    workdir: Path
+    label: str
+    resumed: bool
+    evaluate: Evaluate | None
+
+
 def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", began: float | None = None) -> Result:
     """Train, from the beginning or from the newest checkpoint in `workdir`, up to `train.steps`.
 
     began: `time.perf_counter()` when the program began, for the report of its start; None: now.
+
     Raises:
       InputError: nothing has been written over; the message says what does not fit.
     """
@@ -64,229 +81,136 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     # Before anything is made, so that a mistake leaves nothing behind.
     experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
     mesh = parallel.make_mesh(experiment.mesh)
-    settings, shards = experiment.train, parallel.batch_shards(mesh)
+    _check_batch(experiment, parallel.batch_shards(mesh))
+    objective = make_objective(experiment, parallel.batch_shards(mesh))
+    resumed = (workdir / CONFIG).exists()
+    if resumed:
+        check_same_run(experiment, workdir)
+    with startup.part("store"):
+        store = open_store(experiment, autoencoder, workdir, tokenizer)
+    optimizer, _ = make_optimizer(experiment.optimizer)
+    decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
+    frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh))
+    del autoencoder, text  # training keeps the decoder alone
+    with jax.set_mesh(mesh), only_run_in(workdir):
+        with startup.part("state"):
+            state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
+            frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
+        if not state.is_calibrated:
+            with startup.part("calibration"):
+                stream = open_stream(experiment, store, mesh)
+                weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
+            state = state.with_weight(weight)
+        write_config(experiment, workdir)
+        evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
+        session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
+        _announce(session, state)
+        return _loop(session, state, frozen, startup)
+
+
+def _check_batch(experiment: Experiment, shards: int) -> None:
+    settings = experiment.train
     if settings.batch_size % (shards * settings.accumulate):
         turns = f" in each of train.accumulate={settings.accumulate} turns" if settings.accumulate > 1 else ""
         raise InputError(
             f"train.batch_size={settings.batch_size} is not divisible by the {shards} "
             f"parts (data x fsdp) that the mesh splits a batch into{turns}"
         )
-    objective = make_objective(experiment, parallel.batch_shards(mesh))
-    begun_before = (workdir / CONFIG).exists()
-    if begun_before:
-        check_same_run(experiment, workdir)
-    with startup.part("store"):
-        store = open_store(experiment, autoencoder, workdir, tokenizer)
-    optimizer, _ = make_optimizer(experiment.optimizer)
-    autoencoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
-    text = parallel.put_replicated(text, mesh)
-    with jax.set_mesh(mesh), only_run_in(workdir):
-        with startup.part("state"):
-            state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
-            network = comparison_network(experiment, state, mesh)
-        # At step 0 there is a checkpoint of weights that were imported, which nothing was calibrated for, or one of a
-        # run that was stopped behind the calibration.
-        if not int(state.step) and not float(state.lpl_weight):
-            stream = open_stream(experiment, store, mesh)
-            with startup.part("calibration"):
-                weight = perceptual_weight(experiment, objective, state, autoencoder, network, text, stream, mesh)
-            state = state.replace(lpl_weight=weight)
-        write_config(experiment, workdir)
-        _announce(experiment, objective, state, workdir, label)
-        frozen = autoencoder, network, text
-        start_step = int(state.step) if begun_before else None
-        given = _evaluated(experiment, store, tokenizer)
-        return _loop(
-            experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step, startup
-        )  # fmt: skip
 
 
-def make_objective(experiment: Experiment, shards: int | None = None) -> Objective:
-    """What the steps of a resolved experiment minimise.
-
-    shards: parts that devices split a batch into; None: as the mesh that is set does.
-    Raises InputError where the images to decode cannot be drawn evenly from these parts.
-    """
-    loss, lpl, paradigm, settings = experiment.loss, experiment.lpl, experiment.paradigm, experiment.train
-    shards = parallel.context_shards() if shards is None else shards
-    capacity, groups = None, loss.groups(shards)
-    if lpl is not None:
-        active = paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        capacity = loss.capacity(settings.batch_size, active, groups, settings.accumulate)
-        check_groups(settings.batch_size // settings.accumulate, capacity, groups, shards)
-    return Objective(
-        model=MMDiT(experiment.model),
-        paradigm=paradigm,
-        resolution=experiment.resolution,
-        null_label=experiment.model.num_classes,
-        label_dropout=loss.label_dropout,
-        weighting=loss.weighting,
-        gamma=loss.gamma,
-        lpl=lpl,
-        capacity=capacity,
-        groups=groups,
-        chunk=loss.chunk,
-        stratified_t=loss.stratified_t,
-        lpl_start=loss.lpl_start,
-        comparison=experiment.comparison,
-        accumulate=settings.accumulate,
-    )
-
-
-def _announce(experiment: Experiment, objective: Objective, state: TrainState, workdir: Path, label: str) -> None:
+def _announce(session: Session, state: TrainState) -> None:
     """A line that says what is about to run; the first step takes a while to compile."""
     if jax.process_index() != 0:
         return
-    settings, lpl = experiment.train, objective.lpl
-    if int(state.step) >= settings.steps:
-        print(
-            f"{label}: {workdir} is at step {int(state.step)}, train.steps={settings.steps}: nothing to do", flush=True
-        )
+    experiment, term = session.experiment, session.objective.term
+    settings, step = experiment.train, int(state.step)
+    if step >= settings.steps:
+        print(f"{session.label}: {session.workdir} is at step {step}, train.steps={settings.steps}: nothing to do")
         return
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
-    text = f"{label}: {parameters:.1f}M parameters, batch {settings.batch_size}, "
-    text += f"steps {int(state.step)} to {settings.steps} in {workdir}"
+    text = f"{session.label}: {parameters:.1f}M parameters, batch {settings.batch_size}, "
+    text += f"steps {step} to {settings.steps} in {session.workdir}"
     model = experiment.model
     text += f"; {describe_attention(model.attention, current_platform(), model.head_dim, model.dtype)}"
-    if lpl is not None:
-        share = 100 * experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
-        decoded = objective.capacity * objective.accumulate if objective.capacity else settings.batch_size
-        text += (
-            f"; LPL weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, {decoded} images decoded a step"
-        )
-    elif objective.comparison is not None:
-        text += f"; {objective.comparison.kind}, weight {float(state.lpl_weight):.3g}"
+    if isinstance(term, ComparisonTerm):
+        text += f"; {term.config.kind}, weight {float(state.lpl_weight):.3g}"
+    elif term is not None:
+        share = 100 * experiment.paradigm.active_fraction(term.config.tau_at(experiment.resolution))
+        name = "LPL" if isinstance(term, LPLTerm) else experiment.comparison.kind
+        text += f"; {name} weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, "
+        text += f"{decoded_images(session.objective, settings.batch_size)} images decoded a step"
     print(text, flush=True)
 
 
-def _loop(
-    experiment, objective, optimizer, state, frozen, store, given, mesh, workdir, label, start_step, startup
-) -> Result:  # fmt: skip
-    """frozen: autoencoder, comparison's network, text tower. given: what evaluations draw. start_step: where a run goes
-    on; None: it begins."""
-    settings = experiment.train
-    begun = int(state.step)
-    step_fn = make_step(experiment, objective, optimizer, state, mesh)
+def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup) -> Result:
+    experiment, mesh, workdir = session.experiment, session.mesh, session.workdir
+    settings, begun = experiment.train, int(state.step)
+    start_step = begun if session.resumed else None
+    step_fn = make_step(session.objective, session.optimizer, state, mesh, ema_start=experiment.ema.start)
     # Where the step puts it from now on, so that there is one program for all steps.
     state = jax.device_put(state, parallel.param_sharding(state, mesh))
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
+    stream = open_stream(experiment, session.store, mesh, start_step=begun)
     learning_rate = learning_rate_schedule(experiment.optimizer)
-    stream = open_stream(experiment, store, mesh, start_step=begun)
-    evaluate = _periodic_evaluation(experiment, frozen[0], frozen[2], given, mesh, workdir)
-    buffer, meter = MetricBuffer(), RateMeter(settings.batch_size)
     with (
         MetricLogger(workdir, start_step=start_step) as logger,
-        Checkpointer(
-            workdir / CHECKPOINTS,
-            start_step=start_step,
-            keep=settings.keep,
-            keep_every=settings.keep_every,
-            metadata=to_dict(experiment),
-        ) as checkpointer,
+        _checkpointer(session, start_step) as checkpointer,
         StopSignal() as stop,
-        Progress(settings.steps, begun, batch_size=settings.batch_size, label=label) as progress,
+        Progress(settings.steps, begun, batch_size=settings.batch_size, label=session.label) as progress,
     ):
-
-        def log(rows, rate):
-            for row_step, metrics in rows:
-                metrics = metrics | {"learning_rate": float(learning_rate(row_step - 1))}
-                logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
-                shown = {
-                    name: metrics[name]
-                    for name in ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison_share")
-                    if name in metrics
-                }
-                progress.update(step, shown, rate)
-
-        def report_start():
-            line = startup.finish()
-            if jax.process_index() == 0:
-                startup.write(workdir, begun)
-                progress.note(f"{label}: {line}")
-
+        recorder = Recorder(logger, progress, settings.batch_size, learning_rate)
         step = begun
         while step < settings.steps and not stop.before(step + 1):
             batch = parallel.put_batch(next(stream), mesh)
             if step == begun:  # by itself, so that its time is known
-                with startup.part("compile"):
-                    step_fn = step_fn.lower(state, batch, seed_key, *frozen).compile()
-                with startup.part("first step"):
-                    state, metrics = jax.block_until_ready(step_fn(state, batch, seed_key, *frozen))
-                report_start()
-                meter.start(step + 1)
+                step_fn, state, metrics = _first_step(step_fn, (state, batch, seed_key, frozen), startup)
+                _report_start(session, startup, progress, begun)
+                recorder.start(step + 1)
             else:
-                state, metrics = step_fn(state, batch, seed_key, *frozen)
+                state, metrics = step_fn(state, batch, seed_key, frozen)
             step += 1
-            buffer.push(metrics)
-            progress.update(step)
+            recorder.push(step, metrics)
             if step % settings.log_every == 0:
-                rows = buffer.take(step)
-                log(rows, meter.rate(rows[-1][0]) if rows else None)
-            if evaluate is not None and step % experiment.evaluation.every == 0:
-                log(buffer.flush(step), meter.close(step))
-                results, picture = evaluate(step, _averaged(experiment, state))
-                logger.write(step, results)
-                logger.image(step, "samples", picture)
-                meter.start(step)
+                recorder.interval(step)
+            if session.evaluate is not None and step % experiment.evaluation.every == 0:
+                recorder.flush(step)
+                session.evaluate(step, _averaged(experiment, state), logger)
+                recorder.start(step)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
-                log(buffer.flush(step), meter.close(step))
+                recorder.flush(step)
                 checkpointer.save(state)
-                meter.start(step)
-        log(buffer.flush(step), meter.close(step))
+                recorder.start(step)
+        recorder.flush(step)
         checkpointer.save(state)
-    return Result(state, step, meter.mean, stop.requested is not None)
+    return Result(state, step, recorder.images_per_second, stop.requested is not None)
 
 
-def make_step(experiment: Experiment, objective: Objective, optimizer, state: TrainState, mesh: Mesh):
-    """The jitted train step of a run: (state, batch, seed_key, autoencoder, network) -> (state, metrics).
+def _first_step(step_fn: Callable, arguments: tuple, startup: Startup):
+    """The compiled step, and what the first one returns."""
+    with startup.part("compile"):
+        compiled = step_fn.lower(*arguments).compile()
+    with startup.part("first step"):
+        return compiled, *jax.block_until_ready(compiled(*arguments))
 
-    The state is donated. state: may be ShapeDtypeStructs.
-    """
-    return jax.jit(
-        functools.partial(train_step, objective=objective, optimizer=optimizer, ema_start=experiment.ema.start),
-        donate_argnums=0,
-        # Stated, so that the new state lies where the old one does and can take its memory.
-        out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
+
+def _report_start(session: Session, startup: Startup, progress: Progress, begun: int) -> None:
+    line = startup.finish()
+    if jax.process_index() == 0:
+        startup.write(session.workdir, begun)
+        progress.note(f"{session.label}: {line}")
+
+
+def _checkpointer(session: Session, start_step: int | None) -> Checkpointer:
+    settings = session.experiment.train
+    return Checkpointer(
+        session.workdir / CHECKPOINTS,
+        start_step=start_step,
+        keep=settings.keep,
+        keep_every=settings.keep_every,
+        metadata=to_dict(session.experiment),
     )
 
 
 def _averaged(experiment: Experiment, state: TrainState):
     """The first configured average, or the parameters where there is none."""
-    return state.emas[ema_name(experiment.ema.decays[0])] if experiment.ema.decays else state.params
-
-
-def _evaluated(experiment: Experiment, store: LatentStore, tokenizer: WordTokenizer | None) -> np.ndarray | None:
-    """What evaluations during training draw, in turn: every class, or the first captions of the store."""
-    if experiment.evaluation.every is None:
-        return None
-    if experiment.text is None:
-        return np.arange(experiment.model.num_classes)
-    from lpl_jax.evaluation.prompts import store_captions
-
-    return tokenizer(store_captions(store, experiment.evaluation.every_images), experiment.text.length)
-
-
-def _periodic_evaluation(experiment: Experiment, autoencoder, text, given, mesh: Mesh, workdir: Path):
-    """What is called every `evaluation.every` steps, or None."""
-    config, sampling = experiment.evaluation, experiment.sampling
-    if config.every is None:
-        return None
-    from lpl_jax.evaluation.periodic import periodic_evaluation  # most runs do without
-
-    source = data_source(experiment)
-    return periodic_evaluation(
-        config,
-        None if is_stream(source) else source,
-        autoencoder,
-        model=experiment.model,
-        paradigm=experiment.paradigm,
-        resolution=experiment.resolution,
-        given=given,
-        text=text,
-        mesh=mesh,
-        folder=workdir / "evaluation" / "training",
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        guidance=sampling.guidance_at(experiment.resolution),
-        spacing=sampling.spacing,
-    )
+    return state.params if experiment.ema.first is None else state.emas[experiment.ema.first]

@@ -1,17 +1,21 @@
-"""All that changes while training, as one frozen pytree."""
+"""What a step takes and returns: all that changes while training, and the frozen networks, each as one pytree."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.losses import LossVariances, init_variances
 from lpl_jax.parallel import leaf_path, param_sharding
+from lpl_jax.text import TextConditioner
 from lpl_jax.training.ema import init_emas, update_emas
 
 
@@ -19,8 +23,8 @@ from lpl_jax.training.ema import init_emas, update_emas
 class TrainState:
     """step: int32 scalar, number of updates made. params: float32. emas: averages of the parameters by name ("0.9999").
 
-    opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the perceptual loss (kept in the state as it
-    may be calibrated during the run). variances: of the losses, where the re-weighting of Eq. 15 needs them.
+    opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the term beside the diffusion loss; NaN until
+    `with_weight` sets it, before the first step. variances: of the losses, where the re-weighting of Eq. 15 needs them.
     """
 
     step: jax.Array
@@ -29,6 +33,29 @@ class TrainState:
     opt_state: Any
     lpl_weight: jax.Array
     variances: LossVariances | None = None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the weight has been set (on the host: waits for the state)."""
+        return not math.isnan(float(self.lpl_weight))
+
+    def with_weight(self, weight: float) -> "TrainState":
+        """The state with this weight of the term, laid out as before."""
+        place = jax.jit(lambda value: value, out_shardings=self.lpl_weight.sharding)
+        return self.replace(lpl_weight=place(np.float32(weight)))
+
+
+@flax.struct.dataclass
+class Frozen:
+    """The networks that a step uses and never changes. A pytree: an argument of jitted functions, never a constant.
+
+    autoencoder: decodes, and knows the latents' scale. network: of a comparison loss, `LatentLPIPS` or parameters of
+    the model. text: the tower of a model that is conditioned on prompts.
+    """
+
+    autoencoder: Autoencoder
+    network: Any = None
+    text: TextConditioner | None = None
 
 
 def _builder(init_params_fn, optimizer, ema_decays, lpl_weight, with_variances):
@@ -77,7 +104,7 @@ def create_state(
     mesh: Mesh,
     key,
     *,
-    lpl_weight: float = 0.0,
+    lpl_weight: float = math.nan,
     with_variances: bool = False,
 ) -> TrainState:
     """Initial state, created in place: no device ever holds more than its own part of it.
@@ -86,6 +113,7 @@ def create_state(
     (another run's), give them as `key` and the identity as the function; the state may then share their memory, so
     they are gone once it is donated.
     ema_decays: one average each; all start as the parameters.
+    lpl_weight: NaN leaves it to be calibrated.
     with_variances: whether the state keeps the variances of the losses.
     The values do not depend on the mesh.
     """

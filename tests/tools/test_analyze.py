@@ -110,7 +110,7 @@ def test_a_folder_gives_as_many_as_asked_for(image_folder):
         ("irregularity", ["--draws", "0"], "draws=0: must be at least 1"),
         ("outliers", ["--taps", "up_9"], "tap 'up_9'"),
         ("outliers", ["--channels", "99"], "--channels 99: up_2 has channels 0 to 7"),
-        ("outliers", ["--preset", "other"], "lpl preset 'other'"),
+        ("outliers", ["--preset", "other"], "lpl.preset='other'"),
         ("outliers", ["--show", "8"], "--show 8: must be 0 to 7"),
         ("outliers", ["--top", "0"], "--top 0: must be at least 0, and at least 1"),
     ],

@@ -11,9 +11,8 @@ from lpl_jax import autoencoders, text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_features
-from lpl_jax.evaluation.generate import generate
 from lpl_jax.experiment import build, resolve
-from lpl_jax.runs.workdir import load_run
+from lpl_jax.runs import open_run
 from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
 
 PROMPTS = ["a red bird", "two dogs", "snow"]
@@ -66,20 +65,7 @@ def test_images_are_drawn_for_prompts_and_scored_against_them(
     card = cards.read_card(folder)
     assert (card.made["prompts.count"], card.made["text"]) == (3, str(clip_folder))
 
-    experiment, params = load_run(run)
-    conditioner, tokenizer = text.load_conditioner(experiment.text)
-    images = generate(
-        params,
-        autoencoders.load(tiny_folder),
-        tokenizer((PROMPTS * 3)[:8], LENGTH),
-        text=conditioner,
-        seed=0,
-        model=experiment.model,
-        paradigm=experiment.paradigm,
-        resolution=32,
-        steps=2,
-        guidance=1.5,
-    )
+    images = open_run(run).sampler(steps=2, guidance=1.5)((PROMPTS * 3)[:8])
     clip = text.load(clip_folder)
     embedded = np.asarray(ClipFeatures(clip).features(images)["clip"])
     expected = clip_scores(embedded, text_features(clip, text.Tokenizer.load(clip_folder), (PROMPTS * 3)[:8]))

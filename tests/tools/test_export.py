@@ -18,7 +18,7 @@ from lpl_jax import denoisers
 from lpl_jax.denoisers import weights as weight_files
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
-from lpl_jax.runs import checkpoints, load_run
+from lpl_jax.runs import Run, checkpoints, open_run
 from lpl_jax.tools import cli, config_file, export
 
 CONFIG = """
@@ -102,12 +102,13 @@ def test_what_comes_out_is_what_the_checkpoint_holds(run, place, flags, layout, 
     step = 3 if "--step" in flags else 6
     name = next((name for name in ("params", "0.9") if name in flags), "0.5")
     assert (status, err) == (0, "")
-    experiment, want = load_run(here / run, name, step=step)
+    opened = open_run(here / run)
+    want = opened.params(weights=name, step=step)
     number = sum(leaf.size for leaf in jax.tree.leaves(want))
     assert out == f"{place}: {layout} layout, {number:,} parameters, step {step}, weights {name}\n"
     model, params = denoisers.load(place)
     assert_same(params, want)
-    assert model.config == experiment.model
+    assert model.config == opened.experiment.model
     assert read_about(here / place) == {"version": lpl_jax.__version__, "step": step, "weights": name}
     # Others may read it as they may read any new file, and no trace of the writing is left.
     weights = here / place if place.endswith(".safetensors") else here / place / weight_files.WEIGHTS[layout]
@@ -152,17 +153,17 @@ def test_an_imported_run_has_the_weights_everywhere(here, target_of, capsys):
     assert call("--workdir labels --out one.safetensors --step 3", capsys)[0] == 0
     overrides = "--config.train.steps=7 --config.model.dtype=bfloat16"
     assert call(f"--import one.safetensors --config config.py {overrides} --workdir new/run", capsys)[0] == 0
-    _, want = load_run("labels", "0.5", step=3)
+    want = open_run("labels").params(weights="0.5", step=3)
     for weights in ("params", "0.5", "0.9"):
-        experiment, got = load_run("new/run", weights)
-        assert_same(got, want)
-    assert (experiment.train.steps, experiment.model.dtype) == (7, "bfloat16")
+        run = open_run("new/run")
+        assert_same(run.params(weights=weights), want)
+    assert (run.experiment.train.steps, run.experiment.model.dtype) == (7, "bfloat16")
     metadata = checkpoints.read_metadata("new/run/checkpoints")
     assert (metadata["step"], metadata["imported_from"]) == (0, "one.safetensors")
     assert sorted(path.name for path in Path("new/run").iterdir()) == ["checkpoints", "config.json"]
     # The state is that of a run which begins: no moments of an optimizer, no weight of the perceptual loss.
-    state = checkpoints.restore("new/run/checkpoints", target_of(experiment))
-    assert float(state.lpl_weight) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    state = checkpoints.restore("new/run/checkpoints", target_of(run.experiment))
+    assert not state.is_calibrated and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
 def test_a_model_without_a_class_in_diffusers_says_why_and_what_takes_it(here, capsys):
@@ -204,15 +205,15 @@ def damage(run):
     ("change", "flags", "words"),
     [
         (lambda run: None, "--step 5", ["no checkpoint of step 5", "3, 6"]),
-        (lambda run: None, "--weights 0.999", ["no average", "0.999", "0.5, 0.9"]),
+        (lambda run: None, "--weights 0.999", ["weights '0.999' are not in run", "params, 0.5, 0.9"]),
         (damage, "", ["checkpoints/6 is damaged", "other steps in its folder: 3"]),
-        (lambda run: shutil.rmtree(run / "checkpoints"), "", ["no checkpoint in run/checkpoints"]),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "", ["run has no checkpoint yet"]),
         (lambda run: (run / "config.json").unlink(), "", ["run/config.json", "no such file"]),
         (write_config("{"), "", ["run/config.json is damaged"]),
         (write_config("[3]"), "", ["run/config.json is not the config of a run"]),
         (write_config('{"resolution": 32, "model": 3}'), "", ["run/config.json is not the config of a run"]),
-        (edit_config(hidden="16"), "", ["hidden = '16'"]),
-        (edit_config(width=16), "", ["field of model='width'"]),
+        (edit_config(hidden="16"), "", ["model.hidden='16'"]),
+        (edit_config(width=16), "", ["model.width is not known"]),
         (edit_config(context_attn="shared", num_classes=4), "", ["surplus blocks/context_attn/k/bias", "label_embed"]),
         (edit_config(hidden=10**9, heads=1), "", ["hidden = 1000000000", "out of all proportion"]),
     ],
@@ -225,9 +226,9 @@ def test_runs_that_cannot_be_exported(change, flags, words, here, capsys, monkey
 
 
 def test_a_model_that_diverged_is_not_exported(here, capsys, monkeypatch):
-    experiment, params = load_run("labels")
+    params = open_run("labels").params()
     params["head"]["out"]["bias"] = params["head"]["out"]["bias"] * np.float32("nan")
-    monkeypatch.setattr(export, "load_run", lambda *_, **__: (experiment, params))
+    monkeypatch.setattr(Run, "params", lambda *_, **__: params)
     assert "undefined values in head/out/bias" in refused("--workdir labels --out new.safetensors", capsys)
 
 
@@ -308,7 +309,8 @@ def test_a_tampered_file_is_refused_by_the_import(here, capsys):
 
 def test_nothing_has_its_name_before_it_is_whole(here, monkeypatch):
     """A write that stops half-way: no place has appeared, and the next attempt goes through."""
-    experiment, params = load_run("labels")
+    run = open_run("labels")
+    experiment, params = run.experiment, run.params()
 
     def half(tensors, path, metadata):
         save_file(dict(list(tensors.items())[:3]), path, metadata)

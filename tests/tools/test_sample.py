@@ -77,7 +77,11 @@ def test_classes_become_pictures(runs, tmp_path):
         ("text", ["--label", "1"], "is a run on text"),
         ("classes", ["--prompt", "snow"], "is a run on classes: give --label N, 0 to 1"),
         ("classes", ["--label", "7"], "labels must be 0 to 1"),
-        ("classes", ["--label", "1", "--sampler", "euler"], "--sampler euler with paradigm 'eps'; possible: ddim"),
+        (
+            "classes",
+            ["--label", "1", "--sampler", "euler"],
+            "sampling.sampler='euler' with paradigm 'eps'; possible: ddim",
+        ),
         ("classes", ["--label", "1", "--count", "0"], "at least one"),
         ("classes", ["--label", "1", "--weights", "0.7"], "0.7"),
         ("text", ["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),

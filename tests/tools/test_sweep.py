@@ -15,7 +15,7 @@ from lpl_jax.evaluation.cards import Card, Metric
 from lpl_jax.evaluation.figures import panels
 from lpl_jax.tools import sweep
 
-ROOT = Path(paper.__file__).parents[1]
+ROOT = Path(paper.__file__).parents[2]
 FILE = ROOT / "configs" / "paper.py"
 
 

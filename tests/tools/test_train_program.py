@@ -47,7 +47,7 @@ def here(monkeypatch):
         ),
         ([QUICK, WORKDIR, "--config.autoencoder.source=./nowhere"], "no autoencoder at './nowhere'"),
         ([QUICK, "--workdir=README.md"], "README.md is a file"),
-        ([QUICK + ":post", WORKDIR], "give train.init_from"),
+        ([QUICK + ":post", WORKDIR], "train.init_from has to be given"),
         (["--config=README.md", WORKDIR], "config file README.md fails: IndentationError"),
         ([BASE, WORKDIR, "--config.data.source=./nowhere"], "image folder ./nowhere: no such folder"),
         ([QUICK, WORKDIR, "--config.model.patch_size=3", "--config.data.crops=1"], "patch_size = 3"),

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -18,7 +17,7 @@ from lpl_jax import denoisers
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
 from lpl_jax.parallel import make_mesh
-from lpl_jax.runs import checkpoints, load_run
+from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.text import TextSource
 from lpl_jax.tools import config_file, export
 from lpl_jax.training import loop, train
@@ -79,16 +78,16 @@ def test_the_documented_commands(place, monkeypatch, capsys):
         main = {"lpl_jax.tools.export": export.main, "train.py": train_program.main}[program]
         with monkeypatch.context() as patch:
             if "runs/tuned" in command:  # up to the first step, whose loss another test compiles
-                patch.setattr(loop, "perceptual_weight", lambda *_: jnp.float32(2))
-                patch.setattr(loop, "_loop", lambda *given: tuned.update(state=given[3]) or loop.Result(None, 0, 0, 0))
+                patch.setattr(loop, "term_weight", lambda *_, **__: 2.0)
+                patch.setattr(loop, "_loop", lambda *given: tuned.update(state=given[1]) or loop.Result(None, 0, 0, 0))
             assert main(argv) == 0, command
-    _, want = load_run("runs/base")
+    want = open_run("runs/base").params()
     assert_same(tuned["state"].params, want)
     assert_same(tuned["state"].emas["0.9999"], want)
     assert float(tuned["state"].lpl_weight) == 2
     # The imported run has made its step from the weights: AdamW's first, in the warm-up, is 1e-7 at most.
     assert checkpoints.steps("runs/imported/checkpoints") == [0, 1]
-    _, trained = load_run("runs/imported", "params")
+    trained = open_run("runs/imported").params(weights="params")
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained, want)
     assert 0 < max(jax.tree.leaves(change)) < 1e-6
     kinds = {"raw": "lpl_jax.MMDiT", "transformer": "SD3Transformer2DModel"}
@@ -146,30 +145,31 @@ def test_the_documented_layout(name):
 def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
     place, tmp_path, tiny_config, with_lpl, monkeypatch
 ):
-    experiment, params = load_run(place / "runs/base")
+    run = open_run(place / "runs/base")
+    experiment, params = run.experiment, run.params()
     denoisers.save(experiment.model, params, tmp_path / "one.safetensors")
     config = tiny_config(model__depth=1, model__context_pre_only=False, ema__decays=(), **with_lpl)
     experiment = build(config)
     export.import_run(str(tmp_path / "one.safetensors"), experiment, tmp_path / "run")
     weighed, begun = [], []
 
-    def weigh(*given):
+    def weigh(*_, **__):
         weighed.append(1)
-        return given[2].lpl_weight + 2  # as the calibration, and a weight that is given, are added
+        return 2.0
 
     def stop_at_once(*given):
         """What the loop leaves where a signal comes before the first step."""
-        begun.append(float(given[3].lpl_weight))
+        begun.append(float(given[1].lpl_weight))
         with checkpoints.Checkpointer(tmp_path / "again/checkpoints") as checkpointer:
-            checkpointer.save(given[3])
+            checkpointer.save(given[1])
 
     one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(loop.parallel, "make_mesh", one_device)
-    monkeypatch.setattr(loop, "perceptual_weight", weigh)
+    monkeypatch.setattr(loop, "term_weight", weigh)
     monkeypatch.setattr(loop, "_loop", stop_at_once)
     train(experiment, tmp_path / "run")
     (tmp_path / "again/config.json").write_text((tmp_path / "run/config.json").read_text())
-    monkeypatch.setattr(loop, "_loop", lambda *given: begun.append(float(given[3].lpl_weight)))
+    monkeypatch.setattr(loop, "_loop", lambda *given: begun.append(float(given[1].lpl_weight)))
     train(experiment, tmp_path / "again")
     assert begun == [2, 2] and weighed == [1]
 
@@ -190,7 +190,8 @@ def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
 )
 def test_weights_that_a_run_cannot_start_from(changes, words, place, tmp_path, tiny_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    experiment, params = load_run(place / "runs/base")
+    run = open_run(place / "runs/base")
+    experiment, params = run.experiment, run.params()
     denoisers.save(experiment.model, params, "one.safetensors")
     config = tiny_config(
         **{"model__depth": 1, "model__context_pre_only": False, "train__init_from": "one.safetensors"} | changes

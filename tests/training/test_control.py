@@ -3,26 +3,23 @@
 import numpy as np
 import pytest
 
-from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation.generate import generate
-from lpl_jax.experiment import build
-from lpl_jax.experiment.build import SamplingConfig
-from lpl_jax.runs import load_run
+from lpl_jax.experiment import SamplingConfig, build
+from lpl_jax.runs import open_run
 from lpl_jax.training import train
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_size_and_crop(tiny_config, tiny_folder, tmp_path):
+def test_a_run_that_is_told_size_and_crop(tiny_config, tmp_path):
     config = tiny_config(train__steps=4)
     config.model.control = True
     result = train(build(config), tmp_path)
-    run, params = load_run(tmp_path, "params")
-    assert run.model.control and {"size_mlp", "crop_mlp"} <= set(params)
+    run = open_run(tmp_path)
+    params = run.params(weights="params")
+    assert run.experiment.model.control and {"size_mlp", "crop_mlp"} <= set(params)
     assert np.abs(params["size_mlp"]["fc2"]["bias"]).max() > 0  # zero at first: the head moves, modulation, this
     assert result.step == 4
-    options = dict(seed=0, model=run.model, paradigm=run.paradigm, resolution=32, steps=2, guidance=1.5)
-    images = generate(params, autoencoders.load(tiny_folder), [0, 1], **options)
+    images = run.sampler(weights="params", steps=2, guidance=1.5)([0, 1])
     assert images.shape == (2, 32, 32, 3)
 
 

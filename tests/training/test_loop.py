@@ -19,10 +19,11 @@ from jax._src.array import ArrayImpl
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
-from lpl_jax.runs import checkpoints, load_run
+from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs import workdir as workdirs
 from lpl_jax.training import data as run_data
 from lpl_jax.training import loop, train
+from lpl_jax.training import step as step_module
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]
@@ -70,14 +71,13 @@ def test_weight_is_calibrated_to_the_share(whole):
 
 def test_averages_differ_from_the_parameters_and_each_other(whole):
     workdir, _ = whole
-    experiment, params = load_run(workdir, "params")
-    _, default = load_run(workdir)
-    _, slow = load_run(workdir, "0.9")
-    assert experiment.ema.decays == (0.5, 0.9)
+    run = open_run(workdir)
+    params, default, slow = (run.params(weights=weights) for weights in ("params", None, "0.9"))
+    assert run.experiment.ema.decays == (0.5, 0.9)
     kernels = [tree["head"]["out"]["kernel"] for tree in (params, default, slow)]
     assert len({float(np.abs(kernel).sum()) for kernel in kernels}) == 3
     with pytest.raises(InputError, match="0.999"):
-        load_run(workdir, "0.999")
+        run.params(weights="0.999")
 
 
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lpl, monkeypatch):
@@ -111,7 +111,7 @@ def test_post_training_starts_from_the_parameters_at_another_resolution(whole, t
     config = tiny_config(64, train__steps=1, train__init_from=str(base), train__init_weights="0.9")
     config.optimizer.learning_rate = 1e-30  # the first step leaves the parameters where they started
     result = train(build(config), tmp_path / "post")
-    _, expected = load_run(base, "0.9")
+    expected = open_run(base).params(weights="0.9")
     for a, b in zip(jax.tree.leaves(result.state.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     assert_same_state(result.state.emas["0.9"], result.state.params)
@@ -136,7 +136,7 @@ def test_the_host_waits_for_no_step(tmp_path, tiny_config, monkeypatch):
     def small_step(state, batch, *_, **__):  # the loop is what is looked at
         return state.replace(step=state.step + 1), {"loss": jnp.mean(batch["mean"]), "lpl": jnp.max(batch["mean"])}
 
-    monkeypatch.setattr(loop, "train_step", small_step)
+    monkeypatch.setattr(step_module, "train_step", small_step)
     monkeypatch.setattr(loop.parallel, "put_batch", counting_put)
     monkeypatch.setattr(ArrayImpl, "_value", property(counting_value))
     monkeypatch.setattr(jax, "block_until_ready", lambda tree: blocked.append(step[0]) or tree)
@@ -251,7 +251,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, w
     running.kill()
     running.wait()
     assert subprocess.run(command, cwd=ROOT).returncode == 0
-    _, params = load_run(tmp_path / "run", "params")
+    params = open_run(tmp_path / "run").params(weights="params")
     assert_same_state(params, jax.device_get(result.state.params))
 
 

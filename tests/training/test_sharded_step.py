@@ -11,8 +11,7 @@ import pytest
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.experiment import build, resolve
-from lpl_jax.training import abstract_state
-from lpl_jax.training.loop import make_objective, make_step
+from lpl_jax.training import Frozen, abstract_state, make_objective, make_step
 from lpl_jax.training.optimizer import make_optimizer
 
 BATCH, SIDE, WIDTH = 32, 16, 128
@@ -50,8 +49,8 @@ def compile_step(experiment, autoencoder, sizes):
     key = given(jax.eval_shape(jax.random.key, 0), parallel.replicated(mesh))
     frozen = jax.tree.map(lambda leaf: given(leaf, parallel.replicated(mesh)), autoencoder)
     with jax.set_mesh(mesh):
-        step = make_step(experiment, make_objective(experiment), optimizer, state, mesh)
-        return step.lower(state, batch, key, frozen, None).compile(), state
+        step = make_step(make_objective(experiment), optimizer, state, mesh)
+        return step.lower(state, batch, key, Frozen(frozen)).compile(), state
 
 
 def bytes_of(state):

@@ -12,9 +12,9 @@ import pytest
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.diffusion import paradigm
-from lpl_jax.experiment import OptimizerConfig
+from lpl_jax.experiment import LossConfig, OptimizerConfig
 from lpl_jax.losses import LPLConfig, gated_perceptual_loss
-from lpl_jax.training import Objective, create_state, losses, train_step
+from lpl_jax.training import Frozen, LPLTerm, Objective, create_state, losses, make_step, train_step
 from lpl_jax.training.optimizer import make_optimizer
 
 MODEL = denoisers.preset("tiny", hidden=16, depth=2, heads=2, num_classes=3)
@@ -24,8 +24,13 @@ BATCH = 8
 
 
 def objective(name="eps", lpl=LPL, **changes):
-    base = Objective(denoisers.MMDiT(MODEL), paradigm(name), resolution=32, null_label=3, lpl=lpl)
-    return dataclasses.replace(base, **changes)
+    """changes: fields of the objective, of its loss or of its term."""
+    base = Objective(denoisers.MMDiT(MODEL), paradigm(name), resolution=32, null_label=3)
+    named = {each.name for each in dataclasses.fields(LossConfig)}
+    loss = LossConfig(**{field: changes.pop(field) for field in named & set(changes)})
+    own = {field: changes.pop(field) for field in ("capacity", "groups") if field in changes}
+    term = None if lpl is None else LPLTerm(lpl, **own)
+    return dataclasses.replace(base, loss=loss, term=term, groups=own.get("groups"), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,9 @@ evaluate = jax.jit(losses, static_argnames="objective")
 
 
 def run(params, batch, autoencoder, objective, key=0, weight=0.5, **fixed):
-    return evaluate(params, batch, jax.random.key(key), autoencoder, jnp.float32(weight), objective=objective, **fixed)
+    options = dict(objective=objective, weight=jnp.float32(weight), **fixed)
+    total, output = evaluate(params, batch, jax.random.key(key), Frozen(autoencoder), **options)
+    return total, output.metrics
 
 
 @pytest.mark.parametrize("name", ["eps", "v", "flow"])
@@ -72,11 +79,11 @@ def test_diffusion_loss_of_a_zero_prediction_is_the_power_of_the_target(name, ba
 
 
 def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoencoder):
-    chosen = objective()
+    chosen = objective(label_dropout=0.0)
     noise = np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
     t = jnp.arange(BATCH) * 100
     still = batch | {"logvar": np.full_like(batch["logvar"], -200)}
-    total, metrics = run(params, still, autoencoder, dataclasses.replace(chosen, label_dropout=0.0), t=t, noise=noise)
+    total, metrics = run(params, still, autoencoder, chosen, t=t, noise=noise)
     z0 = autoencoder.scale(batch["mean"])
     process = chosen.paradigm
     z_t = process.add_noise(z0, noise, t)
@@ -94,7 +101,11 @@ def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoenc
 
 def test_perceptual_loss_reaches_the_gradient_only_through_active_samples(params, batch, autoencoder):
     gradient = jax.jit(
-        jax.grad(lambda p, t, w: losses(p, batch, jax.random.key(0), autoencoder, w, objective(), t=t)[0])
+        jax.grad(
+            lambda p, t, w: losses(
+                p, batch, jax.random.key(0), Frozen(autoencoder), objective=objective(), weight=w, t=t
+            )[0]
+        )
     )
     low, high = jnp.full((BATCH,), 100), jnp.full((BATCH,), 950)
 
@@ -129,7 +140,7 @@ def test_stratified_times(batch, autoencoder):
     found = [float(run({"zero": 0.0}, batch, autoencoder, chosen, key=k, noise=noise)[0]) for k in range(20)]
     assert np.mean(edges[:-1] ** 2) <= min(found) < max(found) <= np.mean(edges[1:] ** 2)
     assert len(set(found)) == 20
-    plain = dataclasses.replace(chosen, stratified_t=False)
+    plain = dataclasses.replace(chosen, loss=LossConfig())
     drawn = [float(run({"zero": 0.0}, batch, autoencoder, plain, key=k, noise=noise)[0]) for k in range(20)]
     assert np.std(drawn) > 1.5 * np.std(found)
 
@@ -149,7 +160,7 @@ def test_weights_of_min_snr_enter_both_losses(params, batch, autoencoder):
 def fresh_state(mesh, optimizer, params):
     # Copies: the state is donated, and may share its memory with the parameters that it begins from.
     state = create_state(lambda given: given, optimizer, (0.5,), mesh, jax.tree.map(jnp.array, params))
-    return state.replace(lpl_weight=parallel.put_replicated(jnp.float32(0.5), mesh))
+    return state.with_weight(0.5)
 
 
 def steps(sizes, params, batch, autoencoder, count=3, decoder="replicated", **changes):
@@ -158,16 +169,12 @@ def steps(sizes, params, batch, autoencoder, count=3, decoder="replicated", **ch
     mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
     state = fresh_state(mesh, optimizer, params)
-    step = jax.jit(
-        functools.partial(train_step, objective=objective(**changes), optimizer=optimizer),
-        donate_argnums=0,
-        out_shardings=(parallel.param_sharding(state, mesh), parallel.replicated(mesh)),
-    )
+    step = make_step(objective(**changes), optimizer, state, mesh)
     key = parallel.put_replicated(jax.random.key(5), mesh)
     with pytest.MonkeyPatch.context() as patch:  # kernels of this size would stay whole
         patch.setattr(parallel, "param_sharding", functools.partial(parallel.param_sharding, min_size=64))
-        frozen = parallel.put_decoder(autoencoder, mesh, decoder)
-    kernel = frozen.params["decoder"]["conv_out"]["kernel"]
+        frozen = Frozen(parallel.put_decoder(autoencoder, mesh, decoder))
+    kernel = frozen.autoencoder.params["decoder"]["conv_out"]["kernel"]
     assert kernel.is_fully_replicated == (decoder == "replicated" or sizes[1] == 1)
     metrics = []
     with jax.set_mesh(mesh):
@@ -224,7 +231,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(lpl, params, batch, aut
         step = functools.partial(
             train_step, objective=chosen, optimizer=optax.sgd(1.0), t=jnp.arange(BATCH) * 100, noise=noise
         )
-        results.append(jax.jit(step)(state, still, jax.random.key(0), autoencoder))
+        results.append(jax.jit(step)(state, still, jax.random.key(0), Frozen(autoencoder)))
     (whole, whole_metrics), (parts, metrics) = results
     names = ("loss", "diffusion_loss", "grad_norm")
     for name in names + (("lpl", "lpl/active_fraction", "lpl/decoded") if lpl else ()):
@@ -265,7 +272,7 @@ def test_training_on_one_batch_lowers_both_losses(params, batch, autoencoder):
     state = fresh_state(mesh, optimizer, params)
     values = []
     for _ in range(60):
-        state, metrics = step(state, batch, jax.random.key(7), autoencoder)
+        state, metrics = step(state, batch, jax.random.key(7), Frozen(autoencoder))
         values.append((float(metrics["diffusion_loss"]), float(metrics["lpl"])))
     assert values[-1][0] < 0.8 * values[0][0]
     assert values[-1][1] < 0.8 * values[0][1]

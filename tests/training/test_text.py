@@ -1,6 +1,5 @@
 """Training on text: the tower inside the step, dropped prompts, meshes, calibration; and configs that cannot be."""
 
-import dataclasses
 import functools
 import shutil
 
@@ -15,10 +14,10 @@ from lpl_jax.configs import base
 from lpl_jax.data import FolderSource, TextOptions, write_store
 from lpl_jax.diffusion import paradigm
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import OptimizerConfig, build, resolve, to_dict
+from lpl_jax.experiment import LossConfig, OptimizerConfig, build, resolve, to_dict
 from lpl_jax.losses import ComparisonConfig
 from lpl_jax.text import TextSource, load_conditioner
-from lpl_jax.training import Objective, create_state, losses, train, train_step
+from lpl_jax.training import ComparisonTerm, Frozen, Objective, create_state, losses, train, train_step
 from lpl_jax.training.logging import read_metrics
 from lpl_jax.training.optimizer import make_optimizer
 
@@ -27,9 +26,9 @@ SOURCE = TextSource("bundled", length=LENGTH)
 MODEL = denoisers.preset("tiny", hidden=16, depth=2, heads=2, num_classes=0, context_dim=128, pooled_dim=128)
 
 
-def objective(**changes):
-    chosen = Objective(denoisers.MMDiT(MODEL), paradigm("eps"), resolution=32, null_label=0, label_dropout=0.5)
-    return dataclasses.replace(chosen, **changes)
+def objective(label_dropout=0.5, term=None):
+    loss = LossConfig(label_dropout=label_dropout)
+    return Objective(denoisers.MMDiT(MODEL), paradigm("eps"), resolution=32, null_label=0, loss=loss, term=term)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +61,8 @@ def params():
 
 @functools.partial(jax.jit, static_argnames="objective")
 def loss(params, batch, autoencoder, text, objective, network=None):
-    weight = jnp.float32(1)
-    return losses(params, batch, jax.random.key(3), autoencoder, weight, objective, network=network, text=text)
+    frozen = Frozen(autoencoder, network, text)
+    return losses(params, batch, jax.random.key(3), frozen, objective=objective, weight=1.0)
 
 
 def test_prompts_count_unless_they_are_dropped(params, batch, autoencoder, text):
@@ -78,9 +77,9 @@ def test_prompts_count_unless_they_are_dropped(params, batch, autoencoder, text)
 
 
 def test_self_perceptual_features_are_conditioned_on_the_same_prompts(params, batch, autoencoder, text):
-    chosen = objective(label_dropout=0.0, comparison=ComparisonConfig("self_perceptual", block=1, weight=1.0))
+    chosen = objective(0.0, ComparisonTerm(ComparisonConfig("self_perceptual", block=1, weight=1.0)))
     other = batch | {"tokens": text[1](["blue", "green", "yellow", "black"], LENGTH)}
-    found = [loss(params, each, autoencoder, text[0], chosen, params)[1]["comparison"] for each in (batch, other)]
+    found = [loss(params, each, autoencoder, text[0], chosen, params)[1].means["comparison"] for each in (batch, other)]
     assert np.isfinite(found).all() and found[0] != found[1]
 
 
@@ -92,10 +91,10 @@ def test_meshes_agree(params, batch, autoencoder, text):
         optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
         state = create_state(lambda given: given, optimizer, (0.5,), mesh, jax.tree.map(jnp.array, params))
         step = jax.jit(functools.partial(train_step, objective=objective(), optimizer=optimizer))
-        frozen, clip = parallel.put_replicated((autoencoder, text[0]), mesh)
+        frozen = parallel.put_replicated(Frozen(autoencoder, text=text[0]), mesh)
         key = parallel.put_replicated(jax.random.key(5), mesh)
         with jax.set_mesh(mesh):
-            state, metrics = step(state, parallel.put_batch(batch, mesh), key, frozen, None, clip)
+            state, metrics = step(state, parallel.put_batch(batch, mesh), key, frozen)
         results.append({name: float(metrics[name]) for name in ("loss", "grad_norm")})
     assert results[0] == pytest.approx(results[1], rel=1e-4)
 

@@ -1,10 +1,10 @@
 """Images from a trained denoiser: sampler, guidance, decoder.
 
-What an image shows is given as a label, or as the token numbers of a prompt with the run's `TextConditioner`.
+What an image shows, its condition, is a label, or the token numbers of a prompt with the run's `TextConditioner`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,16 @@ from jax.sharding import Mesh
 from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers import MMDiT, MMDiTConfig
-from lpl_jax.diffusion import Paradigm, guided, sample
+from lpl_jax.diffusion import Paradigm, ddim_grid, flow_grid, guided, sample
 from lpl_jax.errors import InputError
+from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.text import Condition, TextConditioner
 
 ROUNDING = "clip to [-1, 1], (x + 1) * 127.5, nearest, halves to even"
 STATIC = ("model", "paradigm", "side", "resolution", "sampler", "steps", "spacing", "guidance")
+
+# (rows (B,), condition (B, ...)) -> uint8 images (B, H, W, 3) on the host.
+DrawImages = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -27,7 +31,7 @@ def sample_latents(
     params,
     key: jax.Array,
     rows: jax.Array,
-    given: jax.Array,
+    condition: jax.Array,
     text: TextConditioner | None = None,
     *,
     model: MMDiTConfig,
@@ -39,9 +43,9 @@ def sample_latents(
     spacing: str = "trailing",
     guidance: float = 1.0,
 ) -> jax.Array:
-    """Scaled latents (B, side, side, C) of what is given; noise is drawn with `key` and the number of the row alone.
+    """Scaled latents (B, side, side, C) under a condition; noise is drawn with `key` and the number of the row alone.
 
-    given: labels (B,), or with `text` tokens (B, T).
+    condition: labels (B,), or with `text` tokens (B, T).
 
     A model that is conditioned on size and crop is told of an image that was `resolution` pixels large and not cropped.
     """
@@ -54,10 +58,10 @@ def sample_latents(
         return MMDiT(model).apply({"params": params}, z, paradigm.time_input(t), *condition, control)
 
     if text is None:
-        condition, null = Condition(given), Condition(jnp.full_like(given, model.num_classes))
+        context, null = Condition(condition), Condition(jnp.full_like(condition, model.num_classes))
     else:
-        condition, null = text({"tokens": given}), text.no_prompt(len(given))
-    step = guided(denoise, guidance, context=condition, null_context=parallel.constrain_batch(null))
+        context, null = text({"tokens": condition}), text.no_prompt(len(condition))
+    step = guided(denoise, guidance, context=context, null_context=parallel.constrain_batch(null))
     return sample(step, noise, paradigm, sampler=sampler, steps=steps, spacing=spacing)
 
 
@@ -72,74 +76,68 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def image_maker(
+def check_sampling(paradigm: Paradigm, sampling: SamplingConfig) -> None:
+    """Raises InputError for a sampler, a number of steps, or a spacing, that the paradigm does not have."""
+    sampler = sampling.sampler or paradigm.samplers[0]
+    if sampler not in paradigm.samplers:
+        raise InputError(
+            f"sampling.sampler={sampler!r} with paradigm {paradigm.name!r}; possible: {', '.join(paradigm.samplers)}"
+        )
+    if sampler == "ddim":
+        ddim_grid(paradigm, sampling.steps, sampling.spacing)
+    else:
+        flow_grid(paradigm, sampling.steps)
+
+
+def image_sampler(
+    experiment: Experiment,
     params,
     autoencoder: Autoencoder,
-    *,
-    seed: int,
-    model: MMDiTConfig,
-    paradigm: Paradigm,
-    resolution: int,
     text: TextConditioner | None = None,
-    sampler: str | None = None,
+    *,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
     mesh: Mesh | None = None,
-    **options,
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """function(rows (B,), given) -> uint8 images (B, resolution, resolution, 3) on the host; given as `sample_latents`.
+) -> DrawImages:
+    """function(rows (B,), condition) -> uint8 images (B, H, W, 3) on the host; condition as in `sample_latents`.
 
-    The image of a row depends on (seed, row, what is given) and the sampler only: not on the batch it is in, nor on the
+    The image of a row depends on (seed, row, condition) and the sampler only: not on the batch it is in, nor on the
     devices (but for the rounding of float32, which other batch shapes may order differently).
 
     Args:
+      experiment: gives model, paradigm and resolution.
       params: of the denoiser (the raw ones or an average).
-      text: the tower of a run on text; prompts are then given as tokens (B, T).
-      sampler: None is the paradigm's first one.
+      text: the tower of a run on text; conditions are then tokens (B, T).
+      sampling: None is the experiment's.
       mesh: the devices over which a batch is split (B must be a multiple of its parts); None is one device.
-      options: steps, guidance, spacing, see `sample_latents`.
     """
+    sampling, paradigm = sampling or experiment.sampling, experiment.paradigm
+    check_sampling(paradigm, sampling)
     draw = functools.partial(
         sample_latents,
-        model=model,
+        model=experiment.model,
         paradigm=paradigm,
-        side=resolution // autoencoder.config.downsample,
-        resolution=resolution,
-        sampler=sampler or paradigm.samplers[0],
-        **options,
+        side=experiment.resolution // autoencoder.config.downsample,
+        resolution=experiment.resolution,
+        sampler=sampling.sampler or paradigm.samplers[0],
+        steps=sampling.steps,
+        spacing=sampling.spacing,
+        guidance=sampling.guidance_at(experiment.resolution),
     )
     key = jax.random.key(seed)
     if mesh is None:
-        return lambda rows, given: np.asarray(decode_to_uint8(autoencoder, draw(params, key, rows, given, text)))
+        return lambda rows, condition: np.asarray(
+            decode_to_uint8(autoencoder, draw(params, key, rows, condition, text))
+        )
     key, autoencoder, text = parallel.put_replicated((key, autoencoder, text), mesh)
     decode = jax.jit(decode_to_uint8, out_shardings=parallel.replicated(mesh))
 
-    def make(rows, given):
+    def images(rows, condition):
         with jax.set_mesh(mesh):
-            rows, given = parallel.put_global((rows, given), mesh)
-            return np.asarray(decode(autoencoder, draw(params, key, rows, given, text)))
+            rows, condition = parallel.put_global((rows, condition), mesh)
+            return np.asarray(decode(autoencoder, draw(params, key, rows, condition, text)))
 
-    return make
-
-
-def generate(
-    params, autoencoder: Autoencoder, given: Sequence, *, mesh: Mesh | None = None, batch_size: int = 64, **options
-) -> np.ndarray:
-    """Images uint8 (N, resolution, resolution, 3), one for each label or prompt; image i is row i of `image_maker`.
-
-    Args:
-      given: labels (N,), or with the option `text` tokens (N, T).
-      batch_size: images at a time; rounded up to what the mesh can split.
-      options: of `image_maker`; `seed`, `model`, `paradigm` and `resolution` are needed.
-    Raises:
-      InputError: nothing given, a label that the model does not have, or sampler options that cannot be.
-    """
-    given, classes = np.asarray(given, np.int32), options["model"].num_classes
-    if options.get("text") is None and (given.size == 0 or given.min() < 0 or given.max() > classes):
-        raise InputError(f"labels must be 0 to {classes - 1}, or {classes} for no class")
-    if not given.size:
-        raise InputError("nothing to draw: give at least one prompt")
-    make, shards = image_maker(params, autoencoder, mesh=mesh, **options), parallel.batch_shards(mesh) if mesh else 1
-    batch_size = -(-min(batch_size, len(given)) // shards) * shards
-    return in_batches(lambda rows: make(rows, given[rows]), 0, len(given), batch_size)
+    return images
 
 
 def in_batches(images: Callable[[np.ndarray], np.ndarray], start: int, stop: int, batch_size: int) -> np.ndarray:

@@ -9,10 +9,10 @@ from PIL import Image
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.data import FolderSource
-from lpl_jax.diffusion import paradigm
 from lpl_jax.evaluation import classifier
-from lpl_jax.evaluation.periodic import periodic_evaluation
-from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig
+from lpl_jax.training import Frozen
+from lpl_jax.training.periodic import make_evaluation
 
 MODEL = denoisers.preset("tiny", hidden=16, depth=1, heads=2, num_classes=2)
 
@@ -25,23 +25,38 @@ def periodic(tiny_folder, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "load", lambda: network)
 
     def make(source):
-        return periodic_evaluation(
-            EvaluationConfig(every=1, every_images=8, batch_size=8),
-            source,
-            autoencoders.load(tiny_folder),
+        experiment = Experiment(
             model=MODEL,
-            paradigm=paradigm("eps"),
             resolution=32,
-            given=np.arange(2),
-            mesh=parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1]),
-            folder=tmp_path / "training",
-            sampler="ddim",
-            steps=2,
-            guidance=1.5,
-            spacing="trailing",
+            sampling=SamplingConfig(steps=2),
+            evaluation=EvaluationConfig(every=1, every_images=8, batch_size=8),
         )
+        mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+        frozen, folder = Frozen(autoencoders.load(tiny_folder)), tmp_path / "training"
+        evaluate = make_evaluation(experiment, frozen, source, np.arange(2), mesh=mesh, folder=folder)
+
+        def logged(step, params):
+            log = Log()
+            evaluate(step, params, log)
+            return log.metrics, log.picture
+
+        return logged
 
     return lambda with_source: make(FolderSource(image_folder, 32) if with_source else None)
+
+
+class Log:
+    """In the place of a `MetricLogger`."""
+
+    def __init__(self):
+        self.metrics, self.picture = {}, None
+
+    def write(self, _, metrics):
+        self.metrics |= metrics
+
+    def image(self, _, name, picture):
+        assert name == "samples"
+        self.picture = picture
 
 
 def test_metrics_and_a_picture_of_each_step(periodic, tmp_path):

@@ -1,0 +1,191 @@
+"""Evaluations of a run's checkpoints: which ones, in which settings, and what their cards say of the images."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lpl_jax import parallel
+from lpl_jax.autoencoders import weights_hash
+from lpl_jax.errors import InputError
+from lpl_jax.evaluation import cards
+from lpl_jax.evaluation.cards import Card
+from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator
+from lpl_jax.evaluation.prompts import Prompts, read_prompts
+from lpl_jax.evaluation.sweep import write_sweep
+from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig, to_dict
+from lpl_jax.runs import Run, checkpoints
+from lpl_jax.runs.sampling import ROUNDING, check_sampling
+
+# What a given config has to share with the run; of the model, what does not touch the numbers may differ.
+SHARED = ("resolution", "paradigm", "model", "autoencoder", "text")
+RESOLVED = ("model.latent_channels", "model.context_dim", "model.pooled_dim")
+FREE = (*RESOLVED, "model.dtype", "model.remat", "model.attention", "autoencoder.dtype", "text.dtype")
+
+
+class Lists(NamedTuple):
+    """What a run is evaluated with, in all combinations; an empty one stands for the run's own.
+
+    checkpoints: steps; None: all there are.
+    """
+
+    checkpoints: Sequence[int] | None = ()
+    weights: Sequence[str] = ()
+    guidance: Sequence[float] = ()
+    steps: Sequence[int] = ()
+
+
+class Setting(NamedTuple):
+    """One evaluation of a run."""
+
+    checkpoint: int
+    weights: str
+    guidance: float
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        weights = self.weights if self.weights == "params" else f"ema{self.weights}"
+        return f"step{self.checkpoint}_{weights}_steps{self.steps}_guidance{self.guidance:g}"
+
+
+def evaluate_run(
+    run: Run, experiment: Experiment, lists: Lists, *, command: Sequence[str], out: str | Path | None = None
+) -> list[tuple[str, Card]]:
+    """Evaluates checkpoints of a run, all combinations of the lists; writes a table and curves where there are several.
+
+    Args:
+      experiment: its sections evaluation, sampling and mesh count; the rest has to be the run's.
+      out: folder of the cards; None: the run's own.
+      command: for the cards' context.
+    """
+    check_shared(run, experiment)
+    settings = _settings(run, experiment.sampling, lists)
+    out = Path(out) if out else run.workdir / cards.FOLDER
+    config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
+    prompts = _prompts(run, config)
+    condition = run.condition(prompts.lines if run.text else range(run.experiment.model.num_classes))
+    evaluator = make_evaluator(
+        config,
+        source=None if config.reference else run.source,
+        resolution=run.experiment.resolution,
+        mesh=mesh,
+        folder=out / cards.FEATURES,
+        prompts=prompts,
+    )
+    about = _about(run)
+    results, params, loaded = [], None, None
+    for setting in settings:
+        if loaded != setting[:2]:
+            loaded = setting[:2]
+            params = run.params(step=setting.checkpoint, weights=setting.weights, mesh=mesh)
+        chosen = dict(guidance=setting.guidance, guidance_resolution=None, steps=setting.steps)
+        sampling = dataclasses.replace(experiment.sampling, **chosen)
+        draw = run.images(params=params, sampling=sampling, mesh=mesh, seed=config.seed)
+        made = about | _about_setting(run, sampling, setting, config.seed)
+        # With a hash of all settings: other numbers of images, references or features are other folders.
+        key = cards.key_of(describe(evaluator, made, run.experiment.resolution, config.num_images))
+        card = evaluate(
+            evaluator,
+            lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
+            config.num_images,
+            made=made,
+            resolution=run.experiment.resolution,
+            out=out / f"{setting.name}_{key}",
+            context=cards.context(command),
+            prompt_of=lambda rows: rows % len(condition),
+            label=setting.name,
+        )
+        results.append((str(out / f"{setting.name}_{key}"), card))
+    if len(results) > 1:
+        table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
+        print(f"written to {write_sweep(table, out)}")
+    return results
+
+
+def _prompts(run: Run, config: EvaluationConfig) -> Prompts | None:
+    """What a run on text draws: the given prompts or those that it learns from. Of classes: a text for each."""
+    experiment = run.experiment
+    if experiment.text is not None:
+        return read_prompts(config.prompts or experiment.data.store or run.workdir / "latents", config.num_images)
+    config.check_clip_score()
+    prompts, classes = read_prompts(config.prompts) if config.prompts else None, experiment.model.num_classes
+    if prompts and len(prompts.lines) != classes:
+        raise InputError(f"evaluation.prompts={config.prompts} has {len(prompts.lines)} lines for {classes} classes")
+    return prompts
+
+
+def _settings(run: Run, sampling: SamplingConfig, lists: Lists) -> list[Setting]:
+    """All combinations of what is given, in the order of the lists."""
+    steps = run.steps if lists.checkpoints is None else [run.step(step) for step in lists.checkpoints or (None,)]
+    for guidance in lists.guidance:
+        if not (math.isfinite(guidance) and guidance >= 0):
+            raise InputError(f"guidance {guidance:g} is not possible: it must be finite and at least 0")
+    combinations = itertools.product(
+        steps or [run.step()],
+        [run.weights(name) for name in lists.weights or (sampling.weights,)],
+        lists.guidance or [sampling.guidance_at(run.experiment.resolution)],
+        lists.steps or [sampling.steps],
+    )
+    settings = [Setting(*values) for values in combinations]
+    for setting in settings:
+        check_sampling(run.experiment.paradigm, dataclasses.replace(sampling, steps=setting.steps))
+    return settings
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What all images of a run have in common, for the card."""
+    experiment = run.experiment
+    drawn = {"labels": f"number of the image modulo {experiment.model.num_classes}"}
+    if run.text is not None:
+        drawn = {
+            "text": experiment.text.source,
+            "text.weights": weights_hash(run.text.clip),
+            "text.prompt": "in their order",
+        }
+    control = {"control": f"original size {experiment.resolution}, crop at 0"} if experiment.model.control else {}
+    return {
+        "run": str(run.workdir),
+        "paradigm": experiment.paradigm.name,
+        "paradigm.schedule_rescale": experiment.paradigm.schedule_rescale,
+        "autoencoder": experiment.autoencoder.source,
+        "autoencoder.weights": weights_hash(run.autoencoder),
+        "rounding": ROUNDING,
+        **drawn,
+        "model.dtype": experiment.model.dtype,
+        **control,
+    }
+
+
+def _about_setting(run: Run, sampling: SamplingConfig, setting: Setting, seed: int) -> dict[str, Any]:
+    return {
+        "checkpoint.step": setting.checkpoint,
+        "checkpoint.weights": setting.weights,
+        "checkpoint.fingerprint": checkpoints.fingerprint(run.checkpoints, setting.checkpoint),
+        "sampling.sampler": sampling.sampler or run.experiment.paradigm.samplers[0],
+        "sampling.steps": sampling.steps,
+        "sampling.spacing": sampling.spacing,
+        "sampling.guidance": sampling.guidance,
+        "sampling.seed": seed,
+    }
+
+
+def check_shared(run: Run, given: Experiment) -> None:
+    """A given config must describe the run, in what its images depend on. Raises InputError where it does not."""
+
+    def flat(experiment: Experiment) -> dict[str, Any]:
+        tree, found = to_dict(experiment), {}
+        for section in SHARED:
+            value = tree[section]
+            found |= {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {section: value}
+        return {name: value for name, value in found.items() if name not in FREE}
+
+    theirs, ours = flat(run.experiment), flat(given)
+    if differing := [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name)]:
+        text = "; ".join(f"{name} is {theirs.get(name)!r}, given {ours.get(name)!r}" for name in differing)
+        raise InputError(
+            f"the config is not that of the run in {run.workdir}: {text}; leave --config out to take its own"
+        )

@@ -1,0 +1,105 @@
+"""Small evaluations while a run trains: a grid of samples and cheap metrics, through the evaluator of `lpl eval`."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lpl_jax.data import ImageSource, LatentStore
+from lpl_jax.data.configured import data_source
+from lpl_jax.data.examples import is_stream
+from lpl_jax.experiment import Experiment
+from lpl_jax.text import WordTokenizer
+from lpl_jax.training.logging import MetricLogger
+from lpl_jax.training.state import Frozen
+
+# (step, params, logger): evaluates, and logs metrics and a picture.
+Evaluate = Callable[[int, Any, MetricLogger], None]
+
+
+def periodic_evaluation(
+    experiment: Experiment,
+    frozen: Frozen,
+    store: LatentStore,
+    tokenizer: WordTokenizer | None,
+    *,
+    mesh: Mesh,
+    workdir: Path,
+) -> Evaluate | None:
+    """What is called every `evaluation.every` steps of a run, or None.
+
+    It draws every class in turn, or the first captions of the store.
+    """
+    if experiment.evaluation.every is None:
+        return None
+    from lpl_jax.evaluation.prompts import store_captions  # most runs do without
+
+    condition = np.arange(experiment.model.num_classes)
+    if experiment.text is not None:
+        captions = store_captions(store, experiment.evaluation.every_images)
+        condition = tokenizer(captions, experiment.text.length)
+    source = data_source(experiment)
+    source = None if is_stream(source) else source
+    return make_evaluation(experiment, frozen, source, condition, mesh=mesh, folder=workdir / "evaluation" / "training")
+
+
+def make_evaluation(
+    experiment: Experiment,
+    frozen: Frozen,
+    source: ImageSource | None,
+    condition: np.ndarray,
+    *,
+    mesh: Mesh,
+    folder: Path,
+) -> Evaluate:
+    """function(step, params, logger): logs the metrics, and a grid of samples that is also saved in `folder`.
+
+    The metrics are those of the classifier's features on `every_images` images and as many real ones, without
+    intervals: good for the course of one run, and not FID.
+
+    Args:
+      source: the run's data, the reference unless `evaluation.reference` names another. None, of data that is not read
+        in any order (tar files): without a reference there are pictures alone.
+      condition: what the images show, in turn: labels (N,), or of a run on text tokens (N, T).
+    """
+    from lpl_jax.evaluation.evaluate import grid, make_evaluator
+    from lpl_jax.evaluation.extract import extract
+    from lpl_jax.evaluation.metrics import score
+    from lpl_jax.runs.sampling import image_sampler
+
+    config = dataclasses.replace(
+        experiment.evaluation,
+        features="classifier",
+        clip=None,
+        prompts=None,
+        num_images=experiment.evaluation.every_images,
+        reference_images=experiment.evaluation.every_images,
+        resamples=0,
+    )
+    evaluator = None
+    if source is not None or config.reference is not None:
+        options = dict(resolution=experiment.resolution, mesh=mesh, folder=folder / "features")
+        evaluator = make_evaluator(config, source=source, **options)
+
+    def evaluate(step: int, params, logger: MetricLogger) -> None:
+        draw = image_sampler(experiment, params, frozen.autoencoder, frozen.text, seed=config.seed, mesh=mesh)
+
+        def images(rows):
+            return draw(rows, condition[rows % len(condition)])
+
+        if evaluator is not None:
+            size, label = config.batch_size, f"evaluate step {step}"
+            features = extract(images, config.num_images, evaluator.networks, mesh=mesh, batch_size=size, label=label)
+            metrics, _ = score(features, evaluator.reference, config)
+            logger.write(step, {f"evaluation/{name}": found.value for name, found in metrics.items()})
+        picture = grid(images, config.num_images, mesh)
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"step{step:07d}.png")
+        logger.image(step, "samples", np.asarray(picture))
+
+    return evaluate

@@ -42,7 +42,7 @@ def get_config(arguments=""):
 def documented(language):
     """The code blocks of the document: indented commands, or the fenced blocks of a language."""
     if language == "commands":
-        return re.findall(r"^    python (.+)$", DOCUMENT.read_text(), re.M)
+        return re.findall(r"^    python (.+)$", DOCUMENT.read_text().replace("\\\n", " "), re.M)
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
 
 

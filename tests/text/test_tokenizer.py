@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -15,11 +16,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test talks to the hub
 
 import numpy as np
 import pytest
+import tokenizers
 from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lpl_jax.errors import InputError
 from lpl_jax.text import Tokenizer
-from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
+from lpl_jax.text.tokenizer import EOS, WORD_END, vocabulary_of
 
 HARD = [
     "",
@@ -50,7 +53,7 @@ def vocabulary():
     corpus = "the cat and the other cat sat on a photo of the naïve photographer it's they'll 's 've 😀 ... !! 2nd"
     corpus += " it's bold and quoted, a photo in the café, word for word of expialidocious superwords; the end of text"
     words = collections.Counter()
-    units = dict(zip(range(256), _by_byte(), strict=True))
+    units = bytes_to_unicode()
     for word in corpus.split():
         letters = [units[byte] for byte in word.encode()]
         words[(*letters[:-1], letters[-1] + WORD_END)] += 1
@@ -59,16 +62,7 @@ def vocabulary():
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
         words = collections.Counter({_merged(word, best): count for word, count in words.items()})
-    every = [*VOCABULARY_ORDER, *(unit + WORD_END for unit in VOCABULARY_ORDER), *map("".join, merges), BOS, EOS]
-    return {unit: number for number, unit in enumerate(every)}, merges
-
-
-def _by_byte():
-    """The reference's table, from transformers: unit of each byte."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    table = bytes_to_unicode()
-    return [table[byte] for byte in range(256)]
+    return vocabulary_of(merges), merges
 
 
 def _merged(word, pair):
@@ -119,6 +113,14 @@ def test_equal_to_transformers(vocabulary, padding):
     for length in (77, 6):
         for text, mine, reference in zip(texts, ours(texts, length), theirs_of(theirs, texts, length), strict=True):
             np.testing.assert_array_equal(mine, reference, err_msg=repr(text))
+
+
+def test_numbers_and_fingerprint_are_those_that_stores_hold(vocabulary):
+    """Both as of version 0.1, whose byte-pair merging was written out: transformers shares a library with ours."""
+    ours = Tokenizer(*vocabulary)
+    numbers = hashlib.sha256(ours(HARD).tobytes()).hexdigest()
+    assert numbers == "109398da813f6c97e0c56cabd9de0166ced0b475e7da051e9b17fb0331dacee1"
+    assert ours.fingerprint == "0e6e894a90cba8d9bb545e98e6a0db1950d361dd3b44457fd3aaa3651e8f43d2"
 
 
 def test_merges_are_used(vocabulary):
@@ -196,17 +198,20 @@ def test_what_cannot_be_used_is_refused(vocabulary, tmp_path):
         Tokenizer.load(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(InputError, match="vocab.json cannot be read"):
+    with pytest.raises(InputError, match="vocab.json and .*merges.txt cannot be read"):
         Tokenizer.load(tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("a b c\n")
-    with pytest.raises(InputError, match="found 'a b c'"):
+    with pytest.raises(InputError, match="Merges text file invalid at line 1"):
         Tokenizer.load(tmp_path)
     (tmp_path / "words.gz").write_bytes(b"not gzip")
     with pytest.raises(InputError, match="not a gzipped list"):
         Tokenizer.load(tmp_path / "words.gz")
     (tmp_path / "vocab.json").unlink()
-    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer.json cannot be read"):
+        Tokenizer.load(tmp_path)
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match="not a CLIP tokeniser"):
         Tokenizer.load(tmp_path)
 
@@ -242,7 +247,7 @@ def test_published_vocabulary_equal_to_open_clip(open_clip):
 
 def test_published_vocabulary_equal_to_transformers(open_clip):
     ours = Tokenizer.load(open_clip[1], cleaning="transformers")
-    theirs = CLIPTokenizer(vocab=ours.vocabulary, merges=list(ours._ranks), pad_token="!")
+    theirs = CLIPTokenizer(vocab=ours.vocabulary, merges=ours.merges, pad_token="!")
     texts = HARD + random_texts(2000)
     for text, mine, reference in zip(texts, ours(texts), theirs_of(theirs, texts), strict=True):
         np.testing.assert_array_equal(mine, reference, err_msg=repr(text))

@@ -18,7 +18,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
 from lpl_jax.io.tensors import read_json
 from lpl_jax.text.config import class_name
-from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
+from lpl_jax.text.tokenizer import WORD_END, vocabulary_of
 from lpl_jax.tools.parity.comparison import FORWARD, Comparison, Group, Settings, close, equal, equal_by_name
 from lpl_jax.tools.parity.torch_side import arrays, nchw, randomize
 
@@ -166,8 +166,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
             if left:
                 merges[left, right] = None
             left += right
-    every = [*VOCABULARY_ORDER, *(unit + WORD_END for unit in VOCABULARY_ORDER), *map("".join, merges), BOS, EOS]
-    return {unit: number for number, unit in enumerate(every)}, list(merges)
+    return vocabulary_of(list(merges)), list(merges)
 
 
 def _tokens(vocabulary, merges, seed: int) -> Iterator[Comparison]:

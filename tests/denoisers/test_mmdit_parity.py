@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel
 
 from lpl_jax.denoisers import init, load, save
 from lpl_jax.denoisers.blocks import JointBlock
-from lpl_jax.denoisers.diffusers_layout import POSITIONS, RULES, from_diffusers, to_diffusers, unstack
+from lpl_jax.denoisers.diffusers_layout import RULES, from_diffusers, to_diffusers, unstack
 from lpl_jax.io.porting import import_params
 
 HIDDEN, TEXT, POOLED = 64, 24, 40
@@ -124,7 +124,6 @@ def test_published_networks_have_the_names_and_shapes_of_diffusers(name):
     assert from_diffusers(to_diffusers(config), where=name) == config
     # Views of one zero have every shape and take no memory; whatever does not fit is an error.
     tensors = {key: np.broadcast_to(np.float32(0), value.shape) for key, value in theirs.state_dict().items()}
-    tensors[f"{POSITIONS}.bias"] = tensors.pop(POSITIONS)
     shapes = jax.eval_shape(lambda: unstack(config, init(config, jax.random.key(0))))
     imported = import_params(tensors, RULES, shapes, where=name)
     assert len(jax.tree.leaves(imported)) == len(tensors)

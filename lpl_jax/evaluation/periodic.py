@@ -13,7 +13,7 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import ImageSource
 from lpl_jax.denoisers import MMDiTConfig
 from lpl_jax.diffusion import Paradigm
-from lpl_jax.evaluation.evaluate import grid, make_evaluator
+from lpl_jax.evaluation.evaluate import first_images, grid, make_evaluator
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.generate import image_maker
 from lpl_jax.evaluation.metrics import score
@@ -74,7 +74,7 @@ def periodic_evaluation(
             size = config.batch_size
             features = extract(images, count, evaluator.networks, mesh=mesh, batch_size=size, label=label)
             metrics, _ = score(features, evaluator.reference, config)
-        picture = grid(images, count, mesh)
+        picture = grid(first_images(images, count, mesh), count)
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"step{step:07d}.png")

@@ -130,7 +130,7 @@ def check(
     find: bool = False,
     hlo: str | None = None,
 ) -> dict[str, Any]:
-    """The report of a ConfigDict's step, see `analysis.compile_report`; with `find` of the largest batch that fits.
+    """The report of a ConfigDict's step, see `cost.compile_report`; with `find` of the largest batch that fits.
 
     argv: what this program was called with. hlo: file that the text of the optimised program goes to, the last one
     where several are compiled.
@@ -141,8 +141,8 @@ def check(
 
     from lpl_jax import parallel
     from lpl_jax.cost import compile_report
+    from lpl_jax.cost.architectures import open_autoencoder, open_text
     from lpl_jax.experiment import build, resolve
-    from lpl_jax.tools.profile import open_autoencoder, open_text
 
     config = config.copy_and_resolve_references()
     with config.unlocked():

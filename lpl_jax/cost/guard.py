@@ -1,5 +1,5 @@
 """Whether the compiled training step has grown: its operations, memory and communication at tiny size, against values
-that are kept in a file and renewed on purpose (`python -m lpl_jax.tools.compile_check --update-guard`).
+that are kept in a file and renewed on purpose (`python -m lpl_jax.tools.compile_check --update-guard FILE`).
 
 The step is compiled for emulated CPU devices: what grows there by more than the tolerance, grows elsewhere, too. The
 values depend on the version of jax.
@@ -19,7 +19,6 @@ from lpl_jax.cost.compile_report import compile_report
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build, resolve
 
-FILE = Path(__file__).parents[2] / "tests" / "guard" / "compiled_step.json"
 UPDATE = "python -m lpl_jax.tools.compile_check --update-guard"
 TOLERANCE = 0.05
 # paper796 in small, wide enough that matrices are split over a mesh (`parallel.MIN_SHARD_SIZE`).
@@ -76,15 +75,15 @@ def grown(
     return lines
 
 
-def read(file: Path = FILE) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
     """{"jax": version, "cases": as `measure` returns them}. Raises InputError where there is no such file."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: {error}; make it: {UPDATE}") from error
+        raise InputError(f"{file}: {error}; make it: {UPDATE} {file}") from error
 
 
-def write(file: Path = FILE) -> list[str]:
+def write(file: Path) -> list[str]:
     """Measures, writes the file and returns a line for each quantity that changed."""
     before = read(file)["cases"] if file.exists() else {}
     now = measure()

@@ -1,5 +1,8 @@
 """What libtpu has decided before it generates machine code: the optimised program and its memory plan.
 
+Experimental: it reads files that XLA dumps for people, whose names and layout are of no released interface (tried with
+libtpu 0.0.52). `--codegen` compiles to the end without it.
+
 Generating code took 182 of the 189 seconds of compiling paper796's step for v5e-16, and nothing in a report of memory,
 operations and collectives depends on it. Where XLA's flags ask for it (`flags`), libtpu writes the program and its
 buffer assignment down first. What is still being compiled then goes on in a thread, until the process ends.

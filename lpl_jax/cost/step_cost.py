@@ -120,7 +120,7 @@ def compile_step(
 ) -> tuple[Any, dict[str, Any]]:
     """The compiled step, and XLA's count of operations and memory plan for one device, in bytes.
 
-    plan_folder: where the process's XLA flags write plans (`analysis.plan`); then a Plan comes back in place of the
+    plan_folder: where the process's XLA flags write plans (`cost.plan`); then a Plan comes back in place of the
     compiled step, as soon as there is one, and no count of XLA.
 
     `traced` are the operations over all devices in the program that was compiled, as `trace` counts them, and

@@ -17,6 +17,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.io.porting import Rule, export_params, import_params
 
 CLASS_NAME = "SD3Transformer2DModel"
+POSITIONS = "pos_embed.pos_embed"  # the one tensor that is not the weight or bias of a module
 
 # In a block: their module, ours.
 BLOCK = (
@@ -47,7 +48,7 @@ BLOCK = (
 )
 RULES = (
     Rule("pos_embed.proj", "patch_embed"),
-    Rule("pos_embed.pos_embed", "position_table"),
+    Rule(POSITIONS, "position_table/bias"),
     Rule("time_text_embed.timestep_embedder.linear_{i}", "time_mlp/fc{i}"),
     Rule("time_text_embed.text_embedder.linear_{i}", "pooled_mlp/fc{i}"),
     Rule("context_embedder", "context_embed"),
@@ -55,8 +56,6 @@ RULES = (
     Rule("norm_out.linear", "head/modulation"),
     Rule("proj_out", "head/out"),
 )
-# The one tensor that is not the weight or bias of a module; the rules take it for a bias, which is never transposed.
-POSITIONS = "pos_embed.pos_embed"
 
 # The fields of config.json with the class's defaults, which count where a file leaves a field out.
 DEFAULTS = {
@@ -177,7 +176,6 @@ def from_tensors(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, wher
     Raises:
       InputError: missing, surplus or misshapen tensors; all are named.
     """
-    tensors = {f"{name}.bias" if name == POSITIONS else name: array for name, array in tensors.items()}
     shapes = jax.eval_shape(lambda: unstack(config, init(config, jax.random.key(0))))
     flat = flatten_dict(import_params(tensors, RULES, shapes, where=where), sep="/")
     return restack(config, swap_scale_and_shift(config, flat))
@@ -186,8 +184,7 @@ def from_tensors(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, wher
 def to_tensors(config: MMDiTConfig, params: Mapping) -> dict[str, np.ndarray]:
     """diffusers' tensors from our parameters, float32 on the host: the inverse of `from_tensors`."""
     host = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
-    tensors = export_params(swap_scale_and_shift(config, unstack(config, host)), RULES)
-    return {name.removesuffix(".bias") if name == f"{POSITIONS}.bias" else name: a for name, a in tensors.items()}
+    return export_params(swap_scale_and_shift(config, unstack(config, host)), RULES)
 
 
 def unstack(config: MMDiTConfig, params: Mapping) -> dict:

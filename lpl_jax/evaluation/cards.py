@@ -19,6 +19,7 @@ from lpl_jax.io.tensors import read_json
 FORMAT = 1
 FOLDER = "evaluation"  # of a run: an evaluation in each folder in it, and its card there
 FEATURES = "features"  # beside them: features that were computed
+SAMPLES = "samples.npy"  # beside a card: the first images, uint8 (N, H, W, 3)
 # Name -> (title, which way is better).
 METRICS = {
     "fid": ("FID", "lower"),

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpl_jax.evaluation.cards import FOLDER, METRICS, Card, matters, read_card
-from lpl_jax.evaluation.figures import captioned_rows, first_row
+from lpl_jax.evaluation.cards import FOLDER, METRICS, SAMPLES, Card, matters, read_card
+from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.sweep import draw
 
 # What the lists of eval.py vary, in a card.
@@ -19,7 +19,6 @@ VARIED = {
     "guidance": "sampling.guidance",
     "steps": "sampling.steps",
 }
-GRID = "grid.png"
 
 
 class Figure(NamedTuple):
@@ -116,8 +115,8 @@ def figures(rows: Sequence[Any], found: Mapping[str, list], baselines: Mapping[s
                 figure.levels[row.against] = base
         else:
             figure.points.extend(({"row": row.name} | _varied(row, each), each) for _, each in alike)
-        if (folder / GRID).is_file():
-            figure.samples[row.where] = first_row(folder / GRID, card.made["resolution"])
+        if (folder / SAMPLES).is_file():
+            figure.samples[row.where] = np.load(folder / SAMPLES, allow_pickle=False)
     return result
 
 

@@ -31,7 +31,7 @@ from lpl_jax.text import load_tokenizer
 
 SPECTRA = "spectrum.npz"
 MEANS = ("power", "profile")  # what is kept of a set's spectra
-GRID = 32  # images in the picture of an evaluation
+SHOWN, PER_ROW = 32, 8  # images in the picture of an evaluation
 
 
 class Evaluator(NamedTuple):
@@ -92,7 +92,7 @@ def evaluate(
     prompt_of: Callable[[np.ndarray], np.ndarray] | None = None,
     label: str = "images",
 ) -> Card:
-    """Scores images 0 to count-1 and writes card.json, card.md, grid.png and the spectra into `out`.
+    """Scores images 0 to count-1 and writes card.json, card.md, grid.png, samples.npy and the spectra into `out`.
 
     Args:
       images: function(rows (B,) int32) -> uint8 (B, H, W, 3).
@@ -119,10 +119,11 @@ def evaluate(
         clip = clip_scores(features.arrays["clip"], evaluator.prompts[prompt_of(np.arange(count))])
     metrics, absent = score(features, evaluator.reference, config, clip)
     card = Card(metrics, absent, describe(evaluator, made, resolution, count), dict(context))
-    picture = grid(images, count, evaluator.mesh)
+    shown = first_images(images, count, evaluator.mesh)
     if jax.process_index() == 0:
         cards.write_card(card, out)
-        picture.save(out / "grid.png")
+        grid(shown, count).save(out / "grid.png")
+        np.save(out / cards.SAMPLES, shown[:PER_ROW])
         _spectra(features, evaluator.reference, out)
     return card
 
@@ -142,12 +143,16 @@ def describe(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, cou
     return {**first, **made, **evaluator.networks_made, **evaluator.reference.made, **prompts, **settings}
 
 
-def grid(images: Callable[[np.ndarray], np.ndarray], count: int, mesh: Mesh) -> Image.Image:
-    """The first images of a set, eight in a row."""
-    shown = min(count, GRID)
+def first_images(images: Callable[[np.ndarray], np.ndarray], count: int, mesh: Mesh) -> np.ndarray:
+    """The first images of a set of `count`, (N, H, W, 3) uint8, as many as a picture of it has."""
+    shown = min(count, SHOWN)
     batch = -(-shown // parallel.batch_shards(mesh)) * parallel.batch_shards(mesh)
-    picture = in_batches(images, 0, shown, batch)
-    return panels({f"{shown} of {count}": picture}, per_row=8)
+    return in_batches(images, 0, shown, batch)
+
+
+def grid(shown: np.ndarray, count: int) -> Image.Image:
+    """The picture of a set of `count` images: its first ones."""
+    return panels({f"{len(shown)} of {count}": shown}, per_row=PER_ROW)
 
 
 def _spectra(features: Features, reference: Reference, out: Path) -> None:

@@ -36,14 +36,6 @@ def panels(columns: Mapping[str, np.ndarray], *, per_row: int, zoom: int = 1) ->
     return picture
 
 
-def first_row(path: str | Path, side: int) -> np.ndarray:
-    """The first row of images, uint8 (N, side, side, 3), in a PNG of one panel that `panels` made with zoom 1."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))[TITLE + MARGIN : TITLE + MARGIN + side]
-    step = side + MARGIN
-    return np.stack([pixels[:, left : left + side] for left in range(MARGIN, pixels.shape[1] - side, step)])
-
-
 def captioned_rows(images: np.ndarray, titles: Sequence[str], per_row: int, *, least: int = 320) -> Image.Image:
     """A row of images under each title, titles broken into as many lines as they need.
 

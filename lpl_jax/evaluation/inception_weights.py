@@ -1,20 +1,15 @@
 """The FID network's weights from and to the files that PyTorch's ports use."""
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file
+from lpl_jax.io.tensors import read_file, write_file
 
 __all__ = ["PUBLISHED", "find_weights", "load", "save", "weights_hash"]
 
@@ -26,7 +21,6 @@ PUBLISHED = {
 FOLDERS = ("~/.cache/lpl_jax", "~/.cache/torch/hub/checkpoints")  # the second is where PyTorch's ports download to
 IGNORED = ".num_batches_tracked"
 
-# Stored statistics are neither weights nor biases; they pass through these rules as the biases of modules.
 RULES = (
     Rule("fc", "fc"),
     Rule("{layer}.bn.running_{statistic}", "{layer}/bn/{statistic}"),
@@ -79,15 +73,7 @@ def load(path: str | Path | None = None) -> Inception:
             f"{path} holds another Inception v3 ({classes} classes; torchvision's has 1000 and AuxLogits), with which "
             f"no FID is computed: {CLASSES} classes are needed, as in {' or '.join(PUBLISHED)}"
         )
-    expected = _statistics_as_biases(flatten_dict(shapes(), sep="/"), "/")
-    try:
-        params = import_params(
-            _statistics_as_biases(tensors, "."), RULES, unflatten_dict(expected, sep="/"), where=str(path)
-        )
-    except InputError as error:
-        raise InputError(_bare(str(error))) from None
-    flat = flatten_dict(params, sep="/")
-    return Inception(unflatten_dict({_bare(name): jnp.asarray(array) for name, array in flat.items()}, sep="/"))
+    return Inception(jax.tree.map(jnp.asarray, import_params(tensors, RULES, shapes(), where=str(path))))
 
 
 def save(inception: Inception, path: str | Path) -> None:
@@ -96,19 +82,4 @@ def save(inception: Inception, path: str | Path) -> None:
     Raises:
       InputError: another ending than .safetensors, or a file that exists, which is not written over.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors" or path.exists():
-        raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
-    flat = {name: np.asarray(array) for name, array in flatten_dict(inception.params, sep="/").items()}
-    tensors = export_params(unflatten_dict(_statistics_as_biases(flat, "/"), sep="/"), RULES)
-    save_file({_bare(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-
-
-def _statistics_as_biases(arrays: Mapping[str, Any], separator: str) -> dict[str, Any]:
-    """Arrays under names that `RULES` fit: X.running_mean becomes X.running_mean.bias, and X/mean X/mean/bias."""
-    return {f"{name}{separator}bias" if name.endswith(("mean", "var")) else name: a for name, a in arrays.items()}
-
-
-def _bare(text: str) -> str:
-    """Undoes `_statistics_as_biases` in a name or in a message with names."""
-    return re.sub(r"(mean|var)[./]bias", r"\1", text)
+    write_file(path, export_params(inception.params, RULES))

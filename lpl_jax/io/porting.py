@@ -5,12 +5,16 @@ A rule is a pair of templates such as
     Rule("decoder.up_blocks.{i}.resnets.{j}.{part}", "decoder/up_{i}/resnet_{j}/{part}")
 
 in which `{name}` stands for one path component (digits for i, j, k; letters, digits and underscores otherwise). A rule
-names modules; their tensors follow from the number of dimensions:
+names modules; their tensors follow from the number of dimensions and from what our network has there:
 
     weight, 4-d (out, in, h, w)  <->  kernel (h, w, in, out)
     weight, 2-d (out, in)        <->  kernel (in, out)
+    weight, 2-d (rows, width)    <->  embedding (rows, width)
     weight, 1-d                  <->  scale
     bias                         <->  bias
+
+A tensor that is not the weight or bias of a module (a running mean, a table of positions) is named by a rule itself,
+and is carried over as it is.
 
 Every tensor on either side must be covered, with the shape that the network expects: whatever is missing, surplus or
 misshapen is listed by name, all of it, in one `InputError`.
@@ -27,7 +31,7 @@ from lpl_jax.errors import InputError
 
 
 class Rule(NamedTuple):
-    """Templates of a module's name in a PyTorch state dict and of its path in our parameter tree."""
+    """Templates of the name of a module, or tensor, in a PyTorch state dict and of its path in our parameter tree."""
 
     theirs: str
     ours: str
@@ -48,20 +52,34 @@ def _rename(name: str, rules: Sequence[tuple[re.Pattern, str]]) -> str | None:
     return None
 
 
-def _to_ours(leaf: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+def _to_ours(
+    name: str, tensor: np.ndarray, rules: Sequence[tuple[re.Pattern, str]], expected: Mapping
+) -> tuple[str | None, np.ndarray]:
+    """Path in our tree, None where no rule knows the name, and the array there."""
+    module, _, leaf = name.rpartition(".")
+    if leaf not in ("weight", "bias"):
+        return _rename(name, rules), tensor
+    path = _rename(module, rules)
+    if path is None:
+        return None, tensor
     if leaf == "bias":
-        return "bias", tensor
+        return f"{path}/bias", tensor
     if tensor.ndim == 1:
-        return "scale", tensor
-    return "kernel", tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+        return f"{path}/scale", tensor
+    if f"{path}/embedding" in expected:
+        return f"{path}/embedding", tensor
+    return f"{path}/kernel", tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
-def _to_theirs(leaf: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    if leaf == "bias":
-        return "bias", array
-    if leaf == "scale":
-        return "weight", array
-    return "weight", np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+def _to_theirs(path: str, array: np.ndarray, rules: Sequence[tuple[re.Pattern, str]]) -> tuple[str | None, np.ndarray]:
+    """The inverse of `_to_ours`."""
+    module, _, leaf = path.rpartition("/")
+    name = _rename(module, rules) if leaf in ("kernel", "embedding", "scale", "bias") else None
+    if name is None:
+        return _rename(path, rules), array
+    if leaf == "kernel":
+        array = np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+    return f"{name}.{'bias' if leaf == 'bias' else 'weight'}", array
 
 
 def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Mapping, *, where: str) -> dict:
@@ -80,16 +98,11 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
     expected = flatten_dict(shapes, sep="/")
     found, problems = {}, []
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        renamed = _rename(module, compiled) if leaf in ("weight", "bias") else None
-        if renamed is None:
-            problems.append(f"surplus {name}")
-            continue
-        ours, array = _to_ours(leaf, np.asarray(tensor))
-        path = f"{renamed}/{ours}"
+        path, array = _to_ours(name, np.asarray(tensor), compiled, expected)
         if path not in expected:
             problems.append(f"surplus {name}")
-        elif path in found:
+            continue
+        if path in found:
             problems.append(f"{name} repeats {path}")
         elif array.shape != tuple(expected[path].shape):
             problems.append(f"{name} has shape {tuple(tensor.shape)}, {path} needs {tuple(expected[path].shape)}")
@@ -109,13 +122,10 @@ def export_params(params: Mapping, rules: Sequence[Rule]) -> dict[str, np.ndarra
     compiled = [(_pattern(rule.ours), rule.theirs) for rule in rules]
     tensors, unknown = {}, []
     for path, array in flatten_dict(params, sep="/").items():
-        module, _, leaf = path.rpartition("/")
-        renamed = _rename(module, compiled)
-        if renamed is None:
+        name, tensor = _to_theirs(path, np.asarray(array), compiled)
+        if name is None:
             unknown.append(path)
-            continue
-        theirs, tensor = _to_theirs(leaf, np.asarray(array))
-        tensors[f"{renamed}.{theirs}"] = tensor
+        tensors[name] = tensor
     if unknown:
         raise InputError("no rule to export the parameters " + ", ".join(unknown))
     return tensors

@@ -1,12 +1,13 @@
-"""Reading JSON objects and named tensors from files that others made. Nothing in a file is ever executed."""
+"""JSON objects and named tensors from files that others made, and to files. Nothing in a file is ever executed."""
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
 
@@ -90,6 +91,18 @@ def read_file(path: Path, *, torch_files: bool = False, ignore: str | tuple[str,
     if broken := sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all()):
         raise InputError(f"{path} has infinite or undefined values in {', '.join(broken)}")
     return tensors
+
+
+def write_file(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """A new safetensors file of a PyTorch state dict, which `read_file` reads.
+
+    Raises:
+      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors" or path.exists():
+        raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
+    save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def _read_safetensors(path: Path, ignore: str | tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -5,19 +5,16 @@ numbers of the layers, `lin{0..4}.model.1`, and the latter again as `lins.{0..4}
 that are named `*_latent_vgg16.pth.tar` are classifiers without the calibrated weights, and are not needed.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file
+from lpl_jax.io.tensors import read_file, write_file
 from lpl_jax.losses.latent_lpips import LatentLPIPS, shapes
 
 PUBLISHED_AT = "https://huggingface.co/Mingguksky/elatentlpips/resolve/main/elatentlpips_ckpt/"
@@ -26,7 +23,6 @@ PUBLISHED = {name: f"{name}_latest_vgg16_tuned.pth" for name in ("sd15", "sd21",
 IGNORED = ".num_batches_tracked"
 FIRST = "net.slice1.0.weight"
 
-# Stored statistics are neither weights nor biases; they pass through these rules as the biases of modules.
 RULES = (
     Rule("net.slice{i}.{j}.running_{statistic}", "slice_{i}/layer_{j}/{statistic}"),
     Rule("net.slice{i}.{j}", "slice_{i}/layer_{j}"),
@@ -52,15 +48,8 @@ def load(path: str | Path) -> LatentLPIPS:
         )
     tensors = _without_copies(read_file(path, torch_files=True, ignore=IGNORED), path)
     channels = tensors[FIRST].shape[1] if FIRST in tensors and tensors[FIRST].ndim == 4 else 4
-    expected = _statistics_as_biases(flatten_dict(shapes(channels), sep="/"), "/")
-    try:
-        params = import_params(
-            _statistics_as_biases(tensors, "."), RULES, unflatten_dict(expected, sep="/"), where=str(path)
-        )
-    except InputError as error:
-        raise InputError(_bare(str(error))) from None
-    flat = {_bare(name): jnp.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
-    return LatentLPIPS(unflatten_dict(flat, sep="/"), channels)
+    params = import_params(tensors, RULES, shapes(channels), where=str(path))
+    return LatentLPIPS(jax.tree.map(jnp.asarray, params), channels)
 
 
 def save(network: LatentLPIPS, path: str | Path) -> None:
@@ -69,14 +58,9 @@ def save(network: LatentLPIPS, path: str | Path) -> None:
     Raises:
       InputError: another ending than .safetensors, or a file that exists, which is not written over.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors" or path.exists():
-        raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
-    flat = {name: np.asarray(array) for name, array in flatten_dict(network.params, sep="/").items()}
-    exported = export_params(unflatten_dict(_statistics_as_biases(flat, "/"), sep="/"), RULES)
-    tensors = {_bare(name): tensor for name, tensor in exported.items()}
+    tensors = export_params(network.params, RULES)
     copies = {name.replace("lin", "lins.", 1): tensor for name, tensor in tensors.items() if name.startswith("lin")}
-    save_file(tensors | copies, path, metadata={"format": "pt"})
+    write_file(path, tensors | copies)
 
 
 def _without_copies(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -86,13 +70,3 @@ def _without_copies(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, 
     if odd := [name for name, original in copies.items() if not np.array_equal(tensors[name], tensors[original])]:
         raise InputError(f"{path}: {', '.join(odd)} should repeat {', '.join(copies[name] for name in odd)} and differ")
     return {name: tensor for name, tensor in tensors.items() if name not in copies}
-
-
-def _statistics_as_biases(arrays: Mapping[str, Any], separator: str) -> dict[str, Any]:
-    """Arrays under names that `RULES` fit: X.running_mean becomes X.running_mean.bias, and X/mean X/mean/bias."""
-    return {f"{name}{separator}bias" if name.endswith(("mean", "var")) else name: a for name, a in arrays.items()}
-
-
-def _bare(text: str) -> str:
-    """Undoes `_statistics_as_biases` in a name or in a message with names."""
-    return re.sub(r"(mean|var)[./]bias", r"\1", text)

@@ -52,11 +52,7 @@ class HashTokenizer(WordTokenizer):
 
 @functools.lru_cache(maxsize=2**17)
 def _number(word: str) -> int:
-    try:
-        data = word.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"text to tokenise has {word!r}, which is no Unicode text ({error.reason})") from None
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") % (VOCABULARY - 2)
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % (VOCABULARY - 2)
 
 
 def load(*, tower: str | None = None, dtype=jnp.float32) -> Clip:

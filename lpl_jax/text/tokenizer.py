@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokeniser: lower-cased text -> words -> bytes -> merged units -> numbers.
+"""Captions -> token numbers: CLIP's byte-pair tokeniser, on the `tokenizers` library.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), after Sennrich et al.,
 "Neural Machine Translation of Rare Words with Subword Units" (2016).
@@ -8,14 +8,15 @@ import functools
 import gzip
 import hashlib
 import html
-import itertools
 import json
-import re
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tokenizers
+from tokenizers import Regex, models, normalizers
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
+from tokenizers.pre_tokenizers import Sequence as Chain
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
@@ -25,19 +26,22 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLEANING = ("transformers", "open_clip")
 WORD_END = "</w>"
+BYTE_UNITS = sorted(ByteLevel.alphabet())  # a printable character for each byte, in the order of the vocabulary
 OPEN_CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines than were trained with
-CACHED_WORDS = 2**17
+OPEN_CLIP_SPECIAL = {BOS: "<start_of_text>", EOS: "<end_of_text>"}
 
-# Unicode's White_Space, which is what the reference tokenisers match with \s; str.isspace() knows four more.
-WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-SPACES = re.compile(f"[{WHITESPACE}]+")
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+RUNS = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # letters, one numeral, anything else; white space only separates
+
+
+def _find_words(*patterns: str) -> PreTokenizer:
+    return Split(Regex("|".join(patterns)), "removed", invert=True)
+
+
+NORMALIZER = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
 # The special words in other letter case are ordinary text, but cut before and behind.
-FIXED = {
-    "transformers": re.compile(rf"(<\|)(startoftext|endoftext)(\|>)|({CONTRACTIONS})"),
-    "open_clip": re.compile(f"(<start_of_text>|<end_of_text>)|({CONTRACTIONS})", re.IGNORECASE),
-}
-OPEN_CLIP_SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
+WORDS = Chain([_find_words(r"<\|startoftext\|>|<\|endoftext\|>", CONTRACTIONS, RUNS), _find_words(CONTRACTIONS, RUNS)])
+OPEN_CLIP_WORDS = _find_words(*OPEN_CLIP_SPECIAL.values(), f"(?i:{CONTRACTIONS})", RUNS)
 
 
 class WordTokenizer:
@@ -66,15 +70,23 @@ class WordTokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         rows = np.full((len(texts), length), self.padding, np.int32)
         for row, text in zip(rows, texts, strict=True):
-            if not isinstance(text, str):
-                raise InputError(f"text to tokenise is {text!r}: needed: a string")
-            numbers = [self.bos, *self.encode(text)[: length - 2], self.eos]
+            numbers = [self.bos, *self.encode(_checked(text))[: length - 2], self.eos]
             row[: len(numbers)] = numbers
         return rows
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of one text of any length, without start and end token."""
         raise NotImplementedError
+
+
+def _checked(text: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"text to tokenise is {text!r}: needed: a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text to tokenise is {text!r}, which is no Unicode text ({error.reason})") from None
+    return text
 
 
 class Tokenizer(WordTokenizer):
@@ -94,7 +106,7 @@ class Tokenizer(WordTokenizer):
         Diffusion 2, in SDXL's second encoder and with open_clip.
       cleaning: one of `CLEANING`.
     Raises:
-      InputError: an unknown cleaning rule, a vocabulary without a special word or without the result of a merge.
+      InputError: an unknown cleaning rule, a vocabulary without a special word or without a unit of the merges.
     """
 
     def __init__(
@@ -107,22 +119,38 @@ class Tokenizer(WordTokenizer):
     ):
         if cleaning not in CLEANING:
             raise InputError(f"cleaning={cleaning!r}: possible: {', '.join(CLEANING)}")
-        absent = [unit for unit in (BOS, EOS, padding) if unit not in vocabulary]
-        absent += [a + b for a, b in merges if a + b not in vocabulary][:5]
-        if absent:
-            raise InputError(f"CLIP vocabulary of {len(vocabulary)} units lacks {', '.join(absent)}")
-        self.vocabulary, self.cleaning = dict(vocabulary), cleaning
+        needed = dict.fromkeys((BOS, EOS, padding, *(unit for a, b in merges for unit in (a + b, a, b))))
+        if absent := [unit for unit in needed if unit not in vocabulary]:
+            raise InputError(f"CLIP vocabulary of {len(vocabulary)} units lacks {', '.join(absent[:8])}")
+        self.vocabulary, self.merges, self.cleaning = dict(vocabulary), list(merges), cleaning
         self.bos, self.eos, self.padding = vocabulary[BOS], vocabulary[EOS], vocabulary[padding]
         self.vocab_size = max(vocabulary.values()) + 1
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self._special = re.compile("(" + "|".join(map(re.escape, sorted({BOS, EOS, padding}))) + ")")
-        self._cache: dict[str, list[int]] = {}
         if cleaning == "open_clip":
             _ftfy()
+            special = OPEN_CLIP_SPECIAL
+            vocabulary = {special.get(unit, unit): number for unit, number in vocabulary.items()}
+        else:
+            special = {unit: unit for unit in (BOS, EOS, padding)}
+        # The end token stands for bytes that a (partial) vocabulary does not have, as in both references.
+        self._core = tokenizers.Tokenizer(
+            models.BPE(
+                vocabulary,
+                self.merges,
+                unk_token=special[EOS],
+                continuing_subword_prefix="",
+                end_of_word_suffix=WORD_END,
+            )
+        )
+        self._core.add_special_tokens(list(special.values()))
+        bytewise = ByteLevel(add_prefix_space=False, use_regex=False)
+        if cleaning == "open_clip":
+            self._core.pre_tokenizer = bytewise
+        else:
+            self._core.normalizer, self._core.pre_tokenizer = NORMALIZER, Chain([WORDS, bytewise])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        parts = [sorted(self.vocabulary.items()), list(self._ranks), self.padding, self.cleaning]
+        parts = [sorted(self.vocabulary.items()), self.merges, self.padding, self.cleaning]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @classmethod
@@ -142,8 +170,7 @@ class Tokenizer(WordTokenizer):
             vocabulary, merges = _read_open_clip(path)
             return cls(vocabulary, merges, padding="!", cleaning=cleaning or "open_clip")
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            vocabulary = read_json(path / "vocab.json")
-            merges = _pairs((path / "merges.txt").read_text(encoding="utf-8").splitlines(), path / "merges.txt")
+            vocabulary, merges = _read(models.BPE.read_file, path / "vocab.json", path / "merges.txt")
         elif (path / "tokenizer.json").is_file():
             vocabulary, merges = _read_tokenizer_json(path / "tokenizer.json")
         else:
@@ -155,71 +182,22 @@ class Tokenizer(WordTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of one text of any length, without start and end token."""
-        if self.cleaning == "open_clip":
-            return [number for word in _words(_clean_open_clip(text), self.cleaning) for number in self._numbers(word)]
-        numbers = []
-        for part in self._special.split(text):
-            if self._special.fullmatch(part):
-                numbers.append(self.vocabulary[part])
-                continue
-            for word in _words(_clean_transformers(part), self.cleaning):
-                numbers += self._numbers(word)
-        return numbers
-
-    def _numbers(self, word: str) -> list[int]:
-        if word in self._cache:
-            return self._cache[word]
-        if self.cleaning == "open_clip" and word in OPEN_CLIP_SPECIAL:
-            numbers = [self.vocabulary[OPEN_CLIP_SPECIAL[word]]]
-        else:
-            try:
-                units = [BYTE_UNITS[byte] for byte in word.encode()]
-            except UnicodeEncodeError as error:
-                raise InputError(f"text to tokenise has {word!r}, which is no Unicode text ({error.reason})") from None
-            units[-1] += WORD_END
-            # The end token stands for bytes that a (partial) vocabulary does not have, as in both references.
-            numbers = [self.vocabulary.get(unit, self.eos) for unit in self._merge(units)]
-        if len(self._cache) < CACHED_WORDS:
-            self._cache[word] = numbers
-        return numbers
-
-    def _merge(self, units: list[str]) -> list[str]:
-        """Apply the earliest learnt merge, everywhere from the left, until none applies."""
-        while True:
-            ranked = [(self._ranks[pair], pair) for pair in itertools.pairwise(units) if pair in self._ranks]
-            if not ranked:
-                return units
-            _, pair = min(ranked)
-            merged, index = [], 0
-            while index < len(units):
-                if tuple(units[index : index + 2]) == pair:
-                    merged.append(units[index] + units[index + 1])
-                    index += 2
-                else:
-                    merged.append(units[index])
-                    index += 1
-            units = merged
+        if self.cleaning == "transformers":
+            return self._core.encode(text, add_special_tokens=False).ids
+        # Cut before the library looks for special words: to open_clip they are words, and none begins inside another.
+        words = [word for word, _ in OPEN_CLIP_WORDS.pre_tokenize_str(_clean_open_clip(text))]
+        return self._core.encode(words, is_pretokenized=True, add_special_tokens=False).ids
 
 
-def _byte_units() -> tuple[list[str], list[str]]:
-    """The printable character that stands for each byte, and these characters in the order of the vocabulary."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    units = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [units[byte] for byte in range(256)], list(units.values())
+def vocabulary_of(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Unit -> number in CLIP's order: bytes, bytes that end a word, results of the merges, special words."""
+    units = [*BYTE_UNITS, *(unit + WORD_END for unit in BYTE_UNITS), *map("".join, merges), BOS, EOS]
+    return {unit: number for number, unit in enumerate(units)}
 
 
-BYTE_UNITS, VOCABULARY_ORDER = _byte_units()
-
-
-def _clean_transformers(text: str) -> str:
-    text = SPACES.sub(" ", unicodedata.normalize("NFC", text))
-    return "".join(character.lower() for character in text)  # letter by letter: no final sigma
-
-
-def cleaned_words(text: str) -> Iterator[str]:
+def cleaned_words(text: str) -> list[str]:
     """The words of a text, cleaned by the rule "transformers"."""
-    return _words(_clean_transformers(text), "transformers")
+    return [word for word, _ in WORDS.pre_tokenize_str(NORMALIZER.normalize_str(text))]
 
 
 def _clean_open_clip(text: str) -> str:
@@ -238,54 +216,29 @@ def _ftfy():
     return ftfy
 
 
-@functools.cache
-def _kind(character: str) -> str:
-    if character in WHITESPACE:
-        return "space"
-    return {"L": "letter", "N": "number"}.get(unicodedata.category(character)[0], "other")
+def _read(reader, *paths: Path):
+    """What a reader of the library makes of files. Its errors have no type of their own."""
+    try:
+        return reader(*map(str, paths))
+    except Exception as error:
+        raise InputError(f"{' and '.join(map(str, paths))} cannot be read: {error}") from error
 
 
-def _words(text: str, cleaning: str) -> Iterator[str]:
-    """Contractions, runs of letters, single numerals, runs of anything else; white space only separates."""
-    position = 0
-    while position < len(text):
-        if match := FIXED[cleaning].match(text, position):
-            yield from filter(None, match.groups())
-            position = match.end()
-            continue
-        kind, end = _kind(text[position]), position + 1
-        while kind in ("letter", "other") and end < len(text) and _kind(text[end]) == kind:
-            end += 1
-        if kind != "space":
-            yield text[position:end]
-        position = end
-
-
-def _pairs(lines: Sequence[str], path: Path) -> list[tuple[str, str]]:
-    """Merges from lines "first second"; the first line may name a version."""
-    lines = lines[1:] if lines and "#version" in lines[0] else lines
-    pairs = [tuple(line.split(" ")) for line in lines if line]
-    if wrong := next((pair for pair in pairs if len(pair) != 2), None):
-        raise InputError(f"{path}: a merge is two units with a space between; found {' '.join(wrong)!r}")
-    return pairs
+def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    core = _read(tokenizers.Tokenizer.from_file, path)
+    if getattr(core.model, "end_of_word_suffix", None) != WORD_END:
+        raise InputError(f"{path} is not a CLIP tokeniser: no byte-pair model with words that end in {WORD_END}")
+    merges = json.loads(core.to_str())["model"]["merges"]
+    return core.get_vocab(with_added_tokens=False), [tuple(pair) for pair in merges]
 
 
 def _read_open_clip(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        _version, *lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        merges = [(a, b) for a, b in (line.split(" ") for line in lines[:OPEN_CLIP_MERGES] if line)]
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path} is not a gzipped list of merges: {error}") from error
-    merges = _pairs(lines[: OPEN_CLIP_MERGES + 1], path)
-    units = [*VOCABULARY_ORDER, *(unit + WORD_END for unit in VOCABULARY_ORDER), *(a + b for a, b in merges), BOS, EOS]
-    return {unit: number for number, unit in enumerate(units)}, merges
-
-
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    model = read_json(path).get("model") or {}
-    if model.get("end_of_word_suffix") != WORD_END or "vocab" not in model or "merges" not in model:
-        raise InputError(f"{path} is not a CLIP tokeniser: no byte-pair model with words that end in {WORD_END}")
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-    return model["vocab"], merges
+    return vocabulary_of(merges), merges
 
 
 def _padding_word(folder: Path) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
@@ -34,9 +33,6 @@ RULES = (
     Rule("{side}_model.encoder.layers.{i}.{part}", "{side}/layer_{i}/{part}"),  # layer_norm1, layer_norm2
     Rule("{side}_model.{part}", "{side}/{part}"),  # norms before and behind the layers
 )
-# What the rules have no layout for: tables, which are not transposed, and tensors that are no module's weight.
-TABLES = ("token_embedding", "position_embedding")
-BARE = ("logit_scale", "class_embedding")
 OTHER_TOWER = {"text": ("vision_model.", "visual_projection.", "logit_scale"), "vision": ("text_", "logit_scale")}
 
 
@@ -69,11 +65,8 @@ def load(
         config = _read_config(path, tower, jnp.dtype(dtype).name)
     read = partial(read_file, path) if path.is_file() else partial(read_folder, path, NAMES)
     tensors = _named_as_now(read(ignore=IGNORED), config)
-    shapes = jax.eval_shape(lambda: _rule_layout(init(config, jax.random.key(0)).params))
-    try:
-        params = _our_layout(import_params(tensors, RULES, shapes, where=str(path)))
-    except InputError as error:
-        raise InputError(_bare_names(str(error))) from None
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
+    params = import_params(tensors, RULES, shapes, where=str(path))
 
     def cast(side, array):
         compute = getattr(config, side).dtype if array.ndim > 1 else "float32"
@@ -95,44 +88,10 @@ def save(clip: Clip, folder: str | Path) -> None:
     if (folder / WEIGHTS).exists():
         raise InputError(f"{folder / WEIGHTS} exists: choose another folder")
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), clip.params)
-    tensors = export_params(_rule_layout(params), RULES)
-    tensors = {_bare_names(name): tensor for name, tensor in tensors.items()}
+    tensors = export_params(params, RULES)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_transformers(clip.config), indent=2) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def _rule_layout(params: Mapping) -> dict:
-    """Our parameters under the names and axes that the rules carry over: tables as kernels, bare tensors as biases."""
-    renamed = {}
-    for path, array in flatten_dict(params, sep="/").items():
-        if path.endswith("/embedding"):
-            renamed[path.removesuffix("embedding") + "kernel"] = array.T
-        elif path.endswith(BARE):
-            renamed[f"{path}/bias"] = array
-        else:
-            renamed[path] = array
-    return unflatten_dict(renamed, sep="/")
-
-
-def _our_layout(params: Mapping) -> dict:
-    """The inverse of `_rule_layout`."""
-    renamed = {}
-    for path, array in flatten_dict(params, sep="/").items():
-        module, _, leaf = path.rpartition("/")
-        if module.endswith(TABLES):
-            renamed[f"{module}/embedding"] = array.T
-        elif module.endswith(BARE):
-            renamed[module] = array
-        else:
-            renamed[path] = array
-    return unflatten_dict(renamed, sep="/")
-
-
-def _bare_names(text: str) -> str:
-    for name in BARE:
-        text = text.replace(f"{name}.bias", name)
-    return text
 
 
 def _named_as_now(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict[str, np.ndarray]:
@@ -146,7 +105,7 @@ def _named_as_now(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict
             continue
         if add_prefix and name.startswith(("embeddings.", "encoder.", "final_", "pre_", "post_")):
             name = prefix + name
-        named[f"{name}.bias" if name.endswith(BARE) else name] = tensor
+        named[name] = tensor
     return named
 
 

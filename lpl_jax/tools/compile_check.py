@@ -13,7 +13,7 @@
                                     before machine code is generated: seconds in place of minutes
     --json FILE                     write the report there
     --hlo FILE                      write the text of the optimised program there
-    --update-guard                  measure the tiny step that tests/guard compares with, and keep its values
+    --update-guard FILE             measure the tiny step and keep its values, which tests/guard compares with
     --debug                         show the traceback of an error
 
 The step is the training loop's own, in full size, compiled ahead of time: no TPU, no data set and no weights are
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     if values.update_guard:
-        return update_guard(argv)
+        return update_guard(Path(values.update_guard), argv)
     if values.topology is None:
         raise InputError("no topology given: --topology v5e-16, or cpu:8 for emulated devices")
     topology = topologies.parse(values.topology)
@@ -98,8 +98,8 @@ def _in_child(topology: Topology, argv: Sequence[str], planning: bool = False, *
     return status
 
 
-def update_guard(argv: Sequence[str]) -> int:
-    """Writes the values of `analysis.guard` and prints what changed."""
+def update_guard(file: Path, argv: Sequence[str]) -> int:
+    """Writes the values of `cost.guard` and prints what changed."""
     topology = topologies.parse("cpu:8")
     if os.environ.get(CHILD) != topology.name:
         # As the tests have it: machine code is not optimised, which no value depends on.
@@ -107,7 +107,7 @@ def update_guard(argv: Sequence[str]) -> int:
         return _in_child(topology, argv)
     from lpl_jax.cost import guard
 
-    print("\n".join(guard.write() or ["nothing changed"]))
+    print("\n".join(guard.write(file) or ["nothing changed"]))
     return 0
 
 
@@ -116,7 +116,7 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch", None, "images of a step", flag_values=values)
     flags.DEFINE_boolean("find_batch", False, "the largest batch that fits", flag_values=values)
     flags.DEFINE_boolean("codegen", False, "compile to the end", flag_values=values)
-    flags.DEFINE_boolean("update_guard", False, "renew the values of tests/guard", flag_values=values)
+    flags.DEFINE_string("update_guard", None, "renew the values in this file", flag_values=values)
     flags.DEFINE_string("hlo", None, "file for the text of the program", flag_values=values)
     flags.DEFINE_string("json", None, "file for the report", flag_values=values)
 
@@ -130,7 +130,7 @@ def check(
     find: bool = False,
     hlo: str | None = None,
 ) -> dict[str, Any]:
-    """The report of a ConfigDict's step, see `analysis.compile_report`; with `find` of the largest batch that fits.
+    """The report of a ConfigDict's step, see `cost.compile_report`; with `find` of the largest batch that fits.
 
     argv: what this program was called with. hlo: file that the text of the optimised program goes to, the last one
     where several are compiled.
@@ -141,8 +141,8 @@ def check(
 
     from lpl_jax import parallel
     from lpl_jax.cost import compile_report
+    from lpl_jax.cost.architectures import open_autoencoder, open_text
     from lpl_jax.experiment import build, resolve
-    from lpl_jax.tools.profile import open_autoencoder, open_text
 
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -66,7 +66,7 @@ def make_evaluation(
         in any order (tar files): without a reference there are pictures alone.
       condition: what the images show, in turn: labels (N,), or of a run on text tokens (N, T).
     """
-    from lpl_jax.evaluation.evaluate import grid, make_evaluator
+    from lpl_jax.evaluation.evaluate import first_images, grid, make_evaluator
     from lpl_jax.evaluation.extract import extract
     from lpl_jax.evaluation.metrics import score
     from lpl_jax.runs.sampling import image_sampler
@@ -96,7 +96,7 @@ def make_evaluation(
             features = extract(images, config.num_images, evaluator.networks, mesh=mesh, batch_size=size, label=label)
             metrics, _ = score(features, evaluator.reference, config)
             logger.write(step, {f"evaluation/{name}": found.value for name, found in metrics.items()})
-        picture = grid(images, config.num_images, mesh)
+        picture = grid(first_images(images, config.num_images, mesh), config.num_images)
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"step{step:07d}.png")

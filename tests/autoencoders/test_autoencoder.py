@@ -18,7 +18,7 @@ TAESD = TinyAutoencoderConfig(
 )
 
 
-@pytest.mark.parametrize("config", [AutoencoderConfig.tiny(**SHALLOW), TAESD], ids=["kl", "taesd"])
+@pytest.mark.parametrize("config", [AutoencoderConfig.tiny(**SHALLOW), TAESD], ids=["kl", "TAESD"])
 def test_fewer_taps_are_a_prefix(config):
     ours = autoencoders.init(config, jax.random.key(0))
     latents = np.random.default_rng(3).normal(size=(1, 4, 4, config.latent_channels)).astype(np.float32)
@@ -41,7 +41,7 @@ def test_side_of_every_tap(pair):
     latents = jax.ShapeDtypeStruct((1, 2, 3, pair.ours.config.latent_channels), jnp.float32)
     sides = [tap.shape[1:3] for tap in jax.eval_shape(lambda a, z: a.features(z), pair.ours, latents)]
     expected = [(2, 3), (4, 6), (8, 12), (16, 24), (16, 24)]
-    assert sides == (expected[:4] if pair.family == "taesd" else expected)
+    assert sides == (expected[:4] if pair.family == "TAESD" else expected)
 
 
 def test_scale_and_unscale_are_inverse(pair):
@@ -91,7 +91,7 @@ def test_mask_and_image_go_together(make):
     with pytest.raises(InputError, match=r"mask of shape \(1, 2, 2, 1\)"):
         ours.decode(latents, image, mask[:, ::8, ::8])
     with pytest.raises(InputError, match="is no asymmetric autoencoder"):
-        make("sd").ours.decode(latents, image, mask)
+        make("SD").ours.decode(latents, image, mask)
 
 
 def test_config_refuses_what_cannot_be():
@@ -115,20 +115,20 @@ def test_config_refuses_what_cannot_be():
     ("family", "change", "message"),
     [
         (
-            "sd",
+            "SD",
             {"_class_name": "VQModel"},
             "VQModel is not supported; possible: AutoencoderKL, Asymm.*, AutoencoderTiny",
         ),
-        ("sd", {"act_fn": "relu"}, "act_fn='relu'"),
-        ("sd", {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types"),
-        ("sd", {"latents_mean": [0.0] * 4}, "latents_mean"),
-        ("sd", {"block_out_channels": 8}, "block_out_channels=8; possible: a list"),
-        ("sd", {"block_out_channels": ["a", 8, 8, 8]}, "encoder_channels=.*whole numbers"),
-        ("sd", {"scaling_factor": "big"}, "scaling_factor='big'"),
+        ("SD", {"act_fn": "relu"}, "act_fn='relu'"),
+        ("SD", {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types"),
+        ("SD", {"latents_mean": [0.0] * 4}, "latents_mean"),
+        ("SD", {"block_out_channels": 8}, "block_out_channels=8; possible: a list"),
+        ("SD", {"block_out_channels": ["a", 8, 8, 8]}, "encoder_channels=.*whole numbers"),
+        ("SD", {"scaling_factor": "big"}, "scaling_factor='big'"),
         ("asymmetric", {"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
-        ("taesd", {"act_fn": "gelu"}, "act_fn='gelu'"),
-        ("taesd", {"encoder_block_out_channels": [8, 8, 16, 16]}, "encoder_block_out_channels=.*one and the same"),
-        ("taesd", {"upsampling_scaling_factor": 4}, "upsampling_scaling_factor=4"),
+        ("TAESD", {"act_fn": "gelu"}, "act_fn='gelu'"),
+        ("TAESD", {"encoder_block_out_channels": [8, 8, 16, 16]}, "encoder_block_out_channels=.*one and the same"),
+        ("TAESD", {"upsampling_scaling_factor": 4}, "upsampling_scaling_factor=4"),
     ],
 )
 def test_other_architectures_are_refused(make, family, change, message):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from lpl_jax import autoencoders
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
+from lpl_jax.tools.parity.autoencoders import save_taesd_pair
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -25,7 +26,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.fixture
 def tiny(make):
     """The cheapest family: what its files are like holds for all."""
-    return make("taesd")
+    return make("TAESD")
 
 
 @pytest.fixture
@@ -206,22 +207,14 @@ def test_subfolder_of_a_pipeline(tiny, tmp_path):
         autoencoders.load(tmp_path)
 
 
-def write_taesd(model, folder, name="tiny"):
-    """A diffusers model in the layout that TAESD is published in."""
-    for side, first in (("encoder", 0), ("decoder", 1)):
-        state = getattr(model, side).layers.state_dict()
-        numbered = {f"{int(key.split('.')[0]) + first}.{key.split('.', 1)[1]}": value for key, value in state.items()}
-        torch.save(numbered, folder / f"{name}_{side}.pth")
-
-
 def test_taesd_pth_files_load(tiny, tmp_path):
-    write_taesd(tiny.model, tmp_path)
+    save_taesd_pair(tiny.model, tmp_path, "tiny")
     ours = autoencoders.load(tmp_path)
     assert weights_hash(ours) == weights_hash(tiny.ours)
     assert ours.config.encoder_blocks == (1, 1, 2, 1)
     assert ours.config.decoder_blocks == (2, 1, 1, 1)
     assert (ours.config.latent_channels, ours.config.scaling_factor) == (5, 1.0)
-    write_taesd(tiny.model, tmp_path, "other")
+    save_taesd_pair(tiny.model, tmp_path, "other")
     with pytest.raises(InputError, match="has several autoencoders .other_encoder.pth, tiny_encoder.pth"):
         autoencoders.load(tmp_path)
 

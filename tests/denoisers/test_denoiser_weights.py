@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lpl_jax.denoisers import MMDiT, MMDiTConfig, load, preset, save, weights
+from lpl_jax.denoisers import MMDiTConfig, load, preset, save, weights
 from lpl_jax.denoisers.weights import load_params
-from lpl_jax.diffusion import guided, paradigm, sample
 from lpl_jax.errors import InputError
+from lpl_jax.tools.parity import denoisers as parity
 
 TEXT = MMDiTConfig(hidden=64, depth=2, heads=4, context_dim=24, pooled_dim=40, base_grid=4)
 THEIRS = "diffusion_pytorch_model.safetensors"
@@ -73,52 +72,10 @@ def message(call, *args, **options):
 
 
 def test_the_stock_pipeline_samples_what_we_export(folder, text_params):
-    steps, shift, scale = 4, 3.0, 2.5
-    rng = np.random.default_rng(0)
-    shapes = ((2, 8, 8, 4), (2, 5, 24), (2, 40), (2, 5, 24), (2, 40))
-    noise, text, pooled, null_text, null_pooled = (rng.standard_normal(s).astype(np.float32) for s in shapes)
-
-    pipeline = StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel.from_pretrained(folder),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-        **dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
-        **dict.fromkeys(("text_encoder_3", "tokenizer_3")),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    want = []
-
-    def keep(pipeline, step, time, given):
-        want.append(given["latents"].numpy().transpose(0, 2, 3, 1))
-        return given
-
-    pipeline(
-        latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
-        prompt_embeds=torch.from_numpy(text),
-        pooled_prompt_embeds=torch.from_numpy(pooled),
-        negative_prompt_embeds=torch.from_numpy(null_text),
-        negative_pooled_prompt_embeds=torch.from_numpy(null_pooled),
-        guidance_scale=scale,
-        num_inference_steps=steps,
-        sigmas=np.linspace(1.0, 1 / steps, steps),
-        height=64,
-        width=64,
-        output_type="latent",
-        callback_on_step_end=keep,
-    )
-
-    flow, model = paradigm("flow", schedule_rescale=shift), MMDiT(TEXT)
-
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
-    def trajectory(params, noise, context, null_context):
-        def denoise(z, t, context):
-            return model.apply({"params": params}, z, flow.time_input(t), *context)
-
-        denoise = guided(denoise, scale, context=context, null_context=null_context)
-        return sample(denoise, noise, flow, sampler="euler", steps=steps, return_trajectory=True)[1]
-
-    got = trajectory(text_params, noise, (text, pooled), (null_text, null_pooled))
-    assert len(want) == steps
-    assert np.abs(want[-1] - noise).max() > 1
+    theirs, inputs = SD3Transformer2DModel.from_pretrained(folder), parity.example(TEXT, (8, 8))
+    got, want = parity.pipeline_trajectories(theirs, TEXT, text_params, inputs)
+    assert len(want) == parity.STEPS
+    assert np.abs(want[-1] - inputs[0]).max() > 1
     for ours, theirs in zip(got, want, strict=True):
         assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 

@@ -17,7 +17,7 @@ from lpl_jax import text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_features
-from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
+from lpl_jax.text.tokenizer import BOS, EOS, WORD_END, vocabulary_of
 
 PROMPTS = ["a photo of a cat", "Noise, in three COLOURS", "", "word " * 30, "naïve café 😀"]
 CLASSIFIER = classifier.ClassifierConfig("small", ("a", "b"), side=16, stem=4, widths=(4, 8), blocks=1)
@@ -36,8 +36,8 @@ def photo(height, width, seed):
 def published(tmp_path_factory):
     """A folder as transformers writes it: random weights in CLIPModel's layout, and a byte-pair vocabulary."""
     folder = tmp_path_factory.mktemp("clip")
-    units = [*VOCABULARY_ORDER, *(unit + WORD_END for unit in VOCABULARY_ORDER), *map("".join, MERGES), BOS, EOS]
-    (folder / "vocab.json").write_text(json.dumps({unit: number for number, unit in enumerate(units)}))
+    units = vocabulary_of(MERGES)
+    (folder / "vocab.json").write_text(json.dumps(units))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, MERGES)]) + "\n", encoding="utf-8")
     layers = dict(num_hidden_layers=2, projection_dim=8)
     sizes = dict(vocab_size=len(units), bos_token_id=len(units) - 2, eos_token_id=len(units) - 1, pad_token_id=0)

@@ -7,45 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
 
 from lpl_jax.denoisers import load
 from lpl_jax.diffusion import paradigm
 from lpl_jax.errors import InputError
 from lpl_jax.losses.self_perceptual import block_features, sample_second_t, self_perceptual_loss
+from lpl_jax.tools.parity import denoisers as parity
 
-TEXT, POOLED, DEPTH = 24, 40, 2
+DEPTH = 2
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
-def twin():
+def pair(tmp_path_factory):
+    """diffusers' network, and ours of its weights: (module, (model, params))."""
     torch.set_num_threads(1)
-    module = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=DEPTH,
-        attention_head_dim=16,
-        num_attention_heads=4,
-        joint_attention_dim=TEXT,
-        caption_projection_dim=64,
-        pooled_projection_dim=POOLED,
-        pos_embed_max_size=12,
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in module.state_dict().values():
-            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
-    return module.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def frozen(twin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("twin")
-    twin.save_pretrained(folder)
-    return load(folder)
+    twin = parity.random_torch({"num_layers": DEPTH, "pos_embed_max_size": 12}, folder)
+    return twin, load(folder)
 
 
 def torch_tokens(twin, latents, time, text, pooled, block):
@@ -59,7 +38,8 @@ def torch_tokens(twin, latents, time, text, pooled, block):
 
 def draw(seed=0):
     rng = np.random.default_rng(seed)
-    shapes = [(2, 4, 6, 4)] * 3 + [(2, 5, TEXT), (2, POOLED)]
+    widths = parity.TINY["joint_attention_dim"], parity.TINY["pooled_projection_dim"]
+    shapes = [(2, 4, 6, 4)] * 3 + [(2, 5, widths[0]), (2, widths[1])]
     return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
 
 
@@ -115,9 +95,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_value_and_gradient_equal_pytorch(name, frozen, twin):
+def test_value_and_gradient_equal_pytorch(name, pair):
     process, block, t, second_t = CASES[name]
-    (model, params), inputs = frozen, draw()
+    (twin, (model, params)), inputs = pair, draw()
     t, second_t = jnp.asarray(t), jnp.asarray(second_t)
     values, (of_params, gradient, *of_actual) = value_and_gradients(model, block, process, params, t, second_t, inputs)
     first, second = (tuple(map(np.asarray, process.alpha_sigma(each))) for each in (t, second_t))

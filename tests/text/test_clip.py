@@ -16,28 +16,11 @@ from safetensors.numpy import load_file, save_file
 from lpl_jax import text
 from lpl_jax.errors import InputError
 from lpl_jax.text import ClipConfig
+from lpl_jax.text.config import CLASSES
+from lpl_jax.tools.parity import text as parity
+from lpl_jax.tools.parity.comparison import FORWARD, close
+from lpl_jax.tools.parity.torch_side import nchw, randomize
 
-TEXT = dict(
-    vocab_size=99,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    max_position_embeddings=12,
-    projection_dim=8,
-    bos_token_id=97,
-    eos_token_id=98,
-    pad_token_id=98,
-)
-VISION = dict(
-    hidden_size=24,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=3,
-    image_size=24,
-    patch_size=8,
-    projection_dim=8,
-)
 # Row 1 has two end tokens behind each other, row 2 has a number above 2 only at its end, and all rows differ in length.
 TOKENS = np.array(
     [
@@ -50,117 +33,66 @@ TOKENS = np.array(
 )
 
 
-def torch_model(cls, config, seed=0):
-    """Weights at which every part matters: norms are not the identity, biases are not 0, activations are spread."""
-    torch.manual_seed(seed)
-    model = cls(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "layrnorm" in name:
-                parameter.uniform_(0.5, 1.5) if name.endswith("weight") else parameter.uniform_(-0.3, 0.3)
-            elif name.endswith("bias"):
-                parameter.uniform_(-0.3, 0.3)
-            elif parameter.ndim > 1:
-                parameter.normal_(0, parameter[0].numel() ** -0.5 if "embedding" not in name else 0.5)
-    return model
-
-
-def clip_model(seed=0, **changes):
-    config = transformers.CLIPConfig(text_config=TEXT | changes, vision_config=VISION | changes, projection_dim=8)
-    return torch_model(transformers.CLIPModel, config, seed)
-
-
-def relative_error(ours, theirs):
-    theirs = theirs.detach().numpy()
-    return float(np.max(np.abs(np.asarray(ours) - theirs)) / np.max(np.abs(theirs)))
-
-
-def assert_equal(ours, theirs, pooled, projected):
-    """Features of ours and an output of theirs, to the error of float32 sums through a few layers."""
-    assert relative_error(ours.last, theirs.last_hidden_state) < 1e-4
-    assert relative_error(ours.penultimate, theirs.hidden_states[-2]) < 1e-4
-    assert relative_error(ours.pooled, pooled) < 1e-4
-    if projected is None:
-        assert ours.projected is None
-    else:
-        assert relative_error(ours.projected, projected) < 1e-4
-
-
 def pixels(side=24, seed=0):
     return np.random.default_rng(seed).normal(size=(2, side, side, 3)).astype(np.float32)
 
 
-def nchw(array):
-    return torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
-
-
-encode_text = jax.jit(lambda clip, tokens: clip.encode_text(tokens))
-encode_images = jax.jit(lambda clip, images: clip.encode_images(images))
+def assert_equal(ours, theirs, projection=None):
+    """Features of ours and an output of theirs, to the error of float32 sums through a few layers."""
+    assert (ours.projected is None) == (projection is None)
+    rows = list(parity.feature_rows("tower", ours, theirs, projection))
+    assert all(row.ok for row in rows), rows
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """A CLIPModel of transformers, ours, and the folder between them."""
-    model, folder = clip_model(), tmp_path_factory.mktemp("clip")
-    model.save_pretrained(folder)
-    return model, text.load(folder), folder
+    folder = tmp_path_factory.mktemp("clip")
+    return parity.random_torch("CLIPModel", folder), text.load(folder), folder
 
 
 @pytest.mark.parametrize(("activation", "eos"), [("quick_gelu", 98), ("gelu", 2)])
 def test_text_tower_equals_transformers(tmp_path, activation, eos):
-    config = transformers.CLIPTextConfig(**{**TEXT, "hidden_act": activation, "eos_token_id": eos})
-    model = torch_model(transformers.CLIPTextModelWithProjection, config)
-    model.save_pretrained(tmp_path)
-    ours = encode_text(text.load(tmp_path), TOKENS)
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(TOKENS), output_hidden_states=True)
-        pooled = model.text_model(torch.from_numpy(TOKENS)).pooler_output
-    assert_equal(ours, theirs, pooled, theirs.text_embeds)
+    changes = {"hidden_act": activation, "eos_token_id": eos}
+    model = parity.random_torch("CLIPTextModelWithProjection", tmp_path, **changes)
+    ours = parity.encode_text(text.load(tmp_path), TOKENS)
+    theirs = model.text_model(torch.from_numpy(TOKENS), output_hidden_states=True)
+    assert_equal(ours, theirs, model.text_projection)
 
 
 def test_legacy_eos_pools_at_the_highest_number(tmp_path):
     """The two rules differ where a number above the configured end token comes first."""
     tokens = np.array([[97, 98, 50, 2, 0, 0]], np.int32)
-    config = transformers.CLIPTextConfig(**{**TEXT, "eos_token_id": 50})
-    torch_model(transformers.CLIPTextModel, config).save_pretrained(tmp_path)
+    parity.random_torch("CLIPTextModel", tmp_path, eos_token_id=50)
     by_number = text.load(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"eos_token_id": 2}))
     legacy = text.load(tmp_path)
-    ours = encode_text(by_number, tokens)
+    ours = parity.encode_text(by_number, tokens)
     np.testing.assert_allclose(ours.pooled[0], ours.last[0, 2], rtol=1e-6)
-    np.testing.assert_allclose(encode_text(legacy, tokens).pooled[0], ours.last[0, 1], rtol=1e-6)
+    np.testing.assert_allclose(parity.encode_text(legacy, tokens).pooled[0], ours.last[0, 1], rtol=1e-6)
 
 
 def test_text_tower_is_causal(pair):
     clip = pair[1]
     changed = TOKENS.copy()
     changed[:, 7:] = 42
-    before, after = encode_text(clip, TOKENS).last, encode_text(clip, changed).last
+    before, after = parity.encode_text(clip, TOKENS).last, parity.encode_text(clip, changed).last
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.abs(before[:, 7:] - after[:, 7:]).max(axis=(1, 2)).min() > 0.01
 
 
 def test_vision_tower_equals_transformers(tmp_path):  # quick_gelu: see the similarities
-    config = transformers.CLIPVisionConfig(**{**VISION, "hidden_act": "gelu"})
-    model = torch_model(transformers.CLIPVisionModelWithProjection, config)
-    model.save_pretrained(tmp_path)
-    images = pixels()
-    ours = encode_images(text.load(tmp_path), images)
-    with torch.no_grad():
-        theirs = model(nchw(images), output_hidden_states=True)
-        pooled = model.vision_model(nchw(images)).pooler_output
-    assert_equal(ours, theirs, pooled, theirs.image_embeds)
+    model = parity.random_torch("CLIPVisionModelWithProjection", tmp_path, hidden_act="gelu")
+    ours = parity.encode_images(text.load(tmp_path), pixels())
+    theirs = model.vision_model(nchw(pixels()), output_hidden_states=True)
+    assert_equal(ours, theirs, model.visual_projection)
 
 
 def test_similarities_equal_transformers(pair):
     model, clip, _ = pair
-    images = pixels()
-    ours = [encode_images(clip, images).projected, encode_text(clip, TOKENS).projected]
-    ours = [features / jnp.linalg.norm(features, axis=-1, keepdims=True) for features in ours]
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(TOKENS), nchw(images)).logits_per_image
-    assert relative_error(jnp.exp(clip.params["logit_scale"]) * ours[0] @ ours[1].T, theirs) < 1e-4
+    theirs = model(torch.from_numpy(TOKENS), nchw(pixels())).logits_per_image
+    assert close("similarities", parity.similarities(clip, pixels(), TOKENS), theirs, FORWARD).ok
 
 
 def test_bfloat16_stays_near_float32(pair):
@@ -168,8 +100,8 @@ def test_bfloat16_stays_near_float32(pair):
     half = text.load(folder, dtype=jnp.bfloat16)
     assert half.params["text"]["layer_0"]["mlp"]["fc1"]["kernel"].dtype == jnp.bfloat16
     for mine, reference in (
-        (encode_text(half, TOKENS), encode_text(clip, TOKENS)),
-        (encode_images(half, pixels()), encode_images(clip, pixels())),
+        (parity.encode_text(half, TOKENS), parity.encode_text(clip, TOKENS)),
+        (parity.encode_images(half, pixels()), parity.encode_images(clip, pixels())),
     ):
         assert mine.projected.dtype == jnp.float32
         # 8 bits of mantissa: 2**-9 for each rounding, a few dozen of them in a row
@@ -177,21 +109,9 @@ def test_bfloat16_stays_near_float32(pair):
         assert 1e-5 < error < 0.05
 
 
-SINGLE = {
-    "CLIPTextModel": (transformers.CLIPTextModel, transformers.CLIPTextConfig(**TEXT)),
-    "CLIPVisionModel": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig(**VISION)),
-    "CLIPTextModelWithProjection": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig(**TEXT)),
-    "CLIPVisionModelWithProjection": (
-        transformers.CLIPVisionModelWithProjection,
-        transformers.CLIPVisionConfig(**VISION),
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", [*SINGLE, "CLIPModel"])
+@pytest.mark.parametrize("kind", CLASSES)
 def test_saved_folder_is_read_by_transformers_and_by_us_exactly(kind, tmp_path):
-    model = clip_model() if kind == "CLIPModel" else torch_model(*SINGLE[kind])
-    model.save_pretrained(tmp_path / "theirs")
+    model = parity.random_torch(kind, tmp_path / "theirs")
     ours = text.load(tmp_path / "theirs")
     assert (ours.config.text is not None, ours.config.vision is not None) == ("Vision" not in kind, "Text" not in kind)
     text.save(ours, tmp_path / "ours")
@@ -332,16 +252,13 @@ def test_vit_large_14_equals_transformers(tmp_path):
         vision_config=sizes | {"patch_size": 14, "image_size": 224, "projection_dim": 768},
         projection_dim=768,
     )
-    model = torch_model(transformers.CLIPModel, config)
+    model = randomize(transformers.CLIPModel(config), seed=0)
     model.save_pretrained(tmp_path)
     clip = text.load(tmp_path)
     tokens = np.random.default_rng(0).integers(0, 49406, (2, 77)).astype(np.int32)
     tokens[:, 0], tokens[0, 20:], tokens[1, 76] = 49406, 49407, 49407
     images = pixels(224)
-    with torch.no_grad():
-        theirs = model.text_model(torch.from_numpy(tokens), output_hidden_states=True)
-        pooled = theirs.pooler_output
-        assert_equal(encode_text(clip, tokens), theirs, pooled, model.text_projection(pooled))
-        theirs = model.vision_model(nchw(images), output_hidden_states=True)
-        pooled = theirs.pooler_output
-        assert_equal(encode_images(clip, images), theirs, pooled, model.visual_projection(pooled))
+    theirs = model.text_model(torch.from_numpy(tokens), output_hidden_states=True)
+    assert_equal(parity.encode_text(clip, tokens), theirs, model.text_projection)
+    theirs = model.vision_model(nchw(images), output_hidden_states=True)
+    assert_equal(parity.encode_images(clip, images), theirs, model.visual_projection)

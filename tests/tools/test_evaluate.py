@@ -14,6 +14,7 @@ import eval as program
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
+from lpl_jax.evaluation.figures import MARGIN, TITLE
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.experiment import build, resolve
 from lpl_jax.runs import checkpoints
@@ -73,6 +74,9 @@ def test_an_evaluation_of_a_run_says_all_that_made_it(run, evaluated):
     assert "--workdir" in card.context["command"]
     for name in ("card.md", "grid.png", "spectrum.png", "spectrum.csv", "spectrum_map.png"):
         assert (evaluated / name).stat().st_size > 0
+    samples, picture = np.load(evaluated / cards.SAMPLES), np.asarray(Image.open(evaluated / "grid.png"))
+    assert samples.shape == (8, 32, 32, 3)
+    np.testing.assert_array_equal(picture[TITLE + MARGIN :][:32, MARGIN:][:, :32], samples[0])
 
 
 def test_the_same_call_again_computes_no_features(run, evaluated, image_folder, monkeypatch):

@@ -13,7 +13,7 @@ from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_features
 from lpl_jax.experiment import build, resolve
 from lpl_jax.runs import open_run
-from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
+from lpl_jax.text.tokenizer import vocabulary_of
 
 PROMPTS = ["a red bird", "two dogs", "snow"]
 LENGTH = 12
@@ -23,7 +23,7 @@ LENGTH = 12
 def clip_folder(tmp_path_factory):
     """A tiny CLIP of both towers, with a vocabulary of single bytes."""
     folder = tmp_path_factory.mktemp("clip") / "clip"
-    units = [*VOCABULARY_ORDER, *(unit + WORD_END for unit in VOCABULARY_ORDER), BOS, EOS]
+    units = vocabulary_of([])
     shared = dict(layers=1, projection_dim=8)
     config = text.ClipConfig(
         text=text.TextConfig(
@@ -32,7 +32,7 @@ def clip_folder(tmp_path_factory):
         vision=text.VisionConfig(24, heads=3, mlp_width=48, image_size=16, patch_size=8, **shared),
     )
     text.save(text.init(config, jax.random.key(0)), folder)
-    (folder / "vocab.json").write_text(json.dumps({unit: number for number, unit in enumerate(units)}))
+    (folder / "vocab.json").write_text(json.dumps(units))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
 

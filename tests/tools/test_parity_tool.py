@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
@@ -93,7 +92,8 @@ def test_loss(run, monkeypatch):
 
 def end_to_end_of_taesd(settings):
     """The network that compiles fastest."""
-    model, folder = autoencoders.tiny_torch("TAESD", settings)
+    folder = settings.scratch / "TAESD"
+    model = autoencoders.random_torch("TAESD", folder)
     yield from loss._end_to_end(lambda: model, folder, settings)
 
 
@@ -154,10 +154,7 @@ def test_taesd_files_with_norms_in_the_middle(run, tmp_path):
     autoencoders.randomize(model, 0)
     folder = tmp_path / "weights"
     folder.mkdir()
-    for side, first in (("encoder", 0), ("decoder", 1)):
-        state = getattr(model, side).layers.state_dict()
-        numbered = {f"{int(key.split('.')[0]) + first}.{key.split('.', 1)[1]}": value for key, value in state.items()}
-        torch.save(numbered, folder / f"x_{side}.pth")
+    autoencoders.save_taesd_pair(model, folder, "x")
     status, rows = run("autoencoders", "--autoencoder", str(folder))
     assert status == 0 and verdicts(rows) == {"ok"}
     assert rows[f"{folder}: tensors written by us, read by diffusers"]["values"] == sum(

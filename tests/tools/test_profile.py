@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lpl_jax.autoencoders import AutoencoderConfig
-from lpl_jax.cost import flops, step_cost
+from lpl_jax.cost import flops, paper_tables, step_cost
 from lpl_jax.denoisers import preset
 from lpl_jax.errors import InputError
 from lpl_jax.tools import profile
@@ -41,35 +41,14 @@ def call(argv, folder):
     return json.loads((folder / "profile.json").read_text()), (folder / "profile.md").read_text()
 
 
-# --- the paper's tables ---
-
-
-@pytest.mark.parametrize("name", ["256", "512", "512 large"])
-def test_rows_without_the_loss_are_met_in_every_digit(name):
-    row = profile.ROWS[name]
-    assert f"{profile.row_tflops(row):.3f}" == f"{row.printed:.3f}"
-
-
-@pytest.mark.parametrize("name, within", [("256 LPL", 0.08), ("256 text LPL", 0.005), ("512 LPL", 0.0015)])
-def test_rows_with_the_loss_need_one_share(name, within):
-    row = profile.ROWS[name]
-    assert abs(profile.row_tflops(row) - row.printed) < within
-    # The share that a row is fitted with gives its digits back, and is the same one in all rows but for 0.2 %.
-    assert f"{profile.row_tflops(row, profile.fitted_share(row)):.3f}" == f"{row.printed:.3f}"
-    assert abs(profile.fitted_share(row) / profile.DECODED - 1) < 0.003
-
-
 def test_table8_prints_them(capsys):
     assert profile.main(["--table8"]) == 0
     text = capsys.readouterr().out
-    assert all(f"| {row.printed:.3f} |" in text for row in profile.ROWS.values())
+    assert all(f"| {row.printed:.3f} |" in text for row in paper_tables.ROWS.values())
     document = (ROOT / "docs/flops.md").read_text()
     assert all(line in document for line in text.splitlines() if line.startswith(("| Table", "| Condition")))
     # Whole trainings: what the paper adds up to 50,711.20k and 58,030.80k TFLOP.
     assert "| 50,711,200 |" in text and "| 58,030,800 |" in text
-
-
-# --- counts of a config ---
 
 
 def test_full_size_config_is_counted_without_weights_or_data(tmp_path, capsys):

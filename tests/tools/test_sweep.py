@@ -12,7 +12,6 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
 from lpl_jax.evaluation import collect as collect_results
 from lpl_jax.evaluation.cards import Card, Metric
-from lpl_jax.evaluation.figures import panels
 from lpl_jax.tools import sweep
 
 ROOT = Path(paper.__file__).parents[2]
@@ -176,7 +175,7 @@ def write(run, fid, name="step10", **made):
     card = Card({"fid": Metric(fid)}, {}, made, cards.context(["python"]))
     cards.write_card(card, run / "evaluation" / name)
     images = np.full((3, 16, 16, 3), (int(10 * fid), 0, 99), np.uint8)  # a colour that no letter has
-    panels({"3 of 3": images}, per_row=8).save(run / "evaluation" / name / "grid.png")
+    np.save(run / "evaluation" / name / cards.SAMPLES, images)
 
 
 def collect(tmp_path, *names):

@@ -29,20 +29,15 @@ from lpl_jax.tools.parity.torch_side import arrays, cast, nchw, nhwc, randomize
 
 _BLOCKS = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
 _TINY_KL = dict(**_BLOCKS, block_out_channels=(8, 16, 16, 24), layers_per_block=1, norm_num_groups=4)
+_FULL_KL = dict(**_BLOCKS, block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+_FULL_ASYMMETRIC = dict(**_BLOCKS, down_block_out_channels=(128, 256, 512, 512), layers_per_down_block=2)
+_FLUX = dict(
+    latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+)
 # The families at widths for a quick comparison.
 FAMILIES = {
     "SD": (AutoencoderKL, dict(**_TINY_KL, latent_channels=4, scaling_factor=0.13025)),
-    "SD3 and FLUX.1": (
-        AutoencoderKL,
-        dict(
-            **_TINY_KL,
-            latent_channels=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-    ),
+    "SD3 and FLUX.1": (AutoencoderKL, _TINY_KL | _FLUX),
     "asymmetric": (
         AsymmetricAutoencoderKL,
         dict(
@@ -66,6 +61,20 @@ FAMILIES = {
         ),
     ),
 }
+# And at the widths of published weights.
+PUBLISHED = {
+    "SD, published widths": (AutoencoderKL, dict(**_FULL_KL, latent_channels=4)),
+    "SD3 and FLUX.1, published widths": (AutoencoderKL, _FULL_KL | _FLUX),
+    "asymmetric x1.5": (
+        AsymmetricAutoencoderKL,
+        dict(**_FULL_ASYMMETRIC, up_block_out_channels=(192, 384, 768, 768), layers_per_up_block=3),
+    ),
+    "asymmetric x2": (
+        AsymmetricAutoencoderKL,
+        dict(**_FULL_ASYMMETRIC, up_block_out_channels=(256, 512, 1024, 1024), layers_per_up_block=5),
+    ),
+    "TAESD, published widths": (AutoencoderTiny, dict()),
+}
 RELU_GRADIENT = 0.05
 KL_TAPS, TINY_TAPS = ("mid", "up_0", "up_1", "up_2", "up_3"), ("level 0", "level 1", "level 2", "level 3")
 
@@ -79,16 +88,17 @@ def groups(settings: Settings) -> list[Group]:
 
 
 def _tiny(family: str, settings: Settings) -> Iterator[Comparison]:
-    model, folder = tiny_torch(family, settings)
+    folder = settings.scratch / "autoencoders" / family
+    model = random_torch(family, folder, settings.seed)
     yield from compare(model, autoencoders.load(folder), folder, settings)
 
 
-def tiny_torch(family: str, settings: Settings) -> tuple[torch.nn.Module, Path]:
-    """diffusers' model of a family with random weights, and the folder that it was saved in."""
-    kind, options = FAMILIES[family]
-    model, folder = randomize(kind(**options), settings.seed), settings.scratch / "autoencoders" / family
+def random_torch(family: str, folder: Path, seed: int = 0) -> torch.nn.Module:
+    """diffusers' model of a family with random weights, which are saved in `folder`."""
+    kind, options = (FAMILIES | PUBLISHED)[family]
+    model = randomize(kind(**options), seed)
     model.save_pretrained(folder)
-    return model, folder
+    return model
 
 
 def compare(
@@ -96,7 +106,7 @@ def compare(
 ) -> Iterator[Comparison]:
     """All rows of one autoencoder: diffusers' model and ours of the same folder."""
     inputs = example(ours.config, settings)
-    theirs, found = _torch_outputs(model, ours.config, **inputs), _outputs(ours, **inputs)
+    theirs, found = torch_outputs(model, ours.config, **inputs), outputs(ours, **inputs)
     taps = KL_TAPS if len(found["taps"]) == len(KL_TAPS) else TINY_TAPS
     yield close("encoder mean", found["mean"], theirs["mean"], FORWARD)
     if "logvar" in theirs:
@@ -126,8 +136,8 @@ def _bfloat16(model, config, folder: Path, inputs: dict, theirs: dict) -> Iterat
 
     How much is lost depends on the weights: with features of very different sizes both lose more than the bound.
     """
-    ours = _outputs(autoencoders.load(folder, dtype=jnp.bfloat16), **inputs, gradient=False)
-    lowered = _torch_outputs(cast(model, torch.bfloat16), config, **inputs, gradient=False)
+    ours = outputs(autoencoders.load(folder, dtype=jnp.bfloat16), **inputs, gradient=False)
+    lowered = torch_outputs(cast(model, torch.bfloat16), config, **inputs, gradient=False)
     for name, key in (("encoder mean", "mean"), ("taps", "taps"), ("decoded image", "decoded image")):
         usual = close(key, lowered[key], theirs[key], BFLOAT16).max_error
         yield close(f"{name} in bfloat16", ours[key], theirs[key], max(BFLOAT16, 3 * usual))
@@ -154,26 +164,28 @@ def example(config, settings: Settings) -> dict[str, np.ndarray]:
     )
 
 
-@partial(jax.jit, static_argnames="gradient")
-def _outputs(autoencoder, images, mask, latents, gradient: bool = True) -> dict:
+@partial(jax.jit, static_argnames=("gradient", "remat"))
+def outputs(autoencoder, images, mask, latents, gradient: bool = True, remat: bool = False) -> dict:
+    """All that an autoencoder of ours gives, by name; `gradient` is that of the taps' mean squares."""
     config = autoencoder.config
     out = {"decoded image": autoencoder.decode(latents), **autoencoder.encode(images)._asdict()}
-    if not gradient:
-        return out | {"taps": list(autoencoder.features(latents))}
-
-    def scalar(z):
-        taps = list(autoencoder.features(z))
-        return sum(jnp.mean(tap**2) for tap in taps), taps
-
-    out["gradient"], out["taps"] = jax.grad(scalar, has_aux=True)(latents)
     if getattr(config, "post_quant_conv", False):
         out["taps without post_quant_conv"] = list(autoencoder.features(latents, post_quant_conv=False))
     if getattr(config, "mask_condition", False):
         out["image decoded with image and mask"] = autoencoder.decode(latents, images, mask)
+
+    def scalar(z):
+        taps = list(autoencoder.features(z, remat=remat))
+        return sum(jnp.mean(tap**2) for tap in taps), taps
+
+    if not gradient:
+        return out | {"taps": scalar(latents)[1]}
+    out["gradient"], out["taps"] = jax.grad(scalar, has_aux=True)(latents)
     return out
 
 
-def _torch_outputs(model, config, images, mask, latents, gradient: bool = True) -> dict:
+def torch_outputs(model, config, images, mask, latents, gradient: bool = True) -> dict:
+    """The same of diffusers' model; TAESD has no log-variance."""
     dtype = next(model.parameters()).dtype
     images, mask, z = nchw(images).to(dtype), nchw(mask).to(dtype), nchw(latents).requires_grad_(gradient)
     raw = (z / config.scaling_factor + config.shift_factor).to(dtype)
@@ -237,6 +249,17 @@ def load_torch(folder: Path, config) -> torch.nn.Module:
                 layers[number] = NormedBlock(layers[number], tensors[f"{side}.layers.{number}.pool.0.weight"].shape[1])
     model.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
     return model.eval().requires_grad_(False)
+
+
+def save_taesd_pair(model: torch.nn.Module, folder: Path, name: str) -> None:
+    """An AutoencoderTiny in the layout that TAESD is published in: NAME_encoder.pth and NAME_decoder.pth.
+
+    The decoder's numbers count the clamp of the latents as a layer, its first.
+    """
+    for side, first in (("encoder", 0), ("decoder", 1)):
+        named = (key.partition(".") + (tensor,) for key, tensor in getattr(model, side).layers.state_dict().items())
+        state = {f"{int(number) + first}.{rest}": tensor for number, _, rest, tensor in named}
+        torch.save(state, folder / f"{name}_{side}.pth")
 
 
 class NormedBlock(torch.nn.Module):

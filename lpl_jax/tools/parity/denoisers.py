@@ -32,9 +32,9 @@ TINY = dict(
     pooled_projection_dim=40,
 )
 LAYOUTS = {
-    "SD3": dict(num_layers=2),
-    "SD3.5 large": dict(num_layers=2, qk_norm="rms_norm"),
-    "SD3.5 medium": dict(num_layers=3, qk_norm="rms_norm", dual_attention_layers=(0,)),
+    "SD3": dict(num_layers=3),
+    "SD3.5 large": dict(num_layers=3, qk_norm="rms_norm"),
+    "SD3.5 medium": dict(num_layers=4, qk_norm="rms_norm", dual_attention_layers=(0, 1)),
 }
 
 
@@ -48,11 +48,17 @@ def groups(settings: Settings) -> list[Group]:
 
 def _tiny(name: str, settings: Settings) -> Iterator[Comparison]:
     table = max(settings.sides(FACTOR)) // 2 + 3  # patches a side; the grid is its middle
-    theirs = randomize(SD3Transformer2DModel(**TINY, **LAYOUTS[name], pos_embed_max_size=table), settings.seed)
     folder = settings.scratch / "denoisers" / name
-    theirs.save_pretrained(folder)
+    theirs = random_torch(LAYOUTS[name] | {"pos_embed_max_size": table}, folder, settings.seed)
     model, params = denoisers.load(folder)
     yield from compare(theirs, model.config, params, settings)
+
+
+def random_torch(options: Mapping, folder: Path, seed: int = 0) -> torch.nn.Module:
+    """diffusers' model of TINY and these options with random weights, which are saved in `folder`."""
+    model = randomize(SD3Transformer2DModel(**(TINY | options)), seed)
+    model.save_pretrained(folder)
+    return model
 
 
 def _given(config, params, settings: Settings) -> Iterator[Comparison]:
@@ -67,10 +73,10 @@ def _given(config, params, settings: Settings) -> Iterator[Comparison]:
 
 def compare(theirs: torch.nn.Module, config, params: Mapping, settings: Settings) -> Iterator[Comparison]:
     """All rows of one network: diffusers' model and our parameters from the same folder."""
-    latents, time, text, pooled = inputs = example(config, settings)
+    inputs = example(config, settings.sides(FACTOR), settings.seed)
     prediction, gradient = _gradient(config, params, *inputs)
     theirs.requires_grad_(True)
-    expected = theirs(nchw(latents), *map(torch.from_numpy, (text, pooled, time))).sample
+    expected = torch_prediction(theirs, *inputs)
     (expected**2).mean().backward()
     yield close("prediction", prediction, nhwc(expected), FORWARD)
     # Our gradient under their names; the table of positions is a constant there and is not trained here.
@@ -87,19 +93,21 @@ def compare(theirs: torch.nn.Module, config, params: Mapping, settings: Settings
     again = SD3Transformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
     states = arrays(again.state_dict()), arrays(theirs.state_dict())
     yield equal_by_name("tensors written by us, read by diffusers", *states)
-    yield _pipeline(again, config, params, settings)
+    ours, expected = pipeline_trajectories(again, config, params, inputs)
+    yield close("guided trajectory of StableDiffusion3Pipeline on our folder", ours, expected, FORWARD)
 
 
-def example(config, settings: Settings) -> tuple[np.ndarray, ...]:
-    """Latents, times, text tokens and pooled texts, two of each."""
-    rng = np.random.default_rng(settings.seed)
-    shapes = (
-        (2, *settings.sides(FACTOR), config.latent_channels),
-        (2, TOKENS, config.context_dim),
-        (2, config.pooled_dim),
-    )
+def example(config, sides: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Latents of this height and width, times, text tokens and pooled texts, two of each."""
+    rng = np.random.default_rng(seed)
+    shapes = (2, *sides, config.latent_channels), (2, TOKENS, config.context_dim), (2, config.pooled_dim)
     latents, text, pooled = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     return latents, np.array([3.0, 871.25], np.float32), text, pooled
+
+
+def torch_prediction(theirs: torch.nn.Module, latents, time, text, pooled) -> torch.Tensor:
+    """(B, C, H, W), of inputs as `example` gives them."""
+    return theirs(nchw(latents), *map(torch.from_numpy, (text, pooled, time))).sample
 
 
 @partial(jax.jit, static_argnames="config")
@@ -114,9 +122,9 @@ def _gradient(config, params, latents, time, text, pooled):
     return prediction, gradient
 
 
-def _pipeline(theirs, config, params, settings: Settings) -> Comparison:
-    """Our folder sampled by the stock pipeline, and the same trajectory of our sampler."""
-    noise, _, text, pooled = example(config, settings)
+def pipeline_trajectories(theirs, config, params, inputs) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The trajectory of our sampler, and that of the stock pipeline around diffusers' model of the same weights."""
+    noise, _, text, pooled = inputs
     null_text, null_pooled = (0.1 * np.ones_like(each) for each in (text, pooled))
     pipeline = StableDiffusion3Pipeline(
         transformer=theirs,
@@ -131,7 +139,6 @@ def _pipeline(theirs, config, params, settings: Settings) -> Comparison:
         expected.append(nhwc(given["latents"]))
         return given
 
-    height, width = settings.sides(1)
     pipeline(
         latents=nchw(noise),
         prompt_embeds=torch.from_numpy(text),
@@ -141,13 +148,12 @@ def _pipeline(theirs, config, params, settings: Settings) -> Comparison:
         guidance_scale=GUIDANCE,
         num_inference_steps=STEPS,
         sigmas=np.linspace(1.0, 1 / STEPS, STEPS),
-        height=height,
-        width=width,
+        height=FACTOR * noise.shape[1],
+        width=FACTOR * noise.shape[2],
         output_type="latent",
         callback_on_step_end=keep,
     )
-    ours = _trajectory(config, params, noise, (text, pooled), (null_text, null_pooled))
-    return close("guided trajectory of StableDiffusion3Pipeline on our folder", list(ours), expected, FORWARD)
+    return list(_trajectory(config, params, noise, (text, pooled), (null_text, null_pooled))), expected
 
 
 @partial(jax.jit, static_argnames="config")

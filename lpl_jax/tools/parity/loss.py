@@ -13,7 +13,7 @@ from lpl_jax import autoencoders
 from lpl_jax.autoencoders.files import find_folder
 from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perceptual_distance
 from lpl_jax.tools.parity import twins
-from lpl_jax.tools.parity.autoencoders import gradient_tolerance, load_torch, tiny_torch, torch_taps
+from lpl_jax.tools.parity.autoencoders import gradient_tolerance, load_torch, random_torch, torch_taps
 from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal
 from lpl_jax.tools.parity.torch_side import cast, nchw, nhwc
 
@@ -118,7 +118,8 @@ def _value_and_gradient(name, predicted, clean, config, expected, gradient) -> I
 
 
 def _tiny_end_to_end(settings: Settings) -> Iterator[Comparison]:
-    model, folder = tiny_torch("SD", settings)
+    folder = settings.scratch / "autoencoders" / "SD"
+    model = random_torch("SD", folder, settings.seed)
     yield from _end_to_end(lambda: model, folder, settings)
 
 

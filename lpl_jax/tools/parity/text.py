@@ -18,7 +18,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
 from lpl_jax.io.tensors import read_json
 from lpl_jax.text.config import class_name
-from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
+from lpl_jax.text.tokenizer import WORD_END, vocabulary_of
 from lpl_jax.tools.parity.comparison import FORWARD, Comparison, Group, Settings, close, equal, equal_by_name
 from lpl_jax.tools.parity.torch_side import arrays, nchw, randomize
 
@@ -43,24 +43,29 @@ TINY_VISION = dict(
     patch_size=8,
     projection_dim=8,
 )
-# Spaces, contractions, numbers, marks of all kinds, other scripts, emoji, controls, special words.
+# Spaces, contractions, numbers, marks of all kinds, other scripts, emoji, controls, special words, long texts.
 TEXTS = (
     "",
-    " \t\n ",
+    "   \t\n ",
+    "a photo of a cat",
     "A PHOTO of  a\tCat\n\nand the dog ",
-    "it's they'LL we've I'm don't o'clock rock'n'roll 'quoted' !'s",
+    "it's they'LL we've I'm don't he'd you're o'clock rock'n'roll 'quoted' ''s !'s",
     "12345 3.14 1,000 x² ½ Ⅷ 一二三 ٣٤ 2nd",
-    '!!! ... #$%&*()[]{}<>?/\\|@^~`_-+=:;" snake_case',
-    "naïve café cafe\u0301 Å ß ſ İstanbul ΣΑΣ ﬁne",
-    "日本語 한국어 ไทย हिन्दी עברית العربية 𝓐𝓑",
-    "😀 👩‍👩‍👧 🇩🇪 ❤️ ಠ_ಠ",
-    "zero\u200bwidth soft\u00adhyphen nbsp\u00a0em\u2003 \ufeff \x00\x1b \x85",
-    "<b>bold</b> &amp; &lt;i&gt; “curly” – dash …",
-    "before <|endoftext|> behind<|startoftext|>x <|ENDOFTEXT|>'s",
+    '!!! ... #$%&*()[]{}<>?/\\|@^~`_-+=:;"',
+    "snake_case and a_b __init__",
+    "naïve café cafe\u0301 n\u0303 Å K ß ſ İstanbul ΣΑΣ ǅ ﬁne",
+    "日本語 한국어 ไทย हिन्दी עברית العربية ﷺ 𝓐𝓑 𐐀",
+    "😀 👩‍👩‍👧‍👦🇩🇪 ❤️ ಠ_ಠ",
+    "zero\u200bwidth soft\u00adhyphen nbsp\u00a0nel\x85em\u2003wide\u3000line\u2028 \ufeff",
+    "control \x00\x07\x1b sep\x1c\x1d\x1e\x1f end",
+    "<b>bold</b> &amp; &lt;i&gt; &amp;lt; &eacute; &#233; fish&chips",
+    "“curly” ‘quotes’ – dash … it’s",
+    "before <|endoftext|> behind<|startoftext|>x <|ENDOFTEXT|>'s !<|endoftext|>",
+    "<start_of_text> a <END_OF_TEXT> b",
     "the photo " * 60,
     "photophotographer" * 9,
 )
-MERGED = ("the", "photo", "cat", "and", "'s", "naïve", "😀", "2nd", "...")
+MERGED = ("the", "they", "photo", "photographer", "cat", "and", "'s", "naïve", "😀", "2nd", "...")
 FILES = ("*.json", "merges.txt", "model*.safetensors")
 IMAGE_SIZES = ((300, 401), (401, 300), (224, 224), (37, 50), (333, 1000))
 
@@ -69,7 +74,7 @@ def groups(settings: Settings) -> list[Group]:
     if not settings.text:
         return [
             Group("CLIP (tiny, random)", partial(_tiny, settings)),
-            Group("tokeniser", partial(_tokens, *_vocabulary(), settings.seed)),
+            Group("tokeniser", partial(_tokens, settings.seed)),
             Group("image preprocessing", partial(_images, 224, settings.seed)),
         ]
     folder = find(settings.text, FILES)
@@ -83,10 +88,24 @@ def groups(settings: Settings) -> list[Group]:
 
 
 def _tiny(settings: Settings) -> Iterator[Comparison]:
-    config = transformers.CLIPConfig(text_config=TINY_TEXT, vision_config=TINY_VISION, projection_dim=8)
-    model, folder = randomize(transformers.CLIPModel(config), settings.seed), settings.scratch / "text" / "tiny"
-    model.save_pretrained(folder)
+    folder = settings.scratch / "text" / "tiny"
+    model = random_torch("CLIPModel", folder, settings.seed)
     yield from compare(model, text.load(folder), settings)
+
+
+def random_torch(kind: str, folder: Path, seed: int = 0, **changes) -> torch.nn.Module:
+    """transformers' model of a class, tiny but for `changes`, with random weights, which are saved in `folder`."""
+    if kind == "CLIPModel":
+        config = transformers.CLIPConfig(
+            text_config=TINY_TEXT | changes, vision_config=TINY_VISION | changes, projection_dim=8
+        )
+    elif kind.startswith("CLIPText"):
+        config = transformers.CLIPTextConfig(**TINY_TEXT | changes)
+    else:
+        config = transformers.CLIPVisionConfig(**TINY_VISION | changes)
+    model = randomize(getattr(transformers, kind)(config), seed)
+    model.save_pretrained(folder)
+    return model
 
 
 def _given(clip: text.Clip, folder: Path, settings: Settings) -> Iterator[Comparison]:
@@ -103,17 +122,17 @@ def compare(model: torch.nn.Module, clip: text.Clip, settings: Settings) -> Iter
         tower = getattr(model, "text_model", model)
         theirs = tower(torch.from_numpy(tokens), output_hidden_states=True)
         projection = getattr(model, "text_projection", None)
-        yield from _features("text", _encode_text(clip, tokens), theirs, projection)
+        yield from feature_rows("text", encode_text(clip, tokens), theirs, projection)
     if clip.config.vision:
         side = clip.config.vision.image_size
         images = rng.standard_normal((2, side, side, 3)).astype(np.float32)
         tower = getattr(model, "vision_model", model)
         theirs = tower(nchw(images), output_hidden_states=True)
         projection = getattr(model, "visual_projection", None)
-        yield from _features("vision", _encode_images(clip, images), theirs, projection)
+        yield from feature_rows("vision", encode_images(clip, images), theirs, projection)
     if clip.config.text and clip.config.vision:
         theirs = model(torch.from_numpy(tokens), nchw(images)).logits_per_image
-        yield close("similarities of images and texts", _similarities(clip, images, tokens), theirs, FORWARD)
+        yield close("similarities of images and texts", similarities(clip, images, tokens), theirs, FORWARD)
     folder = settings.scratch / "text" / "written"
     text.save(clip, folder)
     again = kind.from_pretrained(folder)
@@ -121,7 +140,8 @@ def compare(model: torch.nn.Module, clip: text.Clip, settings: Settings) -> Iter
     yield equal_by_name("tensors written by us, read by transformers", *states)
 
 
-def _features(side: str, ours: text.Features, theirs, projection) -> Iterator[Comparison]:
+def feature_rows(side: str, ours: text.Features, theirs, projection=None) -> Iterator[Comparison]:
+    """Features of one tower, with the embedding where a projection is given."""
     yield close(f"{side}, last hidden state", ours.last, theirs.last_hidden_state, FORWARD)
     yield close(f"{side}, last hidden state but one", ours.penultimate, theirs.hidden_states[-2], FORWARD)
     yield close(f"{side}, pooled", ours.pooled, theirs.pooler_output, FORWARD)
@@ -130,17 +150,17 @@ def _features(side: str, ours: text.Features, theirs, projection) -> Iterator[Co
 
 
 @jax.jit
-def _encode_text(clip, tokens):
+def encode_text(clip, tokens):
     return clip.encode_text(tokens)
 
 
 @jax.jit
-def _encode_images(clip, images):
+def encode_images(clip, images):
     return clip.encode_images(images)
 
 
-def _similarities(clip, images, tokens):
-    features = _encode_images(clip, images).projected, _encode_text(clip, tokens).projected
+def similarities(clip, images, tokens):
+    features = encode_images(clip, images).projected, encode_text(clip, tokens).projected
     of_images, of_texts = (each / jnp.linalg.norm(each, axis=-1, keepdims=True) for each in features)
     return jnp.exp(clip.params["logit_scale"]) * of_images @ of_texts.T
 
@@ -156,8 +176,8 @@ def _example_tokens(model, config, rng) -> np.ndarray:
     return rows
 
 
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-pair vocabulary whose merges build a few words from the left."""
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Numbers of the units, and merges that build a few words from the left."""
     units, merges = bytes_to_unicode(), {}
     for word in MERGED:
         *letters, last = [units[byte] for byte in word.encode()]
@@ -166,28 +186,28 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
             if left:
                 merges[left, right] = None
             left += right
-    every = [*VOCABULARY_ORDER, *(unit + WORD_END for unit in VOCABULARY_ORDER), *map("".join, merges), BOS, EOS]
-    return {unit: number for number, unit in enumerate(every)}, list(merges)
+    return vocabulary_of(list(merges)), list(merges)
 
 
-def _tokens(vocabulary, merges, seed: int) -> Iterator[Comparison]:
-    theirs = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)
-    yield from _token_rows(text.Tokenizer(vocabulary, merges), theirs, seed)
+def _tokens(seed: int) -> Iterator[Comparison]:
+    units, merges = vocabulary()
+    yield from token_rows(text.Tokenizer(units, merges), transformers.CLIPTokenizer(vocab=units, merges=merges), seed)
 
 
 def _given_tokens(folder: Path, seed: int) -> Iterator[Comparison]:
-    yield from _token_rows(text.Tokenizer.load(folder), transformers.CLIPTokenizer.from_pretrained(folder), seed)
+    yield from token_rows(text.Tokenizer.load(folder), transformers.CLIPTokenizer.from_pretrained(folder), seed)
 
 
-def _token_rows(ours: text.Tokenizer, theirs, seed: int) -> Iterator[Comparison]:
-    for name, texts in (("chosen texts", list(TEXTS)), ("random texts", _random_texts(500, seed))):
+def token_rows(ours: text.Tokenizer, theirs, seed: int = 0) -> Iterator[Comparison]:
+    """Chosen and random texts in rows of two lengths, one of which cuts most of them."""
+    for name, texts in (("chosen texts", list(TEXTS)), ("random texts", random_texts(500, seed))):
         for length in (77, 6):
             out = theirs(texts, padding="max_length", max_length=length, truncation=True)
             numbers = np.array(out["input_ids"])
             yield equal(f"token numbers of {len(texts)} {name}, length {length}", ours(texts, length), numbers)
 
 
-def _random_texts(count: int, seed: int) -> list[str]:
+def random_texts(count: int, seed: int) -> list[str]:
     """Words of the chosen texts and assigned characters of the lowest planes, in any order."""
     rng = np.random.default_rng(seed)
     pieces = [piece for line in TEXTS[:-2] for piece in line.split(" ")]

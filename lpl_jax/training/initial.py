@@ -136,5 +136,9 @@ def perceptual_weight(
             perceptual.extend(values[active])
     diffusion, perceptual = np.array(jax.device_get(diffusion)), np.array(jax.device_get(perceptual))
     if lpl is not None:
-        return state.lpl_weight + calibrate_weight(diffusion, perceptual, lpl.target_share)
-    return state.lpl_weight + calibrate_weight_by_variance(diffusion, perceptual, comparison.variance_share)
+        share = lpl.target_share
+        weight = calibrate_weight(diffusion_losses=diffusion, perceptual_losses=perceptual, target_share=share)
+    else:
+        share = comparison.variance_share
+        weight = calibrate_weight_by_variance(diffusion_losses=diffusion, perceptual_losses=perceptual, share=share)
+    return state.lpl_weight + weight

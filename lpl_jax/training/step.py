@@ -111,19 +111,21 @@ def losses(
     """
     paradigm = objective.paradigm
     latent_key, t_key, noise_key, drop_key, gate_key = jax.random.split(key, 5)
-    z0 = autoencoder.scale(sample_posterior(latent_key, batch["mean"], batch["logvar"]))
+    z0 = autoencoder.scale(sample_posterior(latent_key, mean=batch["mean"], logvar=batch["logvar"]))
     t = _times(t_key, len(z0), objective) if t is None else t
     noise = jax.random.normal(noise_key, z0.shape) if noise is None else noise
     conditions = _conditions(batch, drop_key, objective, text)
 
-    z_t = paradigm.add_noise(z0, noise, t)
+    z_t = paradigm.add_noise(z0=z0, noise=noise, t=t)
     prediction = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), *conditions)
-    squared = jnp.square(prediction.astype(jnp.float32) - paradigm.target(z0, noise, t)).mean((1, 2, 3))
+    target = paradigm.target(z0=z0, noise=noise, t=t)
+    squared = jnp.square(prediction.astype(jnp.float32) - target).mean((1, 2, 3))
     weight = loss_weight(paradigm, t, objective.weighting, gamma=objective.gamma)
     diffusion = jnp.mean(weight * squared)
     if objective.lpl is None and objective.comparison is None:
         return diffusion, {"loss": diffusion, "diffusion_loss": diffusion}
-    step = _Prediction(z0, noise, t, *paradigm.estimate(z_t, prediction, t), weight * squared, conditions)
+    z0_hat, eps_hat = paradigm.estimate(z_t=z_t, prediction=prediction, t=t)
+    step = _Prediction(z0, noise, t, z0_hat, eps_hat, weight * squared, conditions)
     if objective.comparison is None:
         return _with_lpl(diffusion, step, gate_key, autoencoder, lpl_weight, objective)
     if objective.comparison.kind == "reweighting":
@@ -167,12 +169,12 @@ def _with_lpl(diffusion, step: _Prediction, key, autoencoder, lpl_weight, object
     min_snr = objective.lpl.extra_weight == "min_snr"
     perceptual, details = gated_perceptual_loss(
         autoencoder,
-        step.z0_hat,
-        step.z0,
-        alpha,
-        sigma,
-        key,
         objective.lpl,
+        z0_hat=step.z0_hat,
+        z0=step.z0,
+        alpha=alpha,
+        sigma=sigma,
+        key=key,
         resolution=objective.resolution,
         capacity=objective.capacity,
         groups=objective.groups,
@@ -180,28 +182,32 @@ def _with_lpl(diffusion, step: _Prediction, key, autoencoder, lpl_weight, object
         sample_weight=loss_weight(paradigm, step.t, "min_snr", gamma=objective.gamma) if min_snr else None,
     )
     total = diffusion + lpl_weight * perceptual
-    share = perceptual_share(diffusion, perceptual, lpl_weight)
+    share = perceptual_share(diffusion_loss=diffusion, perceptual_loss=perceptual, weight=lpl_weight)
     metrics = {"loss": total, "diffusion_loss": diffusion, "lpl": perceptual, "lpl_share": share}
     return total, metrics | {f"lpl/{name}": value for name, value in details.items()}
 
 
 def _with_comparison(diffusion, step: _Prediction, key, network, weight, objective: Objective):
     config, paradigm = objective.comparison, objective.paradigm
+    alpha, sigma = paradigm.alpha_sigma(step.t)
     values, active = comparison_losses(
         config,
         network,
-        (step.z0_hat, step.eps_hat),
-        (step.z0, step.noise),
-        *paradigm.alpha_sigma(step.t),
-        key,
+        paradigm,
+        z0_hat=step.z0_hat,
+        eps_hat=step.eps_hat,
+        z0=step.z0,
+        noise=step.noise,
+        alpha=alpha,
+        sigma=sigma,
+        key=key,
         resolution=objective.resolution,
-        paradigm=paradigm,
         features=block_features(objective.model, config.block) if config.block else None,
         conditions=step.conditions,
     )
     comparison = jnp.mean(values)
     total = diffusion + weight * comparison
-    share = perceptual_share(diffusion, comparison, weight)
+    share = perceptual_share(diffusion_loss=diffusion, perceptual_loss=comparison, weight=weight)
     metrics = {"loss": total, "diffusion_loss": diffusion, "comparison": comparison, "comparison_share": share}
     return total, metrics | {"samples": (step.losses, values, active)}
 
@@ -209,11 +215,20 @@ def _with_comparison(diffusion, step: _Prediction, key, network, weight, objecti
 def _reweighted(diffusion, step: _Prediction, autoencoder, weight, objective: Objective, variances: LossVariances):
     """Eq. 15: LPL is only measured, of every sample under its threshold."""
     alpha, sigma = objective.paradigm.alpha_sigma(step.t)
-    active = active_samples(alpha, sigma, objective.lpl, resolution=objective.resolution)
+    active = active_samples(objective.lpl, alpha=alpha, sigma=sigma, resolution=objective.resolution)
     estimate = jax.lax.stop_gradient(jnp.where(active[:, None, None, None], step.z0_hat, step.z0))
-    perceptual, _ = latent_perceptual_loss(autoencoder, estimate, step.z0, objective.lpl, chunk=objective.chunk)
-    variances = update_variances(variances, step.losses, perceptual, active)
-    total = jnp.mean(reweighted(step.losses, active, weight, variances.perceptual, variances.diffusion))
+    perceptual, _ = latent_perceptual_loss(
+        autoencoder, objective.lpl, z0_hat=estimate, z0=step.z0, chunk=objective.chunk
+    )
+    variances = update_variances(variances, diffusion_losses=step.losses, perceptual_losses=perceptual, active=active)
+    weighted = reweighted(
+        diffusion_losses=step.losses,
+        active=active,
+        weight_lpl=weight,
+        var_lpl=variances.perceptual,
+        var_l2=variances.diffusion,
+    )
+    total = jnp.mean(weighted)
     metrics = {"loss": total, "diffusion_loss": diffusion, "lpl": jnp.mean(jnp.where(active, perceptual, 0.0))}
     return total, metrics | {"variances": variances}
 

@@ -94,7 +94,7 @@ def forward(autoencoder, images, latents, mask):
     if getattr(config, "post_quant_conv", False) and not config.mask_condition:
         out |= numbered("tap without post_quant_conv", autoencoder.features(latents, post_quant_conv=False))
     if getattr(config, "mask_condition", False):
-        out["inpainted"] = autoencoder.decode(latents, images, mask)
+        out["inpainted"] = autoencoder.decode(latents, image=images, mask=mask)
     return out
 
 

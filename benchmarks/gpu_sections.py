@@ -77,7 +77,7 @@ def numerics(scale: Scale, record: Record) -> None:
     predicted, clean = common.latents(config, scale.numerics_resolution, 1)
 
     def loss(autoencoder, predicted, clean):
-        value, _ = latent_perceptual_loss(autoencoder, predicted, clean, LPLConfig.paper())
+        value, _ = latent_perceptual_loss(autoencoder, LPLConfig.paper(), z0_hat=predicted, z0=clean)
         return value.sum()
 
     functions = {"loss and gradient": jax.value_and_grad(loss, argnums=1), "decoder": lambda a, p, _: a.decode(p)}

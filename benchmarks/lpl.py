@@ -169,9 +169,8 @@ def loss_alone(size: Size, resolution: int, images: int, repeats: int) -> dict[s
             ones = jnp.ones(images)
 
             def loss(predicted):
-                key = jax.random.key(0)
-                options = dict(resolution=resolution)
-                return gated_perceptual_loss(autoencoder, predicted, clean, ones, 0 * ones, key, config, **options)[0]
+                given = dict(z0_hat=predicted, z0=clean, alpha=ones, sigma=0 * ones, key=jax.random.key(0))
+                return gated_perceptual_loss(autoencoder, config, **given, resolution=resolution)[0]
 
             return jax.value_and_grad(loss)(predicted)
 

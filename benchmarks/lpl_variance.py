@@ -52,7 +52,7 @@ def decoded_pool(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     @functools.partial(jax.jit, static_argnums=3)
     def value_and_gradient(autoencoder, z0_hat, z0, config):
-        loss, pull = jax.vjp(lambda z: latent_perceptual_loss(autoencoder, z, z0, config)[0], z0_hat)
+        loss, pull = jax.vjp(lambda z: latent_perceptual_loss(autoencoder, config, z0_hat=z, z0=z0)[0], z0_hat)
         return loss, pull(jnp.ones_like(loss))[0]
 
     losses, gradients = np.zeros(count), np.zeros((count, 20))

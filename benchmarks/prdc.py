@@ -56,7 +56,7 @@ def measure(method: str, count: int, width: int, k: int) -> dict:
         from lpl_jax.evaluation.prdc import prdc
 
         def run():
-            return prdc(real, fake, k=k, dtype=METHODS[method]).means()
+            return prdc(real=real, fake=fake, k=k, dtype=METHODS[method]).means()
     else:
         from prdc import compute_prdc
 

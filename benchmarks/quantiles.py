@@ -72,7 +72,10 @@ def time_loss(resolution: int, repeats: int, quick: bool) -> dict:
 
     @functools.partial(jax.jit, static_argnums=3)
     def value_and_gradient(autoencoder, pred, target, lpl):
-        return jax.value_and_grad(lambda z: latent_perceptual_loss(autoencoder, z, target, lpl)[0].sum())(pred)
+        def loss(z0_hat):
+            return latent_perceptual_loss(autoencoder, lpl, z0_hat=z0_hat, z0=target)[0].sum()
+
+        return jax.value_and_grad(loss)(pred)
 
     runs = {
         name: common.blocking(value_and_gradient, autoencoder, pred, target, lpl) for name, lpl in variants().items()
@@ -117,7 +120,10 @@ def plans(topology: Topology, quick: bool) -> dict:
     ]
 
     def value_and_gradient(pred, target, lpl):
-        return jax.value_and_grad(lambda maps: perceptual_distance(maps, target, lpl)[0].sum())(pred)
+        def loss(maps):
+            return perceptual_distance(lpl, predicted=maps, clean=target)[0].sum()
+
+        return jax.value_and_grad(loss)(pred)
 
     size = sum(2 * each.size for each in features)
     loss = {

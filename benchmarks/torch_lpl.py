@@ -56,12 +56,12 @@ def our_loss(autoencoder, predicted, clean, steps, resolution: int):
         def loss(predicted):
             return gated_perceptual_loss(
                 autoencoder,
-                predicted,
-                clean,
-                alpha,
-                sigma,
-                jax.random.key(0),
                 config,
+                z0_hat=predicted,
+                z0=clean,
+                alpha=alpha,
+                sigma=sigma,
+                key=jax.random.key(0),
                 resolution=resolution,
                 capacity=count,
             )[0]

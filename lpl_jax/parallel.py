@@ -21,7 +21,7 @@ from typing import Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lpl_jax.errors import InputError
 from lpl_jax.fields import Check, Part, field
@@ -81,14 +81,17 @@ class MeshConfig(Part, section="mesh"):
         return tuple(sizes)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
+) -> Mesh:
     """Mesh with the axes `data`, `fsdp`, `tensor` over `devices` (all of them by default)."""
     devices = list(jax.devices() if devices is None else devices)
     return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def partition_spec(
-    path: str, shape: Sequence[int], mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SHARD_SIZE
+    path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh, *, rules: Rules = RULES, min_size: int = MIN_SHARD_SIZE
 ) -> PartitionSpec:
     """Mesh axes of one leaf, from its path ("params/blocks/attn/q/kernel") and shape.
 

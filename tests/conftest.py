@@ -34,6 +34,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     }
 
 # ruff: noqa: E402
+import array_checks
+
+array_checks.install()
+
 import jax
 import numpy as np
 from PIL import Image

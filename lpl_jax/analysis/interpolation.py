@@ -158,7 +158,7 @@ def compare(autoencoder: Autoencoder, changed: jax.Array, clean: Reference, conf
     return Errors(
         latent_mse=jnp.mean(jnp.square(changed - clean.latents), axis=(1, 2, 3)),
         psnr=10 * jnp.log10(4 / image_mse),
-        distance=perceptual_distance(features, clean.features, config)[0],
+        distance=perceptual_distance(config, predicted=features, clean=clean.features)[0],
         detail=gradient_energy(images) / gradient_energy(clean.images),
         images=images,
     )

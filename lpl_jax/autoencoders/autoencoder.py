@@ -1,5 +1,6 @@
 """The frozen first stage: a pytree that is handed to jitted functions."""
 
+import dataclasses
 import hashlib
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.model import MAX_LOGVAR, MIN_LOGVAR, Decoder, Encoder
@@ -22,8 +24,8 @@ class Moments(NamedTuple):
     A tiny autoencoder has no variance: its log-variance is the smallest, -30, a standard deviation of 3e-7.
     """
 
-    mean: jax.Array
-    logvar: jax.Array
+    mean: Float32[Array, "b h w c"]
+    logvar: Float32[Array, "b h w c"]
 
 
 @flax.struct.dataclass
@@ -36,7 +38,7 @@ class Autoencoder:
     params: Any
     config: AutoencoderConfig | TinyAutoencoderConfig = flax.struct.field(pytree_node=False)
 
-    def encode(self, images: jax.Array) -> Moments:
+    def encode(self, images: Float[Array, "b height width 3"]) -> Moments:
         """Images (B, H, W, 3) in [-1, 1] -> raw posterior moments (B, H/8, W/8, C).
 
         Raises:
@@ -47,23 +49,29 @@ class Autoencoder:
             size = f"{images.shape[1]}x{images.shape[2]}"
             raise InputError(f"images of {size} pixels: {self.config.name} needs sides divisible by {factor}")
         encoder, _ = _networks(self.config)
-        moments = encoder.apply({"params": self.params["encoder"]}, images)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean, logvar = jnp.split(_apply(encoder, self.params["encoder"], images), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR))
 
     def without_encoder(self) -> "Autoencoder":
         """What decodes, for programs whose latents were encoded before: `encode` fails."""
-        return self.replace(params={name: leaf for name, leaf in self.params.items() if name != "encoder"})
+        params = {name: leaf for name, leaf in self.params.items() if name != "encoder"}
+        return dataclasses.replace(self, params=params)
 
-    def scale(self, raw: jax.Array) -> jax.Array:
+    def scale(self, raw: Float[Array, "*latents"]) -> Float[Array, "*latents"]:
         """Raw latents -> scaled latents, the unit of everything outside the autoencoder."""
         return (raw - self.config.shift_factor) * self.config.scaling_factor
 
-    def unscale(self, latents: jax.Array) -> jax.Array:
+    def unscale(self, latents: Float[Array, "*latents"]) -> Float[Array, "*latents"]:
         """Scaled latents -> raw latents."""
         return latents / self.config.scaling_factor + self.config.shift_factor
 
-    def decode(self, latents: jax.Array, image: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
+    def decode(
+        self,
+        latents: Float[Array, "b h w c"],
+        *,
+        image: Float[Array, "b height width 3"] | None = None,
+        mask: Float[Array, "b height width 1"] | None = None,
+    ) -> Float32[Array, "b height width 3"]:
         """Scaled latents (B, h, w, C) -> images (B, 8h, 8w, 3), float32, not clipped.
 
         Args:
@@ -85,8 +93,12 @@ class Autoencoder:
         return self._decoder(latents, image=image, mask=mask)
 
     def features(
-        self, latents: jax.Array, num_taps: int | None = None, post_quant_conv: bool = True, remat: bool = False
-    ) -> tuple[jax.Array, ...]:
+        self,
+        latents: Float[Array, "b h w c"],
+        num_taps: int | None = None,
+        post_quant_conv: bool = True,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "b _h _w _c"], ...]:
         """Decoder activations for scaled latents (B, h, w, C): the maps phi_l of the Latent Perceptual Loss (Eq. 2).
 
         Args:
@@ -100,13 +112,17 @@ class Autoencoder:
             raise InputError(f"num_taps={num_taps}: {self.config.name} has 1 to {self.config.num_taps}")
         return self._decoder(latents, num_taps=num_taps, post_quant_conv=post_quant_conv, remat=remat)
 
-    def _decoder(self, latents, **kwargs):
+    def _decoder(self, latents, **kwargs) -> Any:
         if latents.shape[-1] != self.config.latent_channels:
             raise InputError(
                 f"latents with {latents.shape[-1]} channels: {self.config.name} has {self.config.latent_channels}"
             )
         _, decoder = _networks(self.config)
-        return decoder.apply({"params": self.params["decoder"]}, self.unscale(latents), **kwargs)
+        return _apply(decoder, self.params["decoder"], self.unscale(latents), **kwargs)
+
+
+def _apply(network: nn.Module, params: Any, *args, **kwargs) -> Any:
+    return network.apply({"params": params}, *args, **kwargs)
 
 
 def _networks(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
@@ -116,13 +132,13 @@ def _networks(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[nn.Mod
     return Encoder(config), Decoder(config)
 
 
-def init(config: AutoencoderConfig | TinyAutoencoderConfig, key: jax.Array) -> Autoencoder:
+def init(config: AutoencoderConfig | TinyAutoencoderConfig, key: PRNGKeyArray) -> Autoencoder:
     """An autoencoder with random weights."""
     encoder_key, decoder_key = jax.random.split(key)
     encoder, decoder = _networks(config)
     side = config.downsample
     image, latents = jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1, 1, config.latent_channels))
-    condition = {}
+    condition: dict[str, Any] = {}
     if isinstance(config, AutoencoderConfig) and config.mask_condition:
         condition = dict(image=image, mask=image[..., :1])
     return Autoencoder(

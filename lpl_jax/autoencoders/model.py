@@ -7,6 +7,7 @@ Architecture: Rombach et al., "High-Resolution Image Synthesis with Latent Diffu
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
     config: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Float[Array, "b height width 3"]) -> Float32[Array, "b h w moments"]:
         config = self.config
         widths = config.encoder_channels
         x = conv(config, widths[0], 3, "conv_in")(images)
@@ -145,8 +146,11 @@ class ConditionEncoder(nn.Module):
         widths = self.config.decoder_channels
         maps = []
         for index, width in enumerate((*widths, widths[-1])):
-            shape = dict(size=3) if index < 2 else dict(size=4, strides=(2, 2), padding=1)
-            x = conv(self.config, width, name=f"layers_{index}", **shape)(nn.relu(maps[-1]) if maps else image)
+            x, name = nn.relu(maps[-1]) if maps else image, f"layers_{index}"
+            if index < 2:
+                x = conv(self.config, width, 3, name)(x)
+            else:
+                x = conv(self.config, width, 4, name, strides=(2, 2), padding=1)(x)
             maps.append(x)
         return tuple(reversed(maps))
 
@@ -169,13 +173,13 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        latents,
+        latents: Float[Array, "b h w c"],
         num_taps: int | None = None,
         post_quant_conv: bool = True,
         remat: bool = False,
-        image=None,
-        mask=None,
-    ):
+        image: Float[Array, "b height width 3"] | None = None,
+        mask: Float[Array, "b height width 1"] | None = None,
+    ) -> Float32[Array, "b height width 3"] | tuple[Float[Array, "b _h _w _c"], ...]:
         """num_taps: None for images (float32); otherwise stop behind that many taps and return them as a tuple.
 
         post_quant_conv: False feeds the latents to `conv_in` directly (the public PyTorch example of the loss does).
@@ -188,7 +192,9 @@ class Decoder(nn.Module):
         x = latents
         if config.post_quant_conv and post_quant_conv:
             x = conv(config, config.latent_channels, 1, "post_quant_conv")(x)
-        known = None if image is None else ConditionEncoder(config, name="condition_encoder")((1 - mask) * image)
+        known = None
+        if image is not None and mask is not None:
+            known = ConditionEncoder(config, name="condition_encoder")((1 - mask) * image)
         x = conv(config, widths[0], 3, "conv_in")(x)
         taps = [x := mid_block(config, widths[0], name="mid")(x)]
         for level, width in enumerate(widths[: None if num_taps is None else num_taps - 1]):

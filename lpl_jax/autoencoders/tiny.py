@@ -7,6 +7,7 @@ Shapes in comments are for an image side of 8h; all arrays are (batch, height, w
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from lpl_jax.autoencoders.config import TinyAutoencoderConfig
 from lpl_jax.autoencoders.model import MIN_LOGVAR, Norm, conv
@@ -36,7 +37,7 @@ class TinyEncoder(nn.Module):
     config: TinyAutoencoderConfig
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Float[Array, "b height width 3"]) -> Float32[Array, "b h w moments"]:
         config, layer = self.config, 0
         x = (images + 1) / 2  # the network was trained on [0, 1]
         last = len(config.encoder_blocks) - 1
@@ -61,7 +62,13 @@ class TinyDecoder(nn.Module):
     config: TinyAutoencoderConfig
 
     @nn.compact
-    def __call__(self, latents, num_taps: int | None = None, post_quant_conv: bool = True, remat: bool = False):
+    def __call__(
+        self,
+        latents: Float[Array, "b h w c"],
+        num_taps: int | None = None,
+        post_quant_conv: bool = True,
+        remat: bool = False,
+    ) -> Float32[Array, "b height width 3"] | tuple[Float[Array, "b _h _w _c"], ...]:
         """Arguments as of `model.Decoder`; there is no post_quant_conv to skip."""
         config = self.config
         block = nn.remat(TinyBlock) if remat else TinyBlock

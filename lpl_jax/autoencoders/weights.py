@@ -130,8 +130,8 @@ def taesd_config(tensors: dict[str, np.ndarray], *, name: str, dtype: str = "flo
         layers = sorted((int(number), bool(inside)) for number, inside in found)
         sequence = "".join("b" if inside else "|" for _, inside in layers)  # such as |b|bbb|bbb|bbb|
         blocks[side] = tuple(len(level) for level in sequence.split("|")[1:-1])
-    ends = tensors.get("encoder.layers.0.weight"), tensors.get("decoder.layers.0.weight")
-    if any(end is None or end.ndim != 4 for end in ends) or not all(blocks.values()):
+    ends = [tensors[key] for side in blocks if (key := f"{side}.layers.0.weight") in tensors]
+    if [end.ndim for end in ends] != [4, 4] or not all(blocks.values()):
         raise InputError(f"{name}: the .pth files are not TAESD's: no convolution at the head of encoder and decoder")
     return TinyAutoencoderConfig(
         name=name,

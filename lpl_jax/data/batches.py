@@ -86,7 +86,7 @@ def batches(
     return iter(stream)
 
 
-def sample_posterior(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
+def sample_posterior(key: jax.Array, *, mean: jax.Array, logvar: jax.Array) -> jax.Array:
     """A sample of N(mean, exp(logvar)), elementwise: a raw latent of the shape of `mean`, float32."""
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)

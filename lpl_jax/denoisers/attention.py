@@ -8,8 +8,11 @@
 What cannot be is refused by `check_attention` when a config is built. Nothing here falls back from one to another.
 """
 
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from lpl_jax.errors import InputError
 from lpl_jax.parallel import shard_map_heads
@@ -19,7 +22,13 @@ OWN_KERNELS = {"cuda": "cudnn", "tpu": "splash"}
 SPLASH_UNIT, SPLASH_BLOCK = 128, 512  # tokens: the kernel's unit, and the largest block that it works on at a time
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str = "xla") -> jax.Array:
+def attention(
+    *,
+    query: Float[Array, "b queries heads size"],
+    key: Float[Array, "b keys heads size"],
+    value: Float[Array, "b keys heads size"],
+    implementation: str = "xla",
+) -> Float[Array, "b queries heads size"]:
     """softmax(query key^T / sqrt(head size)) value, without a mask.
 
     query (B, Nq, heads, head size), key and value (B, Nk, heads, head size) -> (B, Nq, heads, head size) in the dtype
@@ -79,7 +88,7 @@ def _xla(query, key, value):
     return jax.nn.dot_product_attention(query, key, value, implementation="xla")
 
 
-def cudnn(query, key, value, *, implementation: str = "cudnn"):
+def cudnn(query, key, value, *, implementation: Literal["cudnn", "xla"] = "cudnn"):
     """`attention` by cuDNN; implementation: "xla" computes the same from what cuDNN would be given, for tests.
 
     Head sizes between its units are padded with zeros, which add nothing to any product: 72 needs none. Odd numbers of
@@ -126,20 +135,20 @@ def _padded(tokens):
     return jnp.pad(tokens, ((0, 0), (0, -tokens.shape[1] % SPLASH_UNIT), (0, 0), (0, 0)))
 
 
-def _splash_kernel(heads: int, queries: int, keys: int, interpret: bool):
+def _splash_kernel(heads: int, queries: int, keys: int, interpret: bool) -> tuple[Any, Any]:
     """The kernel for so many real tokens, and the segments that hide the padding (None where there is none)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # takes a second to import
 
-    padded = [count + -count % SPLASH_UNIT for count in (queries, keys)]
+    padded = queries + -queries % SPLASH_UNIT, keys + -keys % SPLASH_UNIT
     q, kv = (_block(count) for count in padded)
     blocks = kernels.BlockSizes(
         block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
     )  # fmt: skip
-    mask = kernels.MultiHeadMask([kernels.FullMask(tuple(padded))] * heads)
+    mask = kernels.MultiHeadMask([kernels.FullMask(padded)] * heads)
     kernel = kernels.make_splash_mha(
         mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
     )  # fmt: skip
-    if padded == [queries, keys]:
+    if padded == (queries, keys):
         return kernel, None
     # Real tokens are segment 0 and padding is segment 1; a token attends to its own segment.
     ids = [(jnp.arange(total) >= real).astype(jnp.int32) for total, real in zip(padded, (queries, keys), strict=True)]

@@ -10,6 +10,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lpl_jax.denoisers.attention import attention
 from lpl_jax.denoisers.config import REMAT_POLICIES, MMDiTConfig
@@ -26,7 +27,7 @@ class MLP(nn.Module):
     mid_dim: int
     out_dim: int
     activation: Callable
-    dtype: jnp.dtype
+    dtype: DTypeLike
     kernel_init: Callable = xavier_uniform
 
     @nn.compact
@@ -150,13 +151,15 @@ class JointBlock(nn.Module):
             other = Projections(self.config, name="context_attn")
             q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(own.split(x), other.split(y), strict=True))
         if self.pre_only:
-            return own.join(attention(q[:, :n], k, v, self.config.attention)), None
-        heads = attention(q, k, v, self.config.attention)
+            heads = attention(query=q[:, :n], key=k, value=v, implementation=self.config.attention)
+            return own.join(heads), None
+        heads = attention(query=q, key=k, value=v, implementation=self.config.attention)
         return own.join(heads[:, :n]), other.join(heads[:, n:])
 
     def _attend_image(self, x):
         own = Projections(self.config, name="second_attn")
-        return own.join(attention(*own.split(x), self.config.attention))
+        q, k, v = own.split(x)
+        return own.join(attention(query=q, key=k, value=v, implementation=self.config.attention))
 
     def _mlp(self, name):
         cfg = self.config
@@ -193,7 +196,7 @@ def apply_blocks(config: MMDiTConfig, streams, conditioning, count: int | None =
             _rematerialized(config, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]  # flax infers int from the default
             length=length,
         )
         if length < len(places):

@@ -5,7 +5,7 @@ every block has a path of its own, `block_0/attn/q/kernel`: the rules rename fro
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -177,7 +177,7 @@ def from_tensors(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, wher
       InputError: missing, surplus or misshapen tensors; all are named.
     """
     shapes = jax.eval_shape(lambda: unstack(config, init(config, jax.random.key(0))))
-    flat = flatten_dict(import_params(tensors, RULES, shapes, where=where), sep="/")
+    flat: Any = flatten_dict(import_params(tensors, RULES, shapes, where=where), sep="/")
     return restack(config, swap_scale_and_shift(config, flat))
 
 
@@ -189,8 +189,8 @@ def to_tensors(config: MMDiTConfig, params: Mapping) -> dict[str, np.ndarray]:
 
 def unstack(config: MMDiTConfig, params: Mapping) -> dict:
     """Flat tree with a path for every block, the patch kernel as a convolution's and the position table as one row."""
-    flat = {}
-    for path, array in flatten_dict(params, sep="/").items():
+    flat, stacked = {}, cast(dict[str, Any], flatten_dict(params, sep="/"))
+    for path, array in stacked.items():
         group, _, rest = path.partition("/")
         if group in config.stacks:
             flat |= {f"block_{place}/{rest}": array[k] for k, place in enumerate(config.stacks[group])}

@@ -2,14 +2,14 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Num
 
 MAX_PERIOD = 10_000
 
 
-def patchify(latents: jax.Array, patch_size: int) -> jax.Array:
+def patchify(latents: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b patches values"]:
     """(B, h, w, C) -> (B, (h/p)(w/p), p*p*C): patches row by row; inside a patch the order is (row, column, channel).
 
     A Linear with kernel (p*p*C, d) on these vectors equals a p x p convolution with stride p and kernel
@@ -21,7 +21,9 @@ def patchify(latents: jax.Array, patch_size: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, (height // p) * (width // p), p * p * channels)
 
 
-def unpatchify(patches: jax.Array, rows: int, columns: int, patch_size: int) -> jax.Array:
+def unpatchify(
+    patches: Float[Array, "b patches values"], rows: int, columns: int, patch_size: int
+) -> Float[Array, "b h w c"]:
     """(B, rows*columns, p*p*C) -> (B, rows*p, columns*p, C): the inverse of `patchify`."""
     batch, _, length = patches.shape
     p = patch_size
@@ -30,7 +32,7 @@ def unpatchify(patches: jax.Array, rows: int, columns: int, patch_size: int) -> 
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * p, columns * p, channels)
 
 
-def position_embedding(rows: int, columns: int, hidden: int, base_grid: int) -> jax.Array:
+def position_embedding(rows: int, columns: int, hidden: int, base_grid: int) -> Float32[Array, "patches {hidden}"]:
     """Fixed sine and cosine embedding of the two coordinates of each patch: (rows*columns, hidden) float32.
 
     The first half of `hidden` holds the column, the second the row. Each axis of any grid spans the coordinates
@@ -44,7 +46,7 @@ def position_embedding(rows: int, columns: int, hidden: int, base_grid: int) -> 
     return jnp.concatenate(both, axis=-1).reshape(rows * columns, hidden)
 
 
-def _axis_embedding(n: int, dim: int, base_grid: int) -> np.ndarray:
+def _axis_embedding(n: int, dim: int, base_grid: int) -> Float32[np.ndarray, "{n} {dim}"]:
     """(n, dim) float32: sine and cosine of the coordinates arange(n) * base_grid / n."""
     coordinates = np.arange(n) * (base_grid / n)
     frequencies = MAX_PERIOD ** (-np.arange(dim // 2) / (dim // 2))
@@ -52,7 +54,7 @@ def _axis_embedding(n: int, dim: int, base_grid: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
-def sinusoidal_embedding(values: jax.Array, dim: int) -> jax.Array:
+def sinusoidal_embedding(values: Num[Array, "*batch"], dim: int) -> Float32[Array, "*batch {dim}"]:
     """(...) numbers -> (..., dim) float32: cosines, then sines, at dim/2 periods from 2 pi up to about 2 pi 10000."""
     half = dim // 2
     frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half) / half).astype(np.float32)

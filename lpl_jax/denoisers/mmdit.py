@@ -1,8 +1,11 @@
 """The multimodal diffusion transformer (Esser et al. 2024) on latents, conditioned on a class or on text."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Num, PRNGKeyArray
 
 from lpl_jax.denoisers.blocks import MLP, Head, Modulation, apply_blocks, xavier_uniform
 from lpl_jax.denoisers.config import MMDiTConfig
@@ -46,14 +49,14 @@ class MMDiT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        latents: jax.Array,
-        time: jax.Array,
-        context: jax.Array,
-        pooled: jax.Array | None = None,
-        control: jax.Array | None = None,
+        latents: Float[Array, "b h w c"],
+        time: Num[Array, "b"],
+        context: Int[Array, "b"] | Float[Array, "b tokens width"],
+        pooled: Float[Array, "b pooled"] | None = None,
+        control: Num[Array, "b 4"] | None = None,
         *,
         stop_after: int | None = None,
-    ) -> jax.Array:
+    ) -> Float32[Array, "b h w c"] | Float32[Array, "b patches hidden"]:
         """Predict, from `z_t`, what the model was trained for.
 
         latents: (B, h, w, C), scaled. time: (B,) on the scale 0 to 1000. context: integer labels (B,) in
@@ -126,14 +129,15 @@ class MMDiT(nn.Module):
         return image, context
 
 
-def init(config: MMDiTConfig, key: jax.Array) -> dict:
+def init(config: MMDiTConfig, key: PRNGKeyArray) -> dict:
     """Fresh float32 parameters, as DiT initialises them. Pure: may be jitted, sharded, or given to `jax.eval_shape`."""
     p = config.patch_size
     latents = jnp.zeros((1, p, p, config.latent_channels))
     context = jnp.zeros((1,), jnp.int32) if config.num_classes else jnp.zeros((1, 1, config.context_dim))
     pooled = jnp.zeros((1, config.pooled_dim)) if config.pooled_dim else None
     control = jnp.zeros((1, 4)) if config.control else None
-    return MMDiT(config).init(key, latents, jnp.zeros((1,)), context, pooled, control)["params"]
+    variables: Any = MMDiT(config).init(key, latents, jnp.zeros((1,)), context, pooled, control)
+    return variables["params"]
 
 
 def _check(cfg, latents, time, context, pooled, control):

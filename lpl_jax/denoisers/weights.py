@@ -137,7 +137,7 @@ def save(
     if one_file and layout != "lpl_jax":
         raise InputError(f"{place}: layout {layout!r} is a folder's, a file has layout 'lpl_jax'; give a folder")
     check_free(place)
-    flat = flatten_dict(params, sep="/")
+    flat: Any = flatten_dict(params, sep="/")
     _check(config, flat, where="parameters to save")
     if broken := sorted(path for path, array in flat.items() if not np.isfinite(array).all()):
         raise InputError(f"parameters to save: infinite or undefined values in {', '.join(broken)}")
@@ -168,7 +168,7 @@ def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any]
     return fields, diffusers_layout.to_tensors(config, params)
 
 
-def _write(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
+def _write(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata=metadata)
@@ -228,7 +228,7 @@ def _check(config: MMDiTConfig, flat: Mapping, *, where: str) -> None:
 def _misfits(config: MMDiTConfig, flat: Mapping) -> list[str]:
     if absurd := _out_of_proportion(config, flat):
         return [absurd]
-    expected = flatten_dict(jax.eval_shape(lambda: init(config, jax.random.key(0))), sep="/")
+    expected: Any = flatten_dict(jax.eval_shape(lambda: init(config, jax.random.key(0))), sep="/")
     problems = [f"surplus {path}" for path in flat if path not in expected]
     problems += [f"missing {path}" for path in expected if path not in flat]
     problems += [

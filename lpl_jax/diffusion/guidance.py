@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num, PyTree
 
 from lpl_jax.errors import InputError
 
+Latents: TypeAlias = Float[Array, "b *latent"]
+Times: TypeAlias = Num[Array, "b"]
+
 
 def guided(
-    denoise: Callable[[jax.Array, jax.Array, Any], jax.Array], scale: float, *, context: Any, null_context: Any
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    denoise: Callable[[Latents, Times, Any], Latents],
+    scale: float,
+    *,
+    context: PyTree[Array],
+    null_context: PyTree[Array],
+) -> Callable[[Latents, Times], Latents]:
     """Turn denoise(z, t, context) into the function (z, t) -> guided prediction that `sample` takes.
 
     D = D_null + scale * (D_cond - D_null), on all channels of the raw network output, float32. Both come from one

@@ -16,20 +16,31 @@ A paradigm is a frozen, hashable configuration without arrays: pass it to `jax.j
 shape (B,) (or any leading part of the latents' shape, down to a scalar): int32 indices for eps and v, float32 in [0, 1]
 for flow. Everything returned is float32, whatever the dtype of the network: alpha gets down to 0.03, and dividing a
 bfloat16 difference by it would leave nothing of z0_hat.
+
+Arrays go by keyword, `paradigm.estimate(z_t=z_t, prediction=prediction, t=t)`: latents and predictions have one shape,
+so that nothing else would tell when they are exchanged.
 """
 
 import abc
 import dataclasses
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Num, PRNGKeyArray
 
 from lpl_jax.diffusion import schedules, timesteps
 from lpl_jax.errors import InputError, nearest
 from lpl_jax.fields import POSITIVE, Part, at_least, between, check_names, field, one_of
+
+Times: TypeAlias = Num[Array, "*batch"]
+PerTime: TypeAlias = Float32[Array, "*batch"]  # a coefficient for each time
+Coefficients: TypeAlias = tuple[PerTime, PerTime]
+Latents: TypeAlias = Float[Array, "*latents"]  # also noise and predictions, which have the shape of latents
+Latents32: TypeAlias = Float32[Array, "*latents"]
 
 FLOW_TIME_SCALE = 1000.0  # flow's t in [0, 1] is fed to the network on the scale of the discrete indices
 
@@ -46,19 +57,19 @@ class Paradigm(Part, abc.ABC, section="paradigm"):
     )
 
     @abc.abstractmethod
-    def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def alpha_sigma(self, t: Times) -> Coefficients:
         """(alpha, sigma) at t, float32 of t's shape. An index outside the schedule gives NaN."""
 
     @abc.abstractmethod
-    def sample_t(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def sample_t(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Times:
         """Draw training times."""
 
     @abc.abstractmethod
-    def time_of(self, u: jax.Array) -> jax.Array:
+    def time_of(self, u: PerTime) -> Times:
         """The training times of uniform numbers u in [0, 1): distributed as those that are drawn, and monotone in u."""
 
     @abc.abstractmethod
-    def time_input(self, t: jax.Array) -> jax.Array:
+    def time_input(self, t: Times) -> PerTime:
         """What the network is fed for t: float32 of about 0 to 1000."""
 
     @abc.abstractmethod
@@ -66,31 +77,32 @@ class Paradigm(Part, abc.ABC, section="paradigm"):
         """Share of drawn training times with noise_level(t) <= tau (host float; exact, not sampled)."""
 
     @abc.abstractmethod
-    def combination(self, alpha: jax.Array, sigma: jax.Array) -> tuple[Any, Any]:
+    def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
         """(p, q) of the regression target p * noise - q * z0."""
 
-    def noise_level(self, t: jax.Array) -> jax.Array:
+    def noise_level(self, t: Times) -> PerTime:
         """sigma / alpha, the noise level that the perceptual gate is compared with; inf where alpha is 0."""
         alpha, sigma = self.alpha_sigma(t)
         return sigma / alpha
 
-    def add_noise(self, z0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    def add_noise(self, *, z0: Latents, noise: Latents, t: Times) -> Latents32:
         """z_t = alpha * z0 + sigma * noise, float32."""
-        check_same_shape("z0", z0, "noise", noise)
+        check_same_shape(z0=z0, noise=noise)
         alpha, sigma = _broadcast(self.alpha_sigma(t), z0)
         return alpha * z0 + sigma * noise
 
-    def target(self, z0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, *, z0: Latents, noise: Latents, t: Times) -> Latents32:
         """What the network regresses, p * noise - q * z0, float32."""
-        check_same_shape("z0", z0, "noise", noise)
-        p, q = _broadcast(self.combination(*self.alpha_sigma(t)), z0)
+        check_same_shape(z0=z0, noise=noise)
+        alpha, sigma = self.alpha_sigma(t)
+        p, q = _broadcast(self.combination(alpha=alpha, sigma=sigma), z0)
         return p * noise - q * z0
 
-    def estimate(self, z_t: jax.Array, prediction: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def estimate(self, *, z_t: Latents, prediction: Latents, t: Times) -> tuple[Latents32, Latents32]:
         """(z0_hat, eps_hat), float32, from the network's output. Both gradients are finite at every valid t."""
-        check_same_shape("z_t", z_t, "prediction", prediction)
+        check_same_shape(z_t=z_t, prediction=prediction)
         alpha, sigma = self.alpha_sigma(t)
-        p, q = self.combination(alpha, sigma)
+        p, q = self.combination(alpha=alpha, sigma=sigma)
         det = alpha * p + sigma * q
         # Divide the small coefficients, not the latents; alpha / alpha is exactly 1, so eps_hat of eps is exactly D.
         a, b, c, d = _broadcast((p / det, sigma / det, q / det, alpha / det), z_t)
@@ -120,24 +132,26 @@ class DiscreteParadigm(Paradigm):
             self.train_steps, self.beta_start, self.beta_end, self.zero_terminal_snr, self.schedule_rescale
         )
 
-    def alpha_sigma(self, t):
+    def alpha_sigma(self, t: Times) -> Coefficients:
         t = jnp.asarray(t)
         if not jnp.issubdtype(t.dtype, jnp.integer):
             raise InputError(f"t of {self.name!r} must be integer indices 0..{self.train_steps - 1}, got {t.dtype}")
-        lookup = dict(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        alpha, sigma = (jnp.asarray(table, jnp.float32).at[t].get(**lookup) for table in self.tables())
+        alpha, sigma = (
+            jnp.asarray(table, jnp.float32).at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            for table in self.tables()
+        )
         return alpha, sigma
 
-    def sample_t(self, key, shape):
+    def sample_t(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Times:
         return jax.random.randint(key, shape, 0, self.train_steps, jnp.int32)
 
-    def time_of(self, u):
+    def time_of(self, u: PerTime) -> Times:
         return jnp.minimum((u * self.train_steps).astype(jnp.int32), self.train_steps - 1)
 
-    def time_input(self, t):
+    def time_input(self, t: Times) -> PerTime:
         return jnp.asarray(t).astype(jnp.float32)
 
-    def active_fraction(self, tau):
+    def active_fraction(self, tau: float) -> float:
         alpha, sigma = self.tables()
         return float(np.mean(np.divide(sigma, alpha, out=np.full_like(alpha, np.inf), where=alpha > 0) <= tau))
 
@@ -156,7 +170,7 @@ class EpsParadigm(DiscreteParadigm):
                 "use zero_terminal_snr=False, or paradigm 'v' or 'flow'"
             )
 
-    def combination(self, alpha, sigma):
+    def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
         return jnp.ones_like(alpha), jnp.zeros_like(sigma)
 
 
@@ -168,7 +182,7 @@ class VParadigm(DiscreteParadigm):
 
     zero_terminal_snr: bool = field(True, "rescale the schedule to end in pure noise")
 
-    def combination(self, alpha, sigma):
+    def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
         return alpha, sigma
 
 
@@ -194,14 +208,14 @@ class FlowParadigm(Paradigm):
     logit_mean: float = field(0.0, "flow, logit_normal: mean", between(-math.inf, math.inf, ends="none"))
     logit_std: float = field(1.0, "flow, logit_normal: standard deviation", POSITIVE)
 
-    def alpha_sigma(self, t):
+    def alpha_sigma(self, t: Times) -> Coefficients:
         t = jnp.asarray(t)
         if not jnp.issubdtype(t.dtype, jnp.floating):
             raise InputError(f"t of 'flow' must be floats between 0 and 1, got {t.dtype}")
         t = t.astype(jnp.float32)
         return 1.0 - t, t
 
-    def _time_distribution(self):
+    def _time_distribution(self) -> dict[str, Any]:
         return dict(
             kind=self.time_sampling,
             mode_scale=self.mode_scale,
@@ -209,22 +223,22 @@ class FlowParadigm(Paradigm):
             logit_std=self.logit_std,
         )
 
-    def sample_t(self, key, shape):
+    def sample_t(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Times:
         t = timesteps.sample_flow_time(key, shape, **self._time_distribution())
         return schedules.shift_time(t, self.schedule_rescale)
 
-    def time_of(self, u):
+    def time_of(self, u: PerTime) -> Times:
         return schedules.shift_time(timesteps.flow_time(u, **self._time_distribution()), self.schedule_rescale)
 
-    def time_input(self, t):
+    def time_input(self, t: Times) -> PerTime:
         return FLOW_TIME_SCALE * jnp.asarray(t).astype(jnp.float32)
 
-    def active_fraction(self, tau):
+    def active_fraction(self, tau: float) -> float:
         tau = tau / self.schedule_rescale  # undo the shift, which multiplies t / (1 - t)
         bound = 1.0 if math.isinf(tau) else tau / (1.0 + tau)
         return timesteps.flow_time_cdf(bound, **self._time_distribution())
 
-    def combination(self, alpha, sigma):
+    def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
         return jnp.ones_like(alpha), jnp.ones_like(sigma)
 
 
@@ -249,7 +263,7 @@ def paradigm(name: str, *, schedule_rescale: float = 1.0, **options) -> Paradigm
     return cls(schedule_rescale=schedule_rescale, **options)
 
 
-def _broadcast(coefficients, like: jax.Array) -> list[jax.Array]:
+def _broadcast(coefficients: Sequence[jax.Array], like: jax.Array) -> list[jax.Array]:
     """Append axes to per-sample coefficients so that they multiply arrays of `like`'s shape.
 
     The coefficients are float32 arrays, so their products with bfloat16 latents or predictions are float32 too.
@@ -260,7 +274,8 @@ def _broadcast(coefficients, like: jax.Array) -> list[jax.Array]:
     return [c.reshape(shape + (1,) * (like.ndim - len(shape))) for c in coefficients]
 
 
-def check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> None:
-    """Raise InputError rather than broadcast."""
-    if a.shape != b.shape:
-        raise InputError(f"{name_a} and {name_b} must have the same shape, got {a.shape} and {b.shape}")
+def check_same_shape(**arrays: jax.Array) -> None:
+    """Raise InputError, which names the arrays by their keywords, rather than broadcast."""
+    shapes = [array.shape for array in arrays.values()]
+    if len(set(shapes)) > 1:
+        raise InputError(f"{' and '.join(arrays)} must have the same shape, got {' and '.join(map(str, shapes))}")

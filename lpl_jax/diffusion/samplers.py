@@ -5,10 +5,12 @@ t_k = 1 - k / steps, moved by the paradigm's `schedule_rescale` as training was.
 """
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Num
 
 from lpl_jax.diffusion import schedules
 from lpl_jax.diffusion.paradigms import DiscreteParadigm, FlowParadigm, Paradigm, check_same_shape
@@ -17,12 +19,26 @@ from lpl_jax.errors import InputError
 SAMPLERS = ("ddim", "euler", "rk4")
 SPACINGS = ("trailing", "leading")
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Latents: TypeAlias = Float32[Array, "b *latent"]
+Trajectory: TypeAlias = Float32[Array, "steps b *latent"]
+Denoise: TypeAlias = Callable[[Latents, Num[Array, "b"]], Float[Array, "b *latent"]]
 
 
+# fmt: off
+@overload
+def sample(
+    denoise: Denoise, noise: Float[Array, "b *latent"], paradigm: Paradigm, *, sampler: str = ..., steps: int = ...,
+    spacing: str = ..., offset: int = ..., return_trajectory: Literal[False] = ...,
+) -> Latents: ...
+@overload
+def sample(
+    denoise: Denoise, noise: Float[Array, "b *latent"], paradigm: Paradigm, *, sampler: str = ..., steps: int = ...,
+    spacing: str = ..., offset: int = ..., return_trajectory: Literal[True],
+) -> tuple[Latents, Trajectory]: ...
+# fmt: on
 def sample(
     denoise: Denoise,
-    noise: jax.Array,
+    noise: Float[Array, "b *latent"],
     paradigm: Paradigm,
     *,
     sampler: str = "ddim",
@@ -30,7 +46,7 @@ def sample(
     spacing: str = "trailing",
     offset: int = 0,
     return_trajectory: bool = False,
-):
+) -> Latents | tuple[Latents, Trajectory]:
     """Integrate from noise to latents; jittable, with everything but `noise` static.
 
     Args:
@@ -51,9 +67,10 @@ def sample(
         raise InputError(
             f"sampler of paradigm {paradigm.name!r} must be one of {', '.join(paradigm.samplers)}, got {sampler!r}"
         )
-    if sampler == "ddim":
+    if isinstance(paradigm, DiscreteParadigm):
         advance, grid = _ddim(denoise, paradigm, steps, spacing, offset)
     else:
+        assert isinstance(paradigm, FlowParadigm)
         if spacing != "trailing" or offset != 0:
             raise InputError(f"spacing and offset belong to ddim; {sampler!r} got spacing={spacing!r}, offset={offset}")
         advance, grid = _euler(denoise) if sampler == "euler" else _rk4(denoise), _flow_intervals(paradigm, steps)
@@ -63,7 +80,7 @@ def sample(
         return z, z if return_trajectory else None
 
     latents, trajectory = jax.lax.scan(body, noise.astype(jnp.float32), grid)
-    return (latents, trajectory) if return_trajectory else latents
+    return latents if trajectory is None else (latents, trajectory)
 
 
 def ddim_grid(paradigm: DiscreteParadigm, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
@@ -113,7 +130,7 @@ def _ddim(denoise: Denoise, paradigm: DiscreteParadigm, steps: int, spacing: str
 
     def advance(z, index, alpha_next, sigma_next):
         t = jnp.full(z.shape[0], index, jnp.int32)
-        z0_hat, eps_hat = paradigm.estimate(z, denoise(z, t), t)
+        z0_hat, eps_hat = paradigm.estimate(z_t=z, prediction=denoise(z, t), t=t)
         return alpha_next * z0_hat + sigma_next * eps_hat
 
     return advance, (indices, alpha_next, sigma_next)
@@ -142,9 +159,9 @@ def _rk4(denoise: Denoise):
     return advance
 
 
-def _velocity(denoise: Denoise, z: jax.Array, t: jax.Array) -> jax.Array:
+def _velocity(denoise: Denoise, z: Latents, t: Float32[Array, ""]) -> Latents:
     prediction = denoise(z, jnp.full(z.shape[0], t, jnp.float32))
-    check_same_shape("z_t", z, "prediction", prediction)
+    check_same_shape(z_t=z, prediction=prediction)
     return prediction.astype(jnp.float32)
 
 

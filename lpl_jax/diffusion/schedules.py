@@ -4,8 +4,12 @@ Notation: z_t = alpha_t * z0 + sigma_t * noise; for the discrete schedules alpha
 """
 
 import functools
+from typing import TypeVar
 
+import jax
 import numpy as np
+
+Time = TypeVar("Time", float, np.ndarray, jax.Array)
 
 
 def scaled_linear_betas(train_steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
@@ -30,7 +34,7 @@ def rescale_alpha_bar(alpha_bar: np.ndarray, factor: float) -> np.ndarray:
     return alpha_bar / (factor**2 + alpha_bar * (1.0 - factor**2))
 
 
-def shift_time(t, factor: float):
+def shift_time(t: Time, factor: float) -> Time:
     """The same rescaling for flow matching, where sigma/alpha = t/(1-t) (Esser et al. 2024, "SD3", Sec. 5.3.2).
 
     Takes numpy or JAX arrays or floats in [0, 1]; 0 and 1 stay as they are.

@@ -1,15 +1,14 @@
 """Weights of the diffusion loss over time."""
 
-import jax
 import jax.numpy as jnp
 
-from lpl_jax.diffusion.paradigms import Paradigm
+from lpl_jax.diffusion.paradigms import Paradigm, PerTime, Times
 from lpl_jax.errors import InputError
 
 LOSS_WEIGHTS = ("none", "min_snr")
 
 
-def loss_weight(paradigm: Paradigm, t: jax.Array, kind: str = "none", gamma: float = 5.0) -> jax.Array:
+def loss_weight(paradigm: Paradigm, t: Times, kind: str = "none", gamma: float = 5.0) -> PerTime:
     """Weight of the squared error of the prediction at each t, float32 of t's shape.
 
     "min_snr" (Hang et al. 2023) gives the squared error of z0_hat the weight min(SNR, gamma), SNR = (alpha / sigma)^2.
@@ -29,5 +28,5 @@ def loss_weight(paradigm: Paradigm, t: jax.Array, kind: str = "none", gamma: flo
         raise InputError(f"loss weight must be one of {', '.join(LOSS_WEIGHTS)}, got {kind!r}")
     if not gamma > 0:
         raise InputError(f"gamma of min_snr must be positive, got {gamma!r}")
-    p, q = paradigm.combination(alpha, sigma)
+    p, q = paradigm.combination(alpha=alpha, sigma=sigma)
     return jnp.minimum(alpha**2, gamma * sigma**2) / (alpha * p + sigma * q) ** 2

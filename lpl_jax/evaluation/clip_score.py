@@ -82,20 +82,20 @@ def _embed_text(clip: Clip, tokens):
     return clip.encode_text(tokens).projected
 
 
-def clip_scores(image_embeddings: np.ndarray, text_embeddings: np.ndarray) -> np.ndarray:
+def clip_scores(*, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """100 * max(cos, 0) of image i and text i; the mean over a set is its CLIPScore.
 
     The factor is that of most text-to-image papers, not the 2.5 of Hessel et al. (2021, arXiv:2104.08718), who
     introduced the score.
 
     Args:
-      image_embeddings, text_embeddings: (N, D), of any length but 0.
+      images, texts: their embeddings, (N, D), of any length but 0.
     Returns:
       (N,) float64, 0 to 100.
     Raises:
       InputError: shapes that differ, or an embedding that is zero or not finite.
     """
-    images, texts = (np.asarray(rows, np.float64) for rows in (image_embeddings, text_embeddings))
+    images, texts = (np.asarray(rows, np.float64) for rows in (images, texts))
     if images.shape != texts.shape or images.ndim != 2 or 0 in images.shape:
         raise InputError(f"CLIPScore of embeddings {images.shape} and {texts.shape}: needed: (N, D), one text an image")
     cosines = (_unit(images, "image") * _unit(texts, "text")).sum(axis=1)

@@ -116,7 +116,8 @@ def evaluate(
     )
     clip = None
     if evaluator.prompts is not None and prompt_of is not None:
-        clip = clip_scores(features.arrays["clip"], evaluator.prompts[prompt_of(np.arange(count))])
+        prompts = evaluator.prompts[prompt_of(np.arange(count))]
+        clip = clip_scores(images=features.arrays["clip"], texts=prompts)
     metrics, absent = score(features, evaluator.reference, config, clip)
     card = Card(metrics, absent, describe(evaluator, made, resolution, count), dict(context))
     shown = first_images(images, count, evaluator.mesh)

@@ -86,7 +86,8 @@ def _inception_score(logits, config) -> Metric:
 
 def _prdc(generated: Features, reference: Features, config) -> dict[str, Metric]:
     with parallel.no_mesh():
-        found = prdc(reference.arrays["pool"], generated.arrays["pool"], k=config.k, k_density=config.k_density)
+        real, fake = reference.arrays["pool"], generated.arrays["pool"]
+        found = prdc(real=real, fake=fake, k=config.k, k_density=config.k_density)
     return {name: _mean(np.asarray(getattr(found, name), np.float64), config) for name in PRDC_NAMES}
 
 

@@ -52,9 +52,9 @@ class PRDC:
 
 
 def prdc(
+    *,
     real: np.ndarray | jax.Array,
     fake: np.ndarray | jax.Array,
-    *,
     k: int = 3,
     k_density: int | None = None,
     block: int = 2048,

@@ -2,14 +2,14 @@
 
 import math
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from lpl_jax.errors import InputError
 
 
-def calibrate_weight(diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, target_share: float) -> float:
+def calibrate_weight(*, diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, target_share: float) -> float:
     """The weight w at which w * LPL / (L_diff + w * LPL) of the mean losses is `target_share`.
 
     The paper's best weight makes the perceptual loss about a fifth of the total (Fig. 9), but its unit depends on the
@@ -31,7 +31,7 @@ def calibrate_weight(diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, 
 
 
 def calibrate_weight_by_variance(
-    diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, share: float = 0.1
+    *, diffusion_losses: ArrayLike, perceptual_losses: ArrayLike, share: float = 0.1
 ) -> float:
     """The weight w at which Var(w * L_perceptual) = share * Var(L_diff) over samples (arXiv 2411.04873, App. A.4).
 
@@ -52,13 +52,15 @@ def calibrate_weight_by_variance(
     return math.sqrt(share * diffusion / perceptual)
 
 
-def perceptual_share(diffusion_loss: jax.Array, perceptual_loss: jax.Array, weight: jax.Array) -> jax.Array:
+def perceptual_share(
+    *, diffusion_loss: Float[Array, ""], perceptual_loss: Float[Array, ""], weight: Float[Array, ""]
+) -> Float[Array, ""]:
     """Share of the weighted perceptual loss in the total: w * LPL / (L_diff + w * LPL)."""
     weighted = weight * perceptual_loss
     return weighted / (diffusion_loss + weighted)
 
 
-def _positive_mean(name, values):
+def _positive_mean(name: str, values: ArrayLike) -> float:
     values = np.asarray(values, np.float64)
     mean = float(values.mean()) if values.size else math.nan
     if not 0 < mean < math.inf:
@@ -69,7 +71,7 @@ def _positive_mean(name, values):
     return mean
 
 
-def _positive_variance(name, values):
+def _positive_variance(name: str, values: ArrayLike) -> float:
     values = np.asarray(values, np.float64)
     variance = float(values.var(ddof=1)) if values.size > 1 else math.nan
     if not 0 < variance < math.inf:

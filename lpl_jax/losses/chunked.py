@@ -8,12 +8,14 @@ Clean and predicted latents are decoded in two calls: in one batched call the ba
 though the clean one needs none.
 """
 
-import functools
+import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32
 
 from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
@@ -26,21 +28,21 @@ CHUNK_PIXELS = 512 * 512
 
 def latent_perceptual_loss(
     autoencoder: Autoencoder,
-    pred_latents: jax.Array,
-    target_latents: jax.Array,
     config: LPLConfig,
     *,
+    z0_hat: Float[Array, "b h w c"],
+    z0: Float[Array, "b h w c"],
     chunk: int | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float32[Array, "b"], dict[str, Float32[Array, ""]]]:
     """The loss of every sample (Sec. 3.2, Eq. 2), without gate and without training weight.
 
-    Gradients flow from the loss to `pred_latents` only, neither to the target nor to the autoencoder.
+    Gradients flow from the loss to `z0_hat` only, neither to the clean latents nor to the autoencoder.
 
     Args:
       autoencoder: frozen first stage whose decoder gives the features.
-      pred_latents: estimate of the clean latents, scaled, (B, h, w, C).
-      target_latents: clean latents, scaled, (B, h, w, C).
       config: static under `jax.jit`.
+      z0_hat: estimate of the clean latents, scaled, (B, h, w, C).
+      z0: clean latents, scaled, (B, h, w, C).
       chunk: images that are decoded at a time; None is `auto_chunk`.
 
     Returns:
@@ -51,7 +53,7 @@ def latent_perceptual_loss(
     Raises:
       InputError: latents of different shapes, or not those of this autoencoder.
     """
-    loss, taps, _ = decoded_distance(autoencoder, pred_latents, target_latents, None, config, None, chunk)
+    loss, taps, _ = decoded_distance(autoencoder, config, z0_hat=z0_hat, z0=z0, chunk=chunk)
     return loss, tap_metrics(taps, jnp.ones_like(loss), config)
 
 
@@ -60,23 +62,43 @@ def auto_chunk(autoencoder: Autoencoder, height: int, width: int) -> int:
     return max(1, CHUNK_PIXELS // (height * width * autoencoder.config.downsample**2))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decoding:
+    """How rows are decoded and compared, static: see `decoded_distance`."""
+
+    config: LPLConfig
+    rows: int | None
+    chunk: int
+
+
+class _Given(NamedTuple):
+    """What a distance is measured with and has no gradient by."""
+
+    autoencoder: Autoencoder
+    z0: jax.Array
+    scores: jax.Array | None
+
+
 def decoded_distance(
     autoencoder: Autoencoder,
-    pred: jax.Array,
-    target: jax.Array,
-    scores: jax.Array | None,
     config: LPLConfig,
-    rows: int | None,
-    chunk: int | None,
-) -> tuple[jax.Array, TapTerms, jax.Array]:
-    """The distance of each row that is decoded; only the gradient of the distance by `pred` is defined.
+    *,
+    z0_hat: Float[Array, "b h w c"],
+    z0: Float[Array, "b h w c"],
+    scores: Float[Array, "groups rows"] | None = None,
+    rows: int | None = None,
+    chunk: int | None = None,
+) -> tuple[Float32[Array, "b"], TapTerms, Bool[Array, "b"]]:
+    """The distance of each row that is decoded; only the gradient of the distance by `z0_hat` is defined.
 
-    Under a mesh the batch is split over its batch axes and the autoencoder is whole on every device.
+    Under a mesh the batch is split over its batch axes and the autoencoder is replicated.
 
     Args:
-      pred, target: scaled latents (B, h, w, C).
+      autoencoder: frozen first stage.
+      config: which distance.
+      z0_hat, z0: estimated and clean latents, scaled, (B, h, w, C).
       scores: (G, B / G): from each of G equal groups of consecutive rows those with the largest scores are decoded. G
-        is a multiple of the number of parts that the mesh splits a batch into. None decodes every row.
+        is a multiple of the number of shards of a batch. None decodes every row.
       rows: how many of each group, with `scores`.
       chunk: rows that are decoded at a time; None is `auto_chunk`.
 
@@ -86,44 +108,45 @@ def decoded_distance(
     Raises:
       InputError: latents of different shapes, or not those of this autoencoder.
     """
-    check_latents(pred, target)
-    chunk = auto_chunk(autoencoder, *pred.shape[1:3]) if chunk is None else chunk
-    autoencoder, target, scores = lax.stop_gradient((autoencoder, target, scores))
-    loss, (*parts, omega), decoded = _distance(autoencoder, pred, target, scores, config, rows, chunk)
-    return loss, TapTerms(*lax.stop_gradient(parts), omega), decoded
+    check_latents(z0_hat=z0_hat, z0=z0)
+    chunk = auto_chunk(autoencoder, *z0.shape[1:3]) if chunk is None else chunk
+    given = lax.stop_gradient(_Given(autoencoder, z0, scores))
+    loss, taps, decoded = _distance(_Decoding(config, rows, chunk), z0_hat, given)
+    return loss, lax.stop_gradient(taps), decoded
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _distance(autoencoder, pred, target, scores, config, rows, chunk):
-    return _on_shards(_value, autoencoder, pred, target, scores, config, rows, chunk)[0]
+def _primal(how, z0_hat, given) -> tuple[jax.Array, TapTerms, jax.Array]:
+    return _on_shards(_value, how, z0_hat, given)[0]
 
 
-def _forward(autoencoder, pred, target, scores, config, rows, chunk):
-    return _on_shards(_value_and_gradient, autoencoder, pred, target, scores, config, rows, chunk)
+def _forward(how, z0_hat, given):
+    return _on_shards(_value_and_gradient, how, z0_hat, given)
 
 
-def _backward(config, rows, chunk, gradient, cotangents):
+def _backward(how, gradient, cotangents):
     by_row = cotangents[0][:, None, None, None].astype(gradient.dtype)
-    return None, by_row * gradient, None, None
+    return by_row * gradient, None
 
 
+_distance = jax.custom_vjp(_primal, nondiff_argnums=(0,))
 _distance.defvjp(_forward, _backward)
 
 
-def _on_shards(measure, autoencoder, pred, target, scores, config, rows, chunk):
+def _on_shards(measure, how: _Decoding, z0_hat, given: _Given):
     """((loss (B,), TapTerms, decoded (B,)), gradient (B, h, w, C) or None), each device on its own rows."""
 
-    def on_one(autoencoder, pred, target, scores):
-        drawn = jnp.arange(len(pred)) if scores is None else _drawn(scores, rows)
-        chosen = (pred, target) if scores is None else (pred[drawn], target[drawn])
-        by_row, omega = _in_chunks(lambda *latents: measure(autoencoder, *latents, config), chosen, chunk)
+    def on_one(autoencoder, z0_hat, z0, scores):
+        drawn = jnp.arange(len(z0)) if scores is None else _drawn(scores, how.rows)
+        chosen = (z0_hat, z0) if scores is None else (z0_hat[drawn], z0[drawn])
+        by_row, omega = _in_chunks(lambda *latents: measure(autoencoder, *latents, how.config), chosen, how.chunk)
         by_row = by_row, jnp.ones(len(drawn), bool)
         if scores is not None:
-            by_row = jax.tree.map(lambda leaf: _put_back(leaf, drawn, len(pred)), by_row)
+            by_row = jax.tree.map(lambda leaf: _put_back(leaf, drawn, len(z0)), by_row)
         return by_row, omega
 
-    (((loss, *parts), gradient), decoded), omega = parallel.shard_map_batch(on_one)(autoencoder, pred, target, scores)
-    return (loss, TapTerms(*parts, omega), decoded), gradient
+    on_shards = parallel.shard_map_batch(on_one)
+    (((loss, *parts), gradient), decoded), omega = on_shards(given.autoencoder, z0_hat, given.z0, given.scores)
+    return (loss, TapTerms(*parts, omega=omega), decoded), gradient
 
 
 def _drawn(scores, rows):
@@ -154,22 +177,23 @@ def _in_chunks(function, arrays, chunk):
     return by_row, jax.tree.map(lambda leaf: leaf[0], whole)
 
 
-def _value(autoencoder, pred, target, config):
+def _value(autoencoder, z0_hat, z0, config):
     """((loss, *parts of each row), None), omega."""
-    features = _features(autoencoder, pred, config), _features(autoencoder, target, config)
-    loss, (*parts, omega) = perceptual_distance(*lax.optimization_barrier(features), config)
+    features = _features(autoencoder, z0_hat, config), _features(autoencoder, z0, config)
+    predicted, clean = lax.optimization_barrier(features)
+    loss, (*parts, omega) = perceptual_distance(config, predicted=predicted, clean=clean)
     return ((loss, *parts), None), omega
 
 
-def _value_and_gradient(autoencoder, pred, target, config):
-    """((loss, *parts of each row), its gradient by `pred`), omega."""
-    target_features = _features(autoencoder, target, config)
-    pred_features, to_latents = jax.vjp(lambda latents: _features(autoencoder, latents, config), pred)
+def _value_and_gradient(autoencoder, z0_hat, z0, config):
+    """((loss, *parts of each row), its gradient by `z0_hat`), omega."""
+    clean = _features(autoencoder, z0, config)
+    predicted, to_latents = jax.vjp(lambda latents: _features(autoencoder, latents, config), z0_hat)
     # Without the barrier the layout that TPUs give to convolutions of few images leaks into the statistics: copies of
     # the maps in 32 bits.
-    pred_features, target_features = lax.optimization_barrier((pred_features, target_features))
+    predicted, clean = lax.optimization_barrier((predicted, clean))
     loss, to_features, (*parts, omega) = jax.vjp(
-        lambda features: perceptual_distance(features, target_features, config), pred_features, has_aux=True
+        lambda predicted: perceptual_distance(config, predicted=predicted, clean=clean), predicted, has_aux=True
     )
     (gradient,) = to_latents(*to_features(jnp.ones_like(loss)))
     return ((loss, *parts), gradient), omega

@@ -11,9 +11,9 @@ import math
 from dataclasses import MISSING
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from lpl_jax.diffusion import Paradigm
 from lpl_jax.errors import InputError
@@ -84,38 +84,54 @@ class ComparisonConfig(Part, section="comparison"):
 def comparison_losses(
     config: ComparisonConfig,
     network: Any,
-    predicted: tuple[jax.Array, jax.Array],
-    actual: tuple[jax.Array, jax.Array],
-    alpha: jax.Array,
-    sigma: jax.Array,
-    key: jax.Array,
-    *,
-    resolution: float,
     paradigm: Paradigm,
+    *,
+    z0_hat: Float[Array, "b h w c"],
+    eps_hat: Float[Array, "b h w c"],
+    z0: Float[Array, "b h w c"],
+    noise: Float[Array, "b h w c"],
+    alpha: Float[Array, "b"],
+    sigma: Float[Array, "b"],
+    key: PRNGKeyArray,
+    resolution: float,
     features: Features | None = None,
     conditions: tuple = (),
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[Array, "b"], Bool[Array, "b"]]:
     """The unweighted loss of every sample and where it counts.
 
     Args:
       config: of kind latent_lpips or self_perceptual.
       network: `LatentLPIPS`, or the frozen denoiser's parameters.
-      predicted: (z0_hat, eps_hat). actual: (z0, noise). Each (B, h, w, C).
+      paradigm: of the training, in which the second timesteps of self_perceptual are drawn.
+      z0_hat, eps_hat, z0, noise: both estimates and what they estimate, each (B, h, w, C).
       alpha, sigma: coefficients at each sample's timestep, (B,).
       key: draws the second timesteps of self_perceptual.
+      resolution: image side in pixels, which tau is scaled to.
       features, conditions: of self_perceptual, see there.
     Returns:
       (B,) float32, 0 where not active, and the gate (B,) bool.
     """
-    active = lax.stop_gradient(active_samples(alpha, sigma, config, resolution=resolution))
+    active = lax.stop_gradient(active_samples(config, alpha=alpha, sigma=sigma, resolution=resolution))
     # As in the gate of LPL: what does not count is replaced before anything is computed from it.
-    predicted = tuple(
+    z0_hat, eps_hat = (
         jnp.where(active[:, None, None, None], estimate, lax.stop_gradient(true).astype(estimate.dtype))
-        for estimate, true in zip(predicted, actual, strict=True)
+        for estimate, true in ((z0_hat, z0), (eps_hat, noise))
     )
     if config.kind == "latent_lpips":
-        loss = latent_lpips(network, predicted[0], actual[0])
+        loss = latent_lpips(network, z0_hat=z0_hat, z0=z0)
+    elif features is None:
+        raise InputError(f"comparison.kind={config.kind!r} needs the features of a denoiser, see `block_features`")
     else:
         t = sample_second_t(paradigm, key, alpha.shape)
-        loss = self_perceptual_loss(features, network, paradigm, t, predicted, actual, conditions)
+        loss = self_perceptual_loss(
+            features,
+            network,
+            paradigm,
+            z0_hat=z0_hat,
+            eps_hat=eps_hat,
+            z0=z0,
+            noise=noise,
+            t=t,
+            conditions=conditions,
+        )
     return jnp.where(active, loss, 0.0), active

@@ -9,10 +9,12 @@ to another device.
 """
 
 import math
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
@@ -22,12 +24,22 @@ from lpl_jax.losses.config import LPLConfig
 from lpl_jax.losses.lpl import check_latents, tap_metrics
 
 
-def active_samples(alpha: jax.Array, sigma: jax.Array, config: LPLConfig, *, resolution: float) -> jax.Array:
+class Threshold(Protocol):
+    """What a gate needs of a config."""
+
+    def tau_at(self, resolution: float) -> float:
+        """The largest sigma / alpha of a sample that counts, for images of this side in pixels."""
+        ...
+
+
+def active_samples(
+    config: Threshold, *, alpha: Float[Array, "b"], sigma: Float[Array, "b"], resolution: float
+) -> Bool[Array, "b"]:
     """The gate: sigma <= tau * alpha, with tau scaled to this resolution. It does not divide, so alpha may be zero.
 
     Args:
-      alpha, sigma: coefficients of the clean latent and of the noise, (B,).
       config: gives tau and its unit.
+      alpha, sigma: coefficients of the clean latent and of the noise, (B,).
       resolution: image side in pixels.
 
     Returns:
@@ -41,19 +53,19 @@ def active_samples(alpha: jax.Array, sigma: jax.Array, config: LPLConfig, *, res
 
 def gated_perceptual_loss(
     autoencoder: Autoencoder,
-    z0_hat: jax.Array,
-    z0: jax.Array,
-    alpha: jax.Array,
-    sigma: jax.Array,
-    key: jax.Array,
     config: LPLConfig,
     *,
+    z0_hat: Float[Array, "b h w c"],
+    z0: Float[Array, "b h w c"],
+    alpha: Float[Array, "b"],
+    sigma: Float[Array, "b"],
+    key: PRNGKeyArray,
     resolution: float,
     capacity: int | None = None,
     groups: int | None = None,
     chunk: int | None = None,
-    sample_weight: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    sample_weight: Float[Array, "b"] | None = None,
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
     """Perceptual loss of a batch, on the samples that pass the gate (Eq. 3), without the training weight.
 
     With a capacity of K for each of the groups, value and gradient equal those of `capacity=None` as long as at most K
@@ -63,10 +75,10 @@ def gated_perceptual_loss(
 
     Args:
       autoencoder: frozen first stage.
+      config: static under `jax.jit`, with `tau` set.
       z0_hat, z0: estimated and clean latents, scaled, (B, h, w, C).
       alpha, sigma: coefficients of the noising at each sample's timestep, (B,).
       key: draws the decoded samples; not used without a capacity.
-      config: static under `jax.jit`, with `tau` set.
       resolution: image side in pixels, which tau is scaled to; the geometric mean of the sides where they differ.
       capacity: rows to decode in all groups together, 1 to B; None decodes all B.
       groups: into how many the batch is cut for the draw; a divisor of B and of the capacity, and a multiple of the
@@ -83,12 +95,12 @@ def gated_perceptual_loss(
       InputError: no tau, a capacity outside 1..B, shapes that do not fit, or a sample weight given or missing against
       the config.
     """
-    check_latents(z0_hat, z0)
+    check_latents(z0_hat=z0_hat, z0=z0)
     batch = z0.shape[0]
     groups = parallel.context_shards() if groups is None else groups
-    _check_arguments(batch, alpha, sigma, config, sample_weight)
+    _check_arguments(batch, config, alpha=alpha, sigma=sigma, sample_weight=sample_weight)
     check_groups(batch, capacity, groups, parallel.context_shards())
-    active = lax.stop_gradient(active_samples(alpha, sigma, config, resolution=resolution))
+    active = lax.stop_gradient(active_samples(config, alpha=alpha, sigma=sigma, resolution=resolution))
     # Inactive rows are replaced before anything is computed from them: multiplying by zero afterwards would keep a NaN.
     z0_hat = jnp.where(active[:, None, None, None], z0_hat, lax.stop_gradient(z0).astype(z0_hat.dtype))
     weights, scores, rows = active.astype(jnp.float32), None, None
@@ -98,7 +110,9 @@ def gated_perceptual_loss(
         scores = (weights + 0.5 * jax.random.uniform(key, (batch,))).reshape(groups, -1)
         counts = jnp.sum(active.reshape(groups, -1), axis=1, dtype=jnp.float32)
         weights *= jnp.repeat(jnp.maximum(counts / rows, 1.0), batch // groups)
-    loss, taps, decoded = decoded_distance(autoencoder, z0_hat, z0, scores, config, rows, chunk)
+    loss, taps, decoded = decoded_distance(
+        autoencoder, config, z0_hat=z0_hat, z0=z0, scores=scores, rows=rows, chunk=chunk
+    )
     weights = jnp.where(decoded, weights, 0.0)
     factors = weights if sample_weight is None else jnp.where(weights > 0, weights * sample_weight, 0.0)
     count = jnp.sum(active, dtype=jnp.float32)
@@ -131,10 +145,11 @@ def check_groups(batch: int, capacity: int | None, groups: int, shards: int) -> 
         raise InputError(f"capacity={capacity} is not shared equally by {groups} groups of the batch: {text} would be")
 
 
-def _check_arguments(batch, alpha, sigma, config, sample_weight):
-    for name, values in (("alpha", alpha), ("sigma", sigma), ("sample_weight", sample_weight)):
+def _check_arguments(batch: int, config: LPLConfig, **by_sample: jax.Array | None) -> None:
+    for name, values in by_sample.items():
         if values is not None and values.shape != (batch,):
             raise InputError(f"{name} must have shape ({batch},), one value for each sample, given {values.shape}")
-    if (sample_weight is None) != (config.extra_weight == "none"):
-        given = "no" if sample_weight is None else "a"
+    unweighted = by_sample["sample_weight"] is None
+    if unweighted != (config.extra_weight == "none"):
+        given = "no" if unweighted else "a"
         raise InputError(f"lpl.extra_weight={config.extra_weight!r} with {given} sample_weight: they belong together")

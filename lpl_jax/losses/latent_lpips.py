@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from lpl_jax.errors import InputError
 from lpl_jax.losses.lpl import check_latents
@@ -43,26 +44,28 @@ class LatentLPIPS:
     latent_channels: int = flax.struct.field(pytree_node=False, default=4)
 
 
-def latent_lpips(network: LatentLPIPS, pred_latents: jax.Array, target_latents: jax.Array) -> jax.Array:
-    """The distance of every pair, (B,) float32. Gradients flow to `pred_latents` only.
+def latent_lpips(
+    network: LatentLPIPS, *, z0_hat: Float[Array, "b h w c"], z0: Float[Array, "b h w c"]
+) -> Float32[Array, "b"]:
+    """The distance of every pair, (B,) float32. Gradients flow to `z0_hat` only.
 
     Args:
       network: frozen, for the autoencoder that the latents are of.
-      pred_latents, target_latents: scaled, (B, h, w, C), sides of at least 4.
+      z0_hat, z0: estimated and clean latents, scaled, (B, h, w, C), sides of at least 4.
 
     Raises:
       InputError: latents of different shapes, too small, or not with the channels of this network.
     """
-    check_latents(pred_latents, target_latents)
-    _, height, width, channels = pred_latents.shape
+    check_latents(z0_hat=z0_hat, z0=z0)
+    _, height, width, channels = z0.shape
     if channels != network.latent_channels:
         raise InputError(f"latents with {channels} channels: this LatentLPIPS is for {network.latent_channels}")
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"latents of {height} x {width}: LatentLPIPS needs sides of at least {SMALLEST_SIDE}")
-    params, target_latents = lax.stop_gradient((network.params, target_latents))
+    params, z0 = lax.stop_gradient((network.params, z0))
     # Two calls: in one batched call the backward pass would run over both halves.
-    total = jnp.zeros(pred_latents.shape[0])
-    for i, maps in enumerate(zip(_features(params, pred_latents), _features(params, target_latents), strict=True)):
+    total = jnp.zeros(z0.shape[0])
+    for i, maps in enumerate(zip(_features(params, z0_hat), _features(params, z0), strict=True)):
         pred, target = map(_unit, maps)
         weighted = jnp.square(pred - target) * params[f"lin_{i}"]["kernel"][0, 0, :, 0]
         total += jnp.mean(jnp.sum(weighted, axis=-1), axis=(1, 2))
@@ -87,7 +90,7 @@ def shapes(latent_channels: int) -> dict:
     return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in flat.items()}, sep="/")
 
 
-def init(key: jax.Array, latent_channels: int = 4) -> LatentLPIPS:
+def init(key: PRNGKeyArray, latent_channels: int = 4) -> LatentLPIPS:
     """Random weights, for tests and runs without a download: a distance, but not one that has learned anything.
 
     Activations keep their size through the layers, no statistic is trivial and channels weigh 0 to 2. Drawn on the
@@ -104,7 +107,8 @@ def init(key: jax.Array, latent_channels: int = 4) -> LatentLPIPS:
             return generator.uniform(0.8, 1.2, shape).astype(np.float32)
         return 0.1 * generator.standard_normal(shape, np.float32)
 
-    flat = {path: jnp.asarray(draw(path, leaf.shape)) for path, leaf in flatten_dict(shapes(latent_channels)).items()}
+    leaves: Any = flatten_dict(shapes(latent_channels))
+    flat = {path: jnp.asarray(draw(path, leaf.shape)) for path, leaf in leaves.items()}
     return LatentLPIPS(unflatten_dict(flat), latent_channels)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
 from lpl_jax.errors import InputError
 from lpl_jax.losses.config import LPLConfig
@@ -21,22 +22,25 @@ _VARIANCE_FLOOR = 1e-12  # keeps the logarithm of a dead map's variance finite; 
 class TapTerms(NamedTuple):
     """What the L taps contributed, without gradient. All but `omega` are per sample."""
 
-    term: jax.Array  # (B, L) distance before the depth weight
-    masked: jax.Array  # (B, L) share of pixels left out as outliers
-    log_variance_ratio: jax.Array  # (B, L) log of predicted over clean variance of kept pixels, mean over channels
-    omega: jax.Array  # (L,) depth weight
+    term: Float32[Array, "b taps"]  # distance before the depth weight
+    masked: Float32[Array, "b taps"]  # share of pixels left out as outliers
+    log_variance_ratio: Float32[Array, "b taps"]  # log of predicted over clean variance of kept pixels, channels' mean
+    omega: Float32[Array, "taps"]  # depth weight
 
 
 def perceptual_distance(
-    pred_features: Sequence[jax.Array], target_features: Sequence[jax.Array], config: LPLConfig
-) -> tuple[jax.Array, TapTerms]:
+    config: LPLConfig,
+    *,
+    predicted: Sequence[Float[Array, "b _h _w _c"]],
+    clean: Sequence[Float[Array, "b _h _w _c"]],
+) -> tuple[Float32[Array, "b"], TapTerms]:
     """Distance of two sets of feature maps, in float32 whatever the type of the features.
 
     A map whose pixels are all masked counts as zero, so that a dead channel neither divides by zero nor weighs in.
 
     Args:
-      pred_features, target_features: the same L maps (B, H_l, W_l, C_l) of both, from the coarsest.
       config: which distance.
+      predicted, clean: the same L feature maps (B, H_l, W_l, C_l) of both, from the coarsest.
 
     Returns:
       Per-sample loss (B,) and the parts it is made of.
@@ -44,27 +48,27 @@ def perceptual_distance(
     Raises:
       InputError: maps that do not pair up with each other and with `config.taps`.
     """
-    shapes = [tuple(feature.shape for feature in features) for features in (pred_features, target_features)]
+    shapes = [tuple(feature.shape for feature in features) for features in (predicted, clean)]
     if shapes[0] != shapes[1] or len(shapes[0]) != len(config.tap_names):
         raise InputError(
             f"features must be {len(config.tap_names)} pairs of equal maps, given {shapes[0]} and {shapes[1]}"
         )
     terms, masked, ratios = [], [], []
-    for tap, (pred, target) in enumerate(zip(pred_features, lax.stop_gradient(tuple(target_features)), strict=True)):
+    for tap, (pred, target) in enumerate(zip(predicted, lax.stop_gradient(tuple(clean)), strict=True)):
         keep = _keep(pred, target, tap, config)
         pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
         terms.append(_tap_term(pred, target, keep, config))
         masked.append(_masked_share(keep, pred))
         ratios.append(_log_variance_ratio(pred, target, keep))
     term, masked, ratios = (jnp.stack(parts, axis=1) for parts in (terms, masked, ratios))
-    omega = jnp.asarray(_depth_weights([feature.shape[1] for feature in pred_features], config), jnp.float32)
+    omega = jnp.asarray(_depth_weights([feature.shape[1] for feature in predicted], config), jnp.float32)
     loss = jnp.sum(omega * term, axis=1)
     if config.layers == "mean":
         loss = loss / len(terms)
     return loss, TapTerms(*lax.stop_gradient((term, masked, ratios)), omega)
 
 
-def tap_metrics(taps: TapTerms, weights: jax.Array, config: LPLConfig) -> dict[str, jax.Array]:
+def tap_metrics(taps: TapTerms, weights: Float[Array, "b"], config: LPLConfig) -> dict[str, Float32[Array, ""]]:
     """Averages over samples with these weights (B,), as scalars named `{tap}/{part}`; zero where no sample has
     weight."""
     weights = lax.stop_gradient(weights.astype(jnp.float32))
@@ -78,12 +82,10 @@ def tap_metrics(taps: TapTerms, weights: jax.Array, config: LPLConfig) -> dict[s
     return metrics
 
 
-def check_latents(pred_latents: jax.Array, target_latents: jax.Array) -> None:
+def check_latents(*, z0_hat: jax.Array, z0: jax.Array) -> None:
     """Raises InputError unless both have one shape (B, h, w, C)."""
-    if pred_latents.shape != target_latents.shape or pred_latents.ndim != 4:
-        raise InputError(
-            f"latents must both have shape (B, h, w, C), given {pred_latents.shape} and {target_latents.shape}"
-        )
+    if z0_hat.shape != z0.shape or z0.ndim != 4:
+        raise InputError(f"latents must both have shape (B, h, w, C), given {z0_hat.shape} and {z0.shape}")
 
 
 def _keep(pred, target, tap, config):

@@ -9,17 +9,22 @@ blob.
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32
 
 from lpl_jax.errors import InputError
 from lpl_jax.losses.quantiles import kth_smallest
 
 
 def outlier_mask(
-    features: jax.Array, *, closing: int, opening: int, quantile: float = 0.02, quantile_method: str = "auto"
-) -> jax.Array:
+    features: Float[Array, "b h w c"],
+    *,
+    closing: int,
+    opening: int,
+    quantile: float = 0.02,
+    quantile_method: str = "auto",
+) -> Bool[Array, "b h w c"]:
     """Marks the pixels to keep, separately for every sample and channel.
 
     Pixels outside the map never count: a filter at the border sees only the pixels that exist. A constant map has no
@@ -56,7 +61,9 @@ def outlier_mask(
     return erode(dilate(inlier, closing), opening)
 
 
-def inner_range(features: jax.Array, quantile: float, method: str = "auto") -> tuple[jax.Array, jax.Array]:
+def inner_range(
+    features: Float[Array, "b h w c"], quantile: float, method: str = "auto"
+) -> tuple[Float32[Array, "b 1 1 c"], Float32[Array, "b 1 1 c"]]:
     """The k1-th and k2-th smallest value of every map, counted from 1, with k1 = int(N q) and k2 = int(N (1 - q)).
 
     These are order statistics, hence exact in every float type; maps with fewer than 1/q values use their smallest.
@@ -73,15 +80,16 @@ def inner_range(features: jax.Array, quantile: float, method: str = "auto") -> t
     count = height * width
     ranks = max(int(count * quantile), 1), max(int(count * (1 - quantile)), 1)
     found = kth_smallest(features.reshape(batch, count, channels), ranks, method)
-    return tuple(value.astype(jnp.float32)[:, None, None, :] for value in found)
+    low, high = (value.astype(jnp.float32)[:, None, None, :] for value in found)
+    return low, high
 
 
-def dilate(mask: jax.Array, width: int) -> jax.Array:
+def dilate(mask: Bool[Array, "b h w c"], width: int) -> Bool[Array, "b h w c"]:
     """True wherever the width x width window around a pixel of (B, H, W, C) holds a True."""
     return _filter(mask, width, False, lax.bitwise_or)
 
 
-def erode(mask: jax.Array, width: int) -> jax.Array:
+def erode(mask: Bool[Array, "b h w c"], width: int) -> Bool[Array, "b h w c"]:
     """True wherever the width x width window around a pixel of (B, H, W, C) holds no False."""
     return _filter(mask, width, True, lax.bitwise_and)
 
@@ -109,7 +117,7 @@ def check_kernel(name: str, width: int) -> None:
         raise InputError(f"{name}={width!r} is not an odd positive integer (1, 3, 5, ...)")
 
 
-def _sample_std(values: jax.Array) -> jax.Array:
+def _sample_std(values: Float32[Array, "b h w c"]) -> Float32[Array, "b 1 1 c"]:
     """Standard deviation over space with N - 1 in the denominator, (B, 1, 1, C)."""
     degrees = max(values.shape[1] * values.shape[2] - 1, 1)
     deviation = values - jnp.mean(values, axis=(1, 2), keepdims=True)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from lpl_jax.errors import InputError
 
@@ -23,7 +23,9 @@ _KEYS = {16: jnp.uint16, 32: jnp.uint32}
 _RUN = 256
 
 
-def kth_smallest(values: jax.Array, ranks: Sequence[int], method: str = "auto") -> tuple[jax.Array, ...]:
+def kth_smallest(
+    values: Float[Array, "*batch n c"], ranks: Sequence[int], method: str = "auto"
+) -> tuple[Float[Array, "*batch c"], ...]:
     """The values of these ranks along the second last axis, exact in every float type.
 
     Both methods give the same values, whatever ties and infinities there are. 0.0 and -0.0 are one value, and which
@@ -58,7 +60,9 @@ def kth_smallest(values: jax.Array, ranks: Sequence[int], method: str = "auto") 
     )
 
 
-def by_counting(values: jax.Array, ranks: Sequence[int], *, bits_per_pass: int, unroll: bool) -> tuple[jax.Array, ...]:
+def by_counting(
+    values: Float[Array, "*batch n c"], ranks: Sequence[int], *, bits_per_pass: int, unroll: bool
+) -> tuple[Float[Array, "*batch c"], ...]:
     """`kth_smallest` by counting passes.
 
     Args:

@@ -10,9 +10,9 @@ unweighted losses over samples, averaged over the steps so far.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32
 
 from lpl_jax.errors import InputError
 
@@ -20,9 +20,9 @@ from lpl_jax.errors import InputError
 class LossVariances(NamedTuple):
     """Running means of the variance over samples of both losses, float32 scalars, and how many batches they are of."""
 
-    diffusion: jax.Array
-    perceptual: jax.Array
-    batches: jax.Array
+    diffusion: Float32[Array, ""]
+    perceptual: Float32[Array, ""]
+    batches: Float32[Array, ""]
 
 
 def init_variances() -> LossVariances:
@@ -31,7 +31,11 @@ def init_variances() -> LossVariances:
 
 
 def update_variances(
-    state: LossVariances, diffusion_losses: jax.Array, perceptual_losses: jax.Array, active: jax.Array
+    state: LossVariances,
+    *,
+    diffusion_losses: Float[Array, "b"],
+    perceptual_losses: Float[Array, "b"],
+    active: Bool[Array, "b"],
 ) -> LossVariances:
     """The state after one more batch, whose variances (with n - 1 in the denominator) are over its active samples.
 
@@ -64,12 +68,13 @@ def update_variances(
 
 
 def reweighted(
-    diffusion_losses: jax.Array,
-    active: jax.Array,
-    weight_lpl: jax.Array | float,
-    var_lpl: jax.Array,
-    var_l2: jax.Array,
-) -> jax.Array:
+    *,
+    diffusion_losses: Float[Array, "b"],
+    active: Bool[Array, "b"],
+    weight_lpl: Float[Array, ""] | float,
+    var_lpl: Float[Array, ""] | float,
+    var_l2: Float[Array, ""] | float,
+) -> Float32[Array, "b"]:
     """The weighted loss of every sample (Eq. 15), (B,) float32; its mean over the batch is the training loss.
 
     The weights are not normalised, and no gradient flows through them. As long as `var_l2` is 0, that is before the

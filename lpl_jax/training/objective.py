@@ -104,12 +104,12 @@ class LPLTerm:
         min_snr = self.config.extra_weight == "min_snr"
         perceptual, details = gated_perceptual_loss(
             frozen.autoencoder,
-            step.z0_hat,
-            step.z0,
-            alpha,
-            sigma,
-            key,
             self.config,
+            z0_hat=step.z0_hat,
+            z0=step.z0,
+            alpha=alpha,
+            sigma=sigma,
+            key=key,
             resolution=objective.resolution,
             capacity=self.capacity,
             groups=self.groups,
@@ -118,7 +118,7 @@ class LPLTerm:
         )
         diffusion = jnp.mean(step.losses)
         total = diffusion + weight * perceptual
-        share = perceptual_share(diffusion, perceptual, weight)
+        share = perceptual_share(diffusion_loss=diffusion, perceptual_loss=perceptual, weight=weight)
         means = {"loss": total, "diffusion_loss": diffusion, "lpl": perceptual, "lpl_share": share}
         details = {f"lpl/{name}": value for name, value in details.items()}
         counts = {"lpl/decoded": details.pop("lpl/decoded")}
@@ -133,7 +133,8 @@ class LPLTerm:
         """The weight at which LPL is `target_share` of the total loss, from batches that were measured."""
         means = [output.means for output in outputs]
         diffusion, perceptual = (np.array([row[name] for row in means]) for name in ("diffusion_loss", "lpl"))
-        return calibrate_weight(diffusion, perceptual, self.config.target_share)
+        share = self.config.target_share
+        return calibrate_weight(diffusion_losses=diffusion, perceptual_losses=perceptual, target_share=share)
 
 
 @dataclass(frozen=True)
@@ -144,21 +145,25 @@ class ComparisonTerm:
 
     def __call__(self, step: Prediction, *, objective: "Objective", key, frozen: Frozen, weight, variances):
         block, paradigm = self.config.block, objective.paradigm
+        alpha, sigma = paradigm.alpha_sigma(step.t)
         values, active = comparison_losses(
             self.config,
             frozen.network,
-            (step.z0_hat, step.eps_hat),
-            (step.z0, step.noise),
-            *paradigm.alpha_sigma(step.t),
-            key,
+            paradigm,
+            z0_hat=step.z0_hat,
+            eps_hat=step.eps_hat,
+            z0=step.z0,
+            noise=step.noise,
+            alpha=alpha,
+            sigma=sigma,
+            key=key,
             resolution=objective.resolution,
-            paradigm=paradigm,
             features=block_features(objective.model, block) if block else None,
             conditions=step.conditions,
         )
         diffusion, comparison = jnp.mean(step.losses), jnp.mean(values)
         total = diffusion + weight * comparison
-        share = perceptual_share(diffusion, comparison, weight)
+        share = perceptual_share(diffusion_loss=diffusion, perceptual_loss=comparison, weight=weight)
         means = {"loss": total, "diffusion_loss": diffusion, "comparison": comparison, "comparison_share": share}
         return total, LossOutput(means, samples=Samples(step.losses, values, active))
 
@@ -172,7 +177,8 @@ class ComparisonTerm:
         samples = [Samples(*map(np.asarray, output.samples)) for output in outputs]
         diffusion = np.concatenate([batch.diffusion for batch in samples])
         perceptual = np.concatenate([batch.perceptual[batch.active] for batch in samples])
-        return calibrate_weight_by_variance(diffusion, perceptual, self.config.variance_share)
+        share = self.config.variance_share
+        return calibrate_weight_by_variance(diffusion_losses=diffusion, perceptual_losses=perceptual, share=share)
 
 
 @dataclass(frozen=True)
@@ -184,11 +190,15 @@ class ReweightingTerm:
     def __call__(self, step: Prediction, *, objective: "Objective", key, frozen: Frozen, weight, variances):
         config = self.lpl.config
         alpha, sigma = objective.paradigm.alpha_sigma(step.t)
-        active = active_samples(alpha, sigma, config, resolution=objective.resolution)
+        active = active_samples(config, alpha=alpha, sigma=sigma, resolution=objective.resolution)
         estimate = jax.lax.stop_gradient(jnp.where(active[:, None, None, None], step.z0_hat, step.z0))
-        perceptual, _ = latent_perceptual_loss(frozen.autoencoder, estimate, step.z0, config, chunk=self.lpl.chunk)
-        variances = update_variances(variances, step.losses, perceptual, active)
-        total = jnp.mean(reweighted(step.losses, active, weight, variances.perceptual, variances.diffusion))
+        perceptual, _ = latent_perceptual_loss(
+            frozen.autoencoder, config, z0_hat=estimate, z0=step.z0, chunk=self.lpl.chunk
+        )
+        losses = dict(diffusion_losses=step.losses, active=active)
+        variances = update_variances(variances, perceptual_losses=perceptual, **losses)
+        ratio = dict(var_lpl=variances.perceptual, var_l2=variances.diffusion)
+        total = jnp.mean(reweighted(weight_lpl=weight, **ratio, **losses))
         lpl = jnp.mean(jnp.where(active, perceptual, 0.0))
         means = {"loss": total, "diffusion_loss": jnp.mean(step.losses), "lpl": lpl}
         return total, LossOutput(means, variances=variances)

@@ -53,19 +53,20 @@ def losses(
     """
     paradigm = objective.paradigm
     latent_key, t_key, noise_key, drop_key, gate_key = jax.random.split(key, 5)
-    z0 = frozen.autoencoder.scale(sample_posterior(latent_key, batch["mean"], batch["logvar"]))
+    z0 = frozen.autoencoder.scale(sample_posterior(latent_key, mean=batch["mean"], logvar=batch["logvar"]))
     t = _times(t_key, len(z0), objective) if t is None else t
     noise = jax.random.normal(noise_key, z0.shape) if noise is None else noise
     conditions = _conditions(batch, drop_key, objective, frozen.text)
 
-    z_t = paradigm.add_noise(z0, noise, t)
+    z_t = paradigm.add_noise(z0=z0, noise=noise, t=t)
     prediction = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), *conditions)
-    squared = jnp.square(prediction.astype(jnp.float32) - paradigm.target(z0, noise, t)).mean((1, 2, 3))
+    squared = jnp.square(prediction.astype(jnp.float32) - paradigm.target(z0=z0, noise=noise, t=t)).mean((1, 2, 3))
     by_sample = loss_weight(paradigm, t, objective.loss.weighting, gamma=objective.loss.gamma) * squared
     if objective.term is None:
         diffusion = jnp.mean(by_sample)
         return diffusion, LossOutput({"loss": diffusion, "diffusion_loss": diffusion})
-    step = Prediction(z0, noise, t, *paradigm.estimate(z_t, prediction, t), by_sample, conditions)
+    z0_hat, eps_hat = paradigm.estimate(z_t=z_t, prediction=prediction, t=t)
+    step = Prediction(z0, noise, t, z0_hat, eps_hat, by_sample, conditions)
     return objective.term(step, objective=objective, key=gate_key, frozen=frozen, weight=weight, variances=variances)
 
 

@@ -85,13 +85,13 @@ def test_mask_and_image_go_together(make):
     ours = make("asymmetric").ours
     latents, image, mask = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 1))
     with pytest.raises(InputError, match=r"mask of shape None; these latents need \(1, 16, 16, 1\)"):
-        ours.decode(latents, image)
+        ours.decode(latents, image=image)
     with pytest.raises(InputError, match=r"image of shape None; these latents need \(1, 16, 16, 3\)"):
         ours.decode(latents, mask=mask)
     with pytest.raises(InputError, match=r"mask of shape \(1, 2, 2, 1\)"):
-        ours.decode(latents, image, mask[:, ::8, ::8])
+        ours.decode(latents, image=image, mask=mask[:, ::8, ::8])
     with pytest.raises(InputError, match="is no asymmetric autoencoder"):
-        make("SD").ours.decode(latents, image, mask)
+        make("SD").ours.decode(latents, image=image, mask=mask)
 
 
 def test_config_refuses_what_cannot_be():

@@ -204,12 +204,12 @@ def test_sample_posterior_has_the_stored_moments():
     shape = (20000, 2)
     mean = np.broadcast_to(np.float32([3.0, -1.0]), shape)
     logvar = np.broadcast_to(np.log(np.float32([0.25, 4.0])), shape)
-    sample = np.asarray(sample_posterior(jax.random.key(0), mean, logvar))
+    sample = np.asarray(sample_posterior(jax.random.key(0), mean=mean, logvar=logvar))
     assert sample.dtype == np.float32 and sample.shape == shape
     # standard errors: std / sqrt(n) of a mean, std / sqrt(2 n) of a standard deviation; 5 of them
     std = np.array([0.5, 2.0])
     assert (np.abs(np.mean(sample, axis=0) - [3, -1]) < 5 * std / 20000**0.5).all()
     assert (np.abs(np.std(sample, axis=0) - std) < 5 * std / 40000**0.5).all()
-    again, other = (np.asarray(sample_posterior(jax.random.key(k), mean, logvar)) for k in (0, 1))
+    again, other = (np.asarray(sample_posterior(jax.random.key(k), mean=mean, logvar=logvar)) for k in (0, 1))
     np.testing.assert_array_equal(sample, again)
     assert (sample != other).all(axis=1).mean() > 0.99

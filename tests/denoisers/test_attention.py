@@ -40,7 +40,7 @@ def exact(q, k, v, cotangent):
 
 
 def with_gradients(function, q, k, v, cotangent):
-    result, pull = jax.vjp(function, q, k, v)
+    result, pull = jax.vjp(lambda q, k, v: function(query=q, key=k, value=v), q, k, v)
     return [result, *pull(cotangent.astype(result.dtype))]
 
 
@@ -89,7 +89,7 @@ def test_cudnn_lowers_without_a_gpu(size, monkeypatch):
     ]
 
     def loss(q, k, v, cotangent):
-        return jnp.sum(attention(q, k, v, "cudnn") * cotangent)
+        return jnp.sum(attention(query=q, key=k, value=v, implementation="cudnn") * cotangent)
 
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss)).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
@@ -108,7 +108,7 @@ def test_splash_lowers_for_tpus_on_each_devices_own_heads():
     )
     with jax.set_mesh(mesh):
         function = jax.jit(functools.partial(attention, implementation="splash"))
-        text = function.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+        text = function.trace(query=q, key=k, value=v).lower(lowering_platforms=("tpu",)).as_text()
     (call,) = [line for line in text.splitlines() if "custom_call @tpu_custom_call" in line]
     assert "tensor<2x1x128x72xbf16>" in call and "tensor<2x1x256x72xbf16>" in call
 
@@ -146,7 +146,10 @@ from lpl_jax.denoisers import attention
 device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
 array = jax.ShapeDtypeStruct((4, 1025, 16, 72), jnp.bfloat16, sharding=SingleDeviceSharding(device))
 for name in ("xla", "splash"):
-    loss = lambda q, k, v: jnp.sum(jnp.square(attention(q, k, v, name).astype(jnp.float32)))
+    def loss(q, k, v):
+        attended = attention(query=q, key=k, value=v, implementation=name)
+        return jnp.sum(jnp.square(attended.astype(jnp.float32)))
+
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(array, array, array).compile()
     print(name, compiled.memory_analysis().temp_size_in_bytes)
 """

@@ -11,7 +11,7 @@ from lpl_jax.denoisers.embeddings import patchify, position_embedding, sinusoida
 
 
 def test_unpatchify_inverts_patchify_on_an_oblong_grid():
-    latents = jnp.arange(2 * 6 * 9 * 4).reshape(2, 6, 9, 4)
+    latents = jnp.arange(2 * 6 * 9 * 4.0).reshape(2, 6, 9, 4)
     patches = patchify(latents, 3)
     assert patches.shape == (2, 6, 36)
     np.testing.assert_array_equal(unpatchify(patches, 2, 3, 3), latents)

@@ -243,6 +243,6 @@ def test_attention_is_softmax_attention_in_float32():
     logits = np.einsum("bqhd,bkhd->bhqk", q, k, dtype=np.float64) / np.sqrt(8)
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     want = np.einsum("bhqk,bkhd->bqhd", weights, v)
-    np.testing.assert_allclose(attention(q, k, v), want, atol=1e-5)
+    np.testing.assert_allclose(attention(query=q, key=k, value=v), want, atol=1e-5)
     with pytest.raises(InputError, match="'flash'.*xla"):
-        attention(q, k, v, implementation="flash")
+        attention(query=q, key=k, value=v, implementation="flash")

@@ -39,7 +39,8 @@ def test_min_snr_weighs_the_error_of_z0_hat(name):
     p = paradigm(name, schedule_rescale=2)
     t = jnp.linspace(0.01, 0.99, 99) if name == "flow" else jnp.arange(5, 995, 10)
     z_t, prediction = jax.random.normal(jax.random.key(0), (2, 99))
-    z0_error = p.estimate(z_t, prediction + 1.0, t)[0] - p.estimate(z_t, prediction, t)[0]
+    z0_hat, other = (p.estimate(z_t=z_t, prediction=each, t=t)[0] for each in (prediction, prediction + 1.0))
+    z0_error = other - z0_hat
     alpha, sigma = p.alpha_sigma(t)
     # differences of values up to 100 lose two digits
     np.testing.assert_allclose(

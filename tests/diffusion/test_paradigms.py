@@ -50,11 +50,11 @@ def test_formulas_of_table_1(name, factor):
         "flow": lambda: (noise_ - z0_, z_t_ - s * d, z_t_ + (1 - s) * d),
     }[name]()
 
-    z_t = p.add_noise(z0, noise, t)
+    z_t = p.add_noise(z0=z0, noise=noise, t=t)
     # 1e-6: a few float32 roundings of O(1) values. z0_hat of eps multiplies them by 1 / alpha.
     np.testing.assert_allclose(z_t, z_t_, atol=2e-6)
-    np.testing.assert_allclose(p.target(z0, noise, t), target, atol=2e-6)
-    ours = p.estimate(z_t, prediction, t)
+    np.testing.assert_allclose(p.target(z0=z0, noise=noise, t=t), target, atol=2e-6)
+    ours = p.estimate(z_t=z_t, prediction=prediction, t=t)
     gain = 1 / a if name == "eps" else 1.0
     assert np.max(np.abs(ours[0] - z0_hat) / gain) < 2e-6
     np.testing.assert_allclose(ours[1], eps_hat, atol=2e-6)
@@ -63,7 +63,8 @@ def test_formulas_of_table_1(name, factor):
 @pytest.mark.parametrize(("name", "factor"), CONFIGS)
 def test_estimate_inverts_add_noise_and_target(name, factor):
     p, t, z0, noise = paradigm(name, schedule_rescale=factor), times(name), latents(0), latents(1)
-    z0_hat, eps_hat = p.estimate(p.add_noise(z0, noise, t), p.target(z0, noise, t), t)
+    z_t, target = p.add_noise(z0=z0, noise=noise, t=t), p.target(z0=z0, noise=noise, t=t)
+    z0_hat, eps_hat = p.estimate(z_t=z_t, prediction=target, t=t)
     # The roundings of z_t and of sigma * D (6e-8 of values up to 4) come back multiplied by 1 / alpha for eps, <= 29.
     gain = 1 / np.asarray(p.alpha_sigma(t)[0])[:, None, None, None] if name == "eps" else 1.0
     assert np.max(np.abs(z0_hat - z0) / gain) < 2e-6
@@ -74,7 +75,8 @@ def test_estimate_inverts_add_noise_and_target(name, factor):
 def test_estimates_rebuild_z_t(name, factor):
     """Whatever the network says, alpha * z0_hat + sigma * eps_hat = z_t: the two estimates belong together."""
     p, t, z_t, prediction = paradigm(name, schedule_rescale=factor), times(name), latents(0), latents(1)
-    np.testing.assert_allclose(p.add_noise(*p.estimate(z_t, prediction, t), t), z_t, atol=4e-6)
+    z0_hat, eps_hat = p.estimate(z_t=z_t, prediction=prediction, t=t)
+    np.testing.assert_allclose(p.add_noise(z0=z0_hat, noise=eps_hat, t=t), z_t, atol=4e-6)
 
 
 @pytest.mark.parametrize(("name", "factor"), CONFIGS)
@@ -84,7 +86,7 @@ def test_estimate_and_its_gradients_are_finite_at_every_time(name, factor):
     z_t, prediction = latents(0, 1000)[:, 0, 0], latents(1, 1000)[:, 0, 0]
 
     def loss(z_t, prediction):
-        z0_hat, eps_hat = p.estimate(z_t, prediction, t)
+        z0_hat, eps_hat = p.estimate(z_t=z_t, prediction=prediction, t=t)
         return jnp.sum(z0_hat**2) + jnp.sum(eps_hat**2)
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(z_t, prediction)
@@ -95,14 +97,15 @@ def test_estimate_and_its_gradients_are_finite_at_every_time(name, factor):
 
 def test_eps_hat_of_eps_is_the_prediction_itself():
     prediction = latents(1)
-    np.testing.assert_array_equal(paradigm("eps").estimate(latents(0), prediction, times("eps"))[1], prediction)
+    _, eps_hat = paradigm("eps").estimate(z_t=latents(0), prediction=prediction, t=times("eps"))
+    np.testing.assert_array_equal(eps_hat, prediction)
 
 
 def test_last_index_of_v_is_pure_noise():
     p, t, z0, noise, prediction = paradigm("v"), jnp.array([999]), latents(0, 1), latents(1, 1), latents(2, 1)
-    np.testing.assert_array_equal(p.add_noise(z0, noise, t), noise)
-    np.testing.assert_array_equal(p.target(z0, noise, t), -z0)
-    z0_hat, eps_hat = p.estimate(noise, prediction, t)
+    np.testing.assert_array_equal(p.add_noise(z0=z0, noise=noise, t=t), noise)
+    np.testing.assert_array_equal(p.target(z0=z0, noise=noise, t=t), -z0)
+    z0_hat, eps_hat = p.estimate(z_t=noise, prediction=prediction, t=t)
     np.testing.assert_array_equal(z0_hat, -prediction)
     np.testing.assert_array_equal(eps_hat, noise)
 
@@ -111,13 +114,14 @@ def test_last_index_of_v_is_pure_noise():
 def test_bfloat16_predictions_are_estimated_in_float32(name):
     p, t, z_t = paradigm(name), times(name), latents(0)
     prediction = latents(1).astype(jnp.bfloat16)
-    for low, full in zip(
-        p.estimate(z_t, prediction, t), p.estimate(z_t, prediction.astype(jnp.float32), t), strict=True
-    ):
+    low_estimates = p.estimate(z_t=z_t, prediction=prediction, t=t)
+    full_estimates = p.estimate(z_t=z_t, prediction=prediction.astype(jnp.float32), t=t)
+    for low, full in zip(low_estimates, full_estimates, strict=True):
         assert low.dtype == jnp.float32
         np.testing.assert_array_equal(low, full)
     z_t_low = z_t.astype(jnp.bfloat16)
-    assert p.add_noise(z_t_low, prediction, t).dtype == p.target(z_t_low, prediction, t).dtype == jnp.float32
+    for function in (p.add_noise, p.target):
+        assert function(z0=z_t_low, noise=prediction, t=t).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", PARADIGMS)
@@ -140,7 +144,7 @@ def test_paradigm_is_a_static_argument():
 
     def step(z0, noise, t, p):
         traces.append(p)
-        return p.add_noise(z0, noise, t)
+        return p.add_noise(z0=z0, noise=noise, t=t)
 
     jitted = jax.jit(step, static_argnames="p")
     z0, noise, t = latents(0), latents(1), times("v")
@@ -155,9 +159,9 @@ def test_works_on_a_batch_that_is_spread_over_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     p, z_t, prediction, t = paradigm("v", schedule_rescale=2), latents(0), latents(1), times("v")
-    spread = jax.jit(p.estimate)(*jax.device_put((z_t, prediction, t), sharding))
+    spread = jax.jit(p.estimate)(**jax.device_put(dict(z_t=z_t, prediction=prediction, t=t), sharding))
     assert spread[0].sharding.is_equivalent_to(sharding, spread[0].ndim)
-    for ours, expected in zip(spread, p.estimate(z_t, prediction, t), strict=True):
+    for ours, expected in zip(spread, p.estimate(z_t=z_t, prediction=prediction, t=t), strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-6)  # fused multiply-add rounds once less
 
 
@@ -201,12 +205,15 @@ def test_impossible_configurations(name, options, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, z, t: p.add_noise(z, z, t.astype(jnp.float32)), "must be integer indices 0..999, got float32"),
-        (lambda p, z, t: paradigm("flow").add_noise(z, z, t), "floats between 0 and 1, got int32"),
-        (lambda p, z, t: p.add_noise(z, z[:1], t), "z0 and noise must have the same shape"),
-        (lambda p, z, t: p.target(z, z[..., :1], t), "z0 and noise must have the same shape"),
-        (lambda p, z, t: p.estimate(z, jnp.concatenate([z, z], -1), t), "z_t and prediction must have the same shape"),
-        (lambda p, z, t: p.add_noise(z, z, t[:1]), r"t of shape \(1,\) does not fit latents of shape \(64, 2, 3, 4\)"),
+        (lambda p, z, t: p.add_noise(z0=z, noise=z, t=t.astype(jnp.float32)), "integer indices 0..999, got float32"),
+        (lambda p, z, t: paradigm("flow").add_noise(z0=z, noise=z, t=t), "floats between 0 and 1, got int32"),
+        (lambda p, z, t: p.add_noise(z0=z, noise=z[:1], t=t), "z0 and noise must have the same shape"),
+        (lambda p, z, t: p.target(z0=z, noise=z[..., :1], t=t), "z0 and noise must have the same shape"),
+        (lambda p, z, t: p.estimate(z_t=z, prediction=z[..., :1], t=t), "z_t and prediction must have the same shape"),
+        (
+            lambda p, z, t: p.add_noise(z0=z, noise=z, t=t[:1]),
+            r"t of shape \(1,\) does not fit latents .* \(64, 2, 3, 4\)",
+        ),
     ],
 )
 def test_wrong_arrays(call, message):
@@ -216,9 +223,8 @@ def test_wrong_arrays(call, message):
 
 def test_a_scalar_time_serves_the_whole_batch():
     p, z0, noise = paradigm("v"), latents(0), latents(1)
-    np.testing.assert_array_equal(
-        p.add_noise(z0, noise, jnp.int32(500)), p.add_noise(z0, noise, jnp.full(64, 500, jnp.int32))
-    )
+    scalar, vector = jnp.int32(500), jnp.full(64, 500, jnp.int32)
+    np.testing.assert_array_equal(p.add_noise(z0=z0, noise=noise, t=scalar), p.add_noise(z0=z0, noise=noise, t=vector))
 
 
 def test_the_contract_cannot_be_built_without_a_paradigm():

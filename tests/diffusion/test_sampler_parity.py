@@ -101,5 +101,5 @@ def test_add_noise_and_velocity_equal_diffusers():
     z0, t = RNG.standard_normal(NOISE.shape).astype(np.float32), np.array([3, 999])
     arguments = torch.tensor(z0), torch.tensor(NOISE), torch.tensor(t)
     p = paradigm("v")
-    np.testing.assert_allclose(p.add_noise(z0, NOISE, t), scheduler.add_noise(*arguments), atol=TOLERANCE)
-    np.testing.assert_allclose(p.target(z0, NOISE, t), scheduler.get_velocity(*arguments), atol=TOLERANCE)
+    np.testing.assert_allclose(p.add_noise(z0=z0, noise=NOISE, t=t), scheduler.add_noise(*arguments), atol=TOLERANCE)
+    np.testing.assert_allclose(p.target(z0=z0, noise=NOISE, t=t), scheduler.get_velocity(*arguments), atol=TOLERANCE)

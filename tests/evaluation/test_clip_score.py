@@ -88,7 +88,7 @@ def test_from_pixels_and_prompts_to_scores_equal_transformers(published, ours):
     assert cosines.min() < 0 < cosines.max() and len(set(np.round(reference, 2))) > 2  # both sides of the cut
     features = ClipFeatures(clip).features(images)
     assert list(features) == ["clip"] and features["clip"].shape == (5, 8) and features["clip"].dtype == np.float32
-    scores = clip_scores(features["clip"], text_features(clip, tokenizer, PROMPTS))
+    scores = clip_scores(images=features["clip"], texts=text_features(clip, tokenizer, PROMPTS))
     assert scores.shape == (5,)
     np.testing.assert_allclose(scores, reference, atol=1e-4)
 
@@ -116,10 +116,10 @@ def test_known_angles():
     images = np.array([[3, 0], [1, 1], [0, 2], [-1, 0], [1e-30, 1e-30], [1e30, 0]], np.float32)
     texts = np.array([[5, 0], [7, 0], [1, 0], [1, 0], [1, 0], [1e-25, 0]], np.float32)
     half = 100 / np.sqrt(2)
-    np.testing.assert_allclose(clip_scores(images, texts), [100, half, 0, 0, half, 100], rtol=1e-12)
+    np.testing.assert_allclose(clip_scores(images=images, texts=texts), [100, half, 0, 0, half, 100], rtol=1e-12)
     random = np.random.default_rng(0).normal(size=(200, 512))
-    assert clip_scores(random, 3 * random).max() <= 100
-    np.testing.assert_allclose(clip_scores(random, 3 * random), 100, rtol=1e-12)
+    assert clip_scores(images=random, texts=3 * random).max() <= 100
+    np.testing.assert_allclose(clip_scores(images=random, texts=3 * random), 100, rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
@@ -127,17 +127,17 @@ def test_known_angles():
 def test_embeddings_without_direction_are_refused(kind, value):
     good, bad = np.ones((4, 3)), np.ones((4, 3))
     bad[2:] = value
-    pair = (bad, good) if kind == "image" else (good, bad)
+    images, texts = (bad, good) if kind == "image" else (good, bad)
     with pytest.raises(InputError, match=f"2 of 4 {kind} embeddings are zero or not finite, the first is 2"):
-        clip_scores(*pair)
+        clip_scores(images=images, texts=texts)
 
 
 def test_what_cannot_be_used_is_refused(published, ours):
     clip, tokenizer = ours
     with pytest.raises(InputError, match=r"\(4, 3\) and \(5, 3\)"):
-        clip_scores(np.ones((4, 3)), np.ones((5, 3)))
+        clip_scores(images=np.ones((4, 3)), texts=np.ones((5, 3)))
     with pytest.raises(InputError, match=r"\(0, 3\)"):
-        clip_scores(np.ones((0, 3)), np.ones((0, 3)))
+        clip_scores(images=np.ones((0, 3)), texts=np.ones((0, 3)))
     with pytest.raises(InputError, match="float32; needed: .*uint8"):
         ClipFeatures(clip).features(np.zeros((1, 32, 32, 3), np.float32))
     for prompts in ([], "a photo"):

@@ -69,7 +69,7 @@ SETS = {
 @pytest.mark.parametrize("name, dtype", [(n, d) for n in SETS for d in DTYPES if (n, d) != ("tight", "float32")])
 def test_every_sample_as_defined(name, dtype):
     real, fake = SETS[name]
-    found = prdc(real, fake, k=2, k_density=4, block=64, dtype=dtype)
+    found = prdc(real=real, fake=fake, k=2, k_density=4, block=64, dtype=dtype)
     expected = by_definition(real, fake, 2, 4)
     assert 0 < expected["precision"].mean() <= 1 and 0 < expected["coverage"].mean() < 1  # it could be wrong
     assert_same(found, expected)
@@ -92,13 +92,13 @@ def test_as_the_prdc_package(dtype):
                 theirs, theirs_density = (compute_prdc(real, fake, nearest_k=n) for n in (k, k_density))
             theirs |= {metric: theirs_density[metric] for metric in ("density", "coverage")}
             # metrics count samples or pairs: less than one pair is equality
-            found = prdc(real, fake, k=k, k_density=k_density, block=256, dtype=dtype).means()
+            found = prdc(real=real, fake=fake, k=k, k_density=k_density, block=256, dtype=dtype).means()
             assert found == pytest.approx(theirs, abs=0.1 / (600 * 5)), name
 
 
 def test_dtype_is_float64_where_there_is_one():
     """And the session is left as it was: 64-bit types are on inside the call only."""
-    assert prdc(*SETS["normal"], block=64).dtype == "float64"
+    assert prdc(real=SETS["normal"][0], fake=SETS["normal"][1], block=64).dtype == "float64"
     assert jnp.ones(()).dtype == jnp.float32
 
 
@@ -106,7 +106,7 @@ def test_dtype_is_float64_where_there_is_one():
 def test_blocks_do_not_matter(block):
     """A single row, sizes that do not divide both sets, more rows than there are."""
     real, fake = (x[:20] if block == 1 else x for x in SETS["normal"])
-    assert_same(prdc(real, fake, block=block, dtype="float32"), by_definition(real, fake, 3, 3))
+    assert_same(prdc(real=real, fake=fake, block=block, dtype="float32"), by_definition(real, fake, 3, 3))
 
 
 # Ties and rounding
@@ -118,7 +118,7 @@ def test_identical_sets(dtype):
     for shift in (0, 100):
         real = normal(6, 300, d=2048, shift=shift)
         for fake in (real, real.copy(), real[::-1]):
-            found = prdc(real, fake, block=128, dtype=dtype).means()
+            found = prdc(real=real, fake=fake, block=128, dtype=dtype).means()
             if dtype == "float32":  # the tie may go either way for each of the N points
                 assert 1 <= found.pop("density") <= 4 / 3
             assert found == dict.fromkeys(found, 1.0)
@@ -130,9 +130,9 @@ def test_duplicates_have_empty_balls(dtype):
     for shift in (0, 50):
         few = normal(7, 40, d=512, shift=shift)
         many, twice = np.repeat(few, 3, 0), np.tile(few, (2, 1))
-        assert prdc(many, many, k=2, block=32, dtype=dtype).means() == dict.fromkeys(FIELDS, 0.0)
+        assert prdc(real=many, fake=many, k=2, block=32, dtype=dtype).means() == dict.fromkeys(FIELDS, 0.0)
         # of 2 equal points the second nearest is another one: balls with both copies in them
-        found = prdc(twice, many, k=2, block=32, dtype=dtype)
+        found = prdc(real=twice, fake=many, k=2, block=32, dtype=dtype)
         assert_same(found, by_definition(twice, many, 2, 2))
         assert found.means() == dict(precision=1, recall=0, density=1, coverage=1)
 
@@ -150,7 +150,7 @@ def test_collapsed_generator():
     """All images alike, at a real one: precise, no recall, and one ball covered, with whoever has it within reach."""
     real = normal(8, 100)
     fake = np.repeat(real[:1], 50, 0)
-    found = prdc(real, fake, block=32)
+    found = prdc(real=real, fake=fake, block=32)
     assert_same(found, by_definition(real, fake, 3, 3))
     assert found.precision.all() and not found.recall.any() and found.coverage[0] and found.coverage.mean() < 0.5
 
@@ -159,7 +159,7 @@ def test_equal_distances_are_not_less():
     """A line of points at distance 5, whose mean is no round number: every comparison is a tie or clear."""
     real = np.arange(11, dtype=np.float32)[:, None] * np.float32([[3.0, 4.0]]) + np.float32([[0.0, 0.5]])
     fake = real + np.float32([[30.0, 40.0]])  # the first fake is where the last real point is
-    found = prdc(real, fake, k=1, block=4)
+    found = prdc(real=real, fake=fake, k=1, block=4)
     assert_same(found, by_definition(real, fake, 1, 1))
     # neighbours are at distance 5 = radius: only a point in the same place is strictly inside
     np.testing.assert_array_equal(found.density, [1] + 10 * [0])
@@ -172,61 +172,62 @@ def test_equal_distances_are_not_less():
 def test_neighbours_per_metric():
     real, fake = SETS["normal"]
     mixed, three, five = (
-        prdc(real, fake, k=k, k_density=k_density, block=64) for k, k_density in ((3, 5), (3, None), (5, None))
+        prdc(real=real, fake=fake, k=k, k_density=k_density, block=64)
+        for k, k_density in ((3, 5), (3, None), (5, None))
     )
     for field, single in zip(FIELDS, (three, three, five, five), strict=True):
         np.testing.assert_array_equal(getattr(mixed, field), getattr(single, field))
     assert mixed.means() != three.means() != five.means()
-    assert_same(prdc(real, fake, k=5, k_density=1, block=64), by_definition(real, fake, 5, 1))
+    assert_same(prdc(real=real, fake=fake, k=5, k_density=1, block=64), by_definition(real, fake, 5, 1))
 
 
 @pytest.mark.parametrize("make", [jnp.asarray, lambda x: x.astype(np.float64), lambda x: np.asfortranarray(x)])
 def test_kinds_of_arrays(make):
     real, fake = SETS["normal"]
-    assert_same(prdc(make(real), make(fake), block=64), by_definition(real, fake, 3, 3))
+    assert_same(prdc(real=make(real), fake=make(fake), block=64), by_definition(real, fake, 3, 3))
 
 
 def test_half_precision_features():
     real, fake = (x.astype(np.float16) for x in SETS["normal"])
-    assert_same(prdc(real, fake, block=64), by_definition(real, fake, 3, 3))
+    assert_same(prdc(real=real, fake=fake, block=64), by_definition(real, fake, 3, 3))
 
 
 def test_blocks_are_dealt_out_to_devices():
     real, fake = SETS["normal"]
-    found = prdc(real, fake, k=2, k_density=3, block=40, dtype="float32", devices=jax.devices()[1:4])
+    found = prdc(real=real, fake=fake, k=2, k_density=3, block=40, dtype="float32", devices=jax.devices()[1:4])
     assert_same(found, by_definition(real, fake, 2, 3))
 
 
 def test_radii_of_all_but_oneself():
     real = normal(9, 4)
-    assert_same(prdc(real, real + 0.1, k=3), by_definition(real, real + np.float32(0.1), 3, 3))
+    assert_same(prdc(real=real, fake=real + 0.1, k=3), by_definition(real, real + np.float32(0.1), 3, 3))
     with pytest.raises(InputError, match="4 neighbours asked for of 4 real and 9 fake samples; possible: 1 up to one"):
-        prdc(real, normal(1, 9), k=4)
+        prdc(real=real, fake=normal(1, 9), k=4)
     with pytest.raises(InputError, match="4 neighbours asked for of 9 real and 4 fake"):
-        prdc(normal(1, 9), real, k=1, k_density=4)
+        prdc(real=normal(1, 9), fake=real, k=1, k_density=4)
     with pytest.raises(InputError, match="0 neighbours asked for"):
-        prdc(real, real, k=2, k_density=0)
+        prdc(real=real, fake=real, k=2, k_density=0)
 
 
 def test_what_is_refused():
     real, fake = SETS["normal"]
     with pytest.raises(InputError, match=r"real \(150, 32\) and fake \(110, 31\)"):
-        prdc(real, fake[:, 1:])
+        prdc(real=real, fake=fake[:, 1:])
     with pytest.raises(InputError, match=r"\(N, D\) and \(M, D\)"):
-        prdc(real[0], fake[0])
+        prdc(real=real[0], fake=fake[0])
     with pytest.raises(InputError, match="fake features are int64"):
-        prdc(real, fake.astype(np.int64))
+        prdc(real=real, fake=fake.astype(np.int64))
     with pytest.raises(InputError, match="dtype 'float16'"):
-        prdc(real, fake, dtype="float16")
+        prdc(real=real, fake=fake, dtype="float16")
     with pytest.raises(InputError, match="block 0"):
-        prdc(real, fake, block=0)
+        prdc(real=real, fake=fake, block=0)
     for value in (np.nan, np.inf):
         broken = fake.copy()
         broken[3, 4] = value
         with pytest.raises(InputError, match="fake features have infinite or undefined"):
-            prdc(real, broken)
+            prdc(real=real, fake=broken)
         with pytest.raises(InputError, match="real features have infinite or undefined"):
-            prdc(jnp.asarray(broken), fake)
+            prdc(real=jnp.asarray(broken), fake=fake)
 
 
 # Memory and benchmark
@@ -282,5 +283,5 @@ def test_as_the_prdc_package_at_length():
     )
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = compute_prdc(real, fake, nearest_k=3)
-    assert prdc(real, fake).means() == pytest.approx(theirs, abs=1e-12)
-    assert prdc(real, fake, dtype="float32").means() == pytest.approx(theirs, abs=3 / 4000)
+    assert prdc(real=real, fake=fake).means() == pytest.approx(theirs, abs=1e-12)
+    assert prdc(real=real, fake=fake, dtype="float32").means() == pytest.approx(theirs, abs=3 / 4000)

@@ -36,7 +36,7 @@ def joint(autoencoder, pred, target, config):
             return (autoencoder.decode(latents),)
         return autoencoder.features(latents, num_taps=config.taps, post_quant_conv=config.post_quant_conv)
 
-    return perceptual_distance(features(pred), features(target), config)
+    return perceptual_distance(config, predicted=features(pred), clean=features(target))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -63,7 +63,7 @@ def test_equals_the_joint_computation(config, chunk, tiny_autoencoder, latents):
     cotangent = np.array([1.0, -2.0, 0.0, 0.5, 3.0], np.float32)
 
     def chunked(autoencoder, pred, target, config):
-        return decoded_distance(autoencoder, pred, target, None, config, None, chunk)[:2]
+        return decoded_distance(autoencoder, config, z0_hat=pred, z0=target, chunk=chunk)[:2]
 
     expected = pulled_back(joint, tiny_autoencoder, pred, target, config, cotangent)
     found = pulled_back(chunked, tiny_autoencoder, pred, target, config, cotangent)
@@ -77,7 +77,7 @@ def test_equals_the_joint_computation(config, chunk, tiny_autoencoder, latents):
 
 def test_three_decodes_with_gradient_and_two_without(tiny_autoencoder, latents):
     def loss(pred, target):
-        return latent_perceptual_loss(tiny_autoencoder, pred, target, LPLConfig.paper(), chunk=2)[0].sum()
+        return latent_perceptual_loss(tiny_autoencoder, LPLConfig.paper(), z0_hat=pred, z0=target, chunk=2)[0].sum()
 
     decode = traced_flops(tiny_autoencoder.features, latents[0])
     assert traced_flops(loss, *latents) == 2 * decode
@@ -88,10 +88,10 @@ def test_three_decodes_with_gradient_and_two_without(tiny_autoencoder, latents):
 
 def test_the_rows_with_the_largest_scores_of_each_group(tiny_autoencoder, latents):
     pred, target = latents
-    whole, _ = jax.jit(latent_perceptual_loss, static_argnums=3)(tiny_autoencoder, pred, target, SMALL)
+    whole, _ = jax.jit(latent_perceptual_loss, static_argnums=1)(tiny_autoencoder, SMALL, z0_hat=pred, z0=target)
     scores = jnp.array([[3, 1, 2, 0], [0, 1, 2, 3], [1, 1, 5, 4], [9, -9, -8, -7]], jnp.float32)
-    chosen = jax.jit(decoded_distance, static_argnums=(4, 5, 6))
-    losses, taps, decoded = chosen(tiny_autoencoder, pred, target, scores, SMALL, 2, 3)
+    chosen = jax.jit(decoded_distance, static_argnums=1, static_argnames=("rows", "chunk"))
+    losses, taps, decoded = chosen(tiny_autoencoder, SMALL, z0_hat=pred, z0=target, scores=scores, rows=2, chunk=3)
     expected = np.zeros(BATCH, bool)
     expected[[0, 2, 6, 7, 10, 11, 12, 15]] = True
     np.testing.assert_array_equal(decoded, expected)
@@ -107,8 +107,8 @@ def gate_levels():
 
 
 def gated(autoencoder, z0_hat, z0, alpha, sigma, capacity=8):
-    key, options = jax.random.key(3), dict(resolution=256, capacity=capacity, groups=8)
-    return gated_perceptual_loss(autoencoder, z0_hat, z0, alpha, sigma, key, SMALL, **options)
+    given = dict(z0_hat=z0_hat, z0=z0, alpha=alpha, sigma=sigma, key=jax.random.key(3))
+    return gated_perceptual_loss(autoencoder, SMALL, **given, resolution=256, capacity=capacity, groups=8)
 
 
 gated_gradient = jax.value_and_grad(gated, argnums=1, has_aux=True)
@@ -157,10 +157,10 @@ def test_memory_does_not_grow_with_the_decoded_rows(tiny_autoencoder):
         number = jax.ShapeDtypeStruct((32,), jnp.float32)
 
         def gradient(autoencoder, *rows):
-            def loss(z0_hat, *rest):
+            def loss(z0_hat, z0, alpha, sigma):
+                given = dict(z0_hat=z0_hat, z0=z0, alpha=alpha, sigma=sigma, key=jax.random.key(0))
                 options = dict(resolution=64, capacity=capacity, chunk=1)
-                config = LPLConfig.paper(taps=3)
-                return gated_perceptual_loss(autoencoder, z0_hat, *rest, jax.random.key(0), config, **options)[0]
+                return gated_perceptual_loss(autoencoder, LPLConfig.paper(taps=3), **given, **options)[0]
 
             return jax.grad(loss)(*rows)
 
@@ -179,7 +179,8 @@ def test_auto_chunk(tiny_autoencoder):
 def test_a_batch_that_the_mesh_cannot_split(tiny_autoencoder, latents):
     with jax.set_mesh(parallel.make_mesh(parallel.MeshConfig())):
         with pytest.raises(InputError, match="a batch of 5 cannot be split into 8"):
-            latent_perceptual_loss(tiny_autoencoder, latents[0][:5], latents[1][:5], SMALL)
+            latent_perceptual_loss(tiny_autoencoder, SMALL, z0_hat=latents[0][:5], z0=latents[1][:5])
         with pytest.raises(InputError, match="groups=4 do not cut a batch of 16 on 8 device parts.*: 8, 16 would"):
-            options = dict(resolution=256, capacity=8, groups=4)
-            gated_perceptual_loss(None, *latents, *gate_levels(), jax.random.key(0), SMALL, **options)
+            names = ("z0_hat", "z0", "alpha", "sigma")
+            given = dict(zip(names, (*latents, *gate_levels()), strict=True), key=jax.random.key(0))
+            gated_perceptual_loss(tiny_autoencoder, SMALL, **given, resolution=256, capacity=8, groups=4)

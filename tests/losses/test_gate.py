@@ -46,12 +46,12 @@ def _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, samp
     def total(z0_hat):
         return gated_perceptual_loss(
             autoencoder,
-            z0_hat,
-            z0,
-            alpha,
-            sigma,
-            key,
             config,
+            z0_hat=z0_hat,
+            z0=z0,
+            alpha=alpha,
+            sigma=sigma,
+            key=key,
             resolution=256,
             capacity=capacity,
             groups=groups,
@@ -63,7 +63,8 @@ def _evaluate(autoencoder, z0_hat, z0, alpha, sigma, key, config, capacity, samp
 
 
 def test_dense_form_is_the_mean_over_the_gate(tiny_autoencoder, latents):
-    each, _ = jax.jit(latent_perceptual_loss, static_argnums=3)(tiny_autoencoder, *latents, ALL)
+    z0_hat, z0 = latents
+    each, _ = jax.jit(latent_perceptual_loss, static_argnums=1)(tiny_autoencoder, ALL, z0_hat=z0_hat, z0=z0)
     rows = [0, 2, 3]
     loss, gradient, metrics = evaluate(tiny_autoencoder, *latents, *levels(*rows), KEY, ALL)
     np.testing.assert_allclose(loss, np.sum(each[jnp.array(rows)]) / BATCH, rtol=1e-5)
@@ -189,8 +190,11 @@ def test_sample_weight_scales_each_sample(tiny_autoencoder, latents):
 
 
 def test_only_the_estimate_gets_a_gradient(tiny_autoencoder, latents):
+    alpha, sigma = levels(1, 4)
+
     def total(autoencoder, z0):
-        return gated_perceptual_loss(autoencoder, latents[0], z0, *levels(1, 4), KEY, ALL, resolution=256)[0]
+        given = dict(z0_hat=latents[0], z0=z0, alpha=alpha, sigma=sigma, key=KEY)
+        return gated_perceptual_loss(autoencoder, ALL, **given, resolution=256)[0]
 
     gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(tiny_autoencoder, latents[1])
     for leaf in jax.tree.leaves(gradients):
@@ -218,13 +222,15 @@ def scaled_linear(scale=1.0):
 )
 def test_same_timesteps_are_active_at_every_size(config, count):
     for scale in (1, 2, 4):
-        active = active_samples(*scaled_linear(scale), config, resolution=256 * scale)
+        alpha, sigma = scaled_linear(scale)
+        active = active_samples(config, alpha=alpha, sigma=sigma, resolution=256 * scale)
         np.testing.assert_array_equal(active, np.arange(1000) < count)
 
 
 def test_gate_at_zero_alpha():
     alpha, sigma = jnp.array([0.0, 1e-30, 1.0]), jnp.array([1.0, 1.0, 0.0])
-    assert active_samples(alpha, sigma, LPLConfig.paper(), resolution=512).tolist() == [False, False, True]
+    active = active_samples(LPLConfig.paper(), alpha=alpha, sigma=sigma, resolution=512)
+    assert active.tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +270,8 @@ def test_each_device_decodes_its_part_of_the_drawn_rows(tiny_autoencoder):
     rows = rng.standard_normal((16, 4, 4, 4)).astype(np.float32), np.ones(16, np.float32), np.full(16, 0.1, np.float32)
 
     def loss(z0_hat, z0, alpha, sigma, autoencoder):
-        config, key = LPLConfig.paper(taps=1), jax.random.key(0)
-        options = dict(resolution=32, capacity=8)
-        return gated_perceptual_loss(autoencoder, z0_hat, z0, alpha, sigma, key, config, **options)[0]
+        given = dict(z0_hat=z0_hat, z0=z0, alpha=alpha, sigma=sigma, key=jax.random.key(0))
+        return gated_perceptual_loss(autoencoder, LPLConfig.paper(taps=1), **given, resolution=32, capacity=8)[0]
 
     with jax.set_mesh(mesh):
         z0, alpha, sigma = parallel.put_batch(rows, mesh)

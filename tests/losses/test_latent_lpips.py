@@ -87,7 +87,7 @@ def value_and_gradients(network, pred, target):
     """Values, and the gradient of their sum with respect to all three."""
 
     def loss(network, pred, target):
-        values = latent_lpips(network, pred, target)
+        values = latent_lpips(network, z0_hat=pred, z0=target)
         return values.sum(), values
 
     gradients, values = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(network, pred, target)
@@ -144,7 +144,7 @@ def test_latents_that_do_not_fit_are_refused(network):
         (((2, 8, 3, 4),) * 2, "8 x 3: LatentLPIPS needs sides of at least 4"),
     ):
         with pytest.raises(InputError, match=message):
-            latent_lpips(network, *map(jnp.zeros, shapes))
+            latent_lpips(network, z0_hat=jnp.zeros(shapes[0]), z0=jnp.zeros(shapes[1]))
     for channels in (0, 4.0):
         with pytest.raises(InputError, match=f"latent_channels={channels} is not a positive integer"):
             init(jax.random.key(0), channels)

@@ -13,6 +13,7 @@ from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perc
 
 SIZES = (16, 64, 64)
 CHANNELS = (3, 2, 2)
+NAMES = ("predicted", "clean")
 SOME = dict(taps=3, mask_layers=(1, 2), kernel_scaling="fixed")  # three taps compile faster than five
 PRESETS = {"paper": LPLConfig.paper(**SOME), "reference": LPLConfig.reference(**SOME)}
 VARIANTS = {
@@ -29,7 +30,7 @@ def evaluate(predicted, clean, config):
     """Loss (B,), parts and the gradient of the summed loss by the predicted maps: one program for all tests."""
 
     def total(predicted):
-        loss, taps = perceptual_distance(predicted, clean, config)
+        loss, taps = perceptual_distance(config, predicted=predicted, clean=clean)
         return jnp.sum(loss), (loss, taps)
 
     gradient, (loss, taps) = jax.grad(total, has_aux=True)(predicted)
@@ -129,7 +130,7 @@ def test_statistics_decide_the_contrast_of_the_best_prediction(stats, stats_grad
     r = 0.6
     psi, phi = toy(r)
     config = LPLConfig.paper(stats=stats, stats_grad=stats_grad, taps=1, norm_eps=1e-9)
-    loss_of = jax.jit(lambda a: perceptual_distance((a * psi,), (phi,), config)[0][0])
+    loss_of = jax.jit(lambda a: perceptual_distance(config, predicted=(a * psi,), clean=(phi,))[0][0])
     for a in (0.4, 1.0, 1.7):
         np.testing.assert_allclose(loss_of(a), expected(a, r), rtol=1e-5)
     slope = jax.jit(jax.grad(loss_of))
@@ -155,24 +156,24 @@ def test_map_masked_whole_counts_as_zero(make_features):
     (predicted,), (clean,) = make_features(3, (64,), (2,), blobs=False)
     predicted[..., 0] = 0.1
     config = LPLConfig.paper(taps=1, mask_layers=(0,))
-    loss, taps = perceptual_distance((predicted,), (clean,), config)
+    loss, taps = perceptual_distance(config, predicted=(predicted,), clean=(clean,))
     np.testing.assert_array_equal(taps.masked, 0.5)
-    of_the_other, _ = perceptual_distance((predicted[..., 1:],), (clean[..., 1:],), config)
+    of_the_other, _ = perceptual_distance(config, predicted=(predicted[..., 1:],), clean=(clean[..., 1:],))
     np.testing.assert_allclose(loss, of_the_other / 2, rtol=1e-6)
 
 
 def test_bfloat16_features_are_compared_in_float32(features):
     config = LPLConfig.paper(taps=1, mask_layers=(0,))
-    rounded = [(jnp.asarray(each[2], jnp.bfloat16),) for each in features]
-    loss, taps = perceptual_distance(*rounded, config)
+    rounded = {name: (jnp.asarray(each[2], jnp.bfloat16),) for name, each in zip(NAMES, features, strict=True)}
+    loss, taps = perceptual_distance(config, **rounded)
     assert all(part.dtype == jnp.float32 for part in (loss, *taps))
-    widened = [(maps.astype(jnp.float32),) for (maps,) in rounded]
-    np.testing.assert_allclose(loss, perceptual_distance(*widened, config)[0], rtol=1e-6)
+    widened = jax.tree.map(lambda maps: maps.astype(jnp.float32), rounded)
+    np.testing.assert_allclose(loss, perceptual_distance(config, **widened)[0], rtol=1e-6)
 
 
 def test_target_gets_no_gradient(features):
     config = LPLConfig.paper(stats="separate", taps=1)
-    total = lambda clean: jnp.sum(perceptual_distance(features[0][:1], clean, config)[0])  # noqa: E731
+    total = lambda clean: jnp.sum(perceptual_distance(config, predicted=features[0][:1], clean=clean)[0])  # noqa: E731
     for gradient in jax.grad(total)(features[1][:1]):
         np.testing.assert_array_equal(gradient, 0.0)
 
@@ -182,7 +183,7 @@ def test_metrics_of_latents(tiny_autoencoder):
     z0 = rng.standard_normal((2, 4, 4, 4)).astype(np.float32)
     z0_hat = z0 + 0.3 * rng.standard_normal(z0.shape).astype(np.float32)
     config = LPLConfig.paper(taps=3, mask_layers=(2,))
-    loss, metrics = jax.jit(latent_perceptual_loss, static_argnums=3)(tiny_autoencoder, z0_hat, z0, config)
+    loss, metrics = jax.jit(latent_perceptual_loss, static_argnums=1)(tiny_autoencoder, config, z0_hat=z0_hat, z0=z0)
     names = ("mid", "up_0", "up_1")
     assert set(metrics) == {
         f"{tap}/{part}" for tap in names for part in ("term", "omega", "masked", "log_variance_ratio")
@@ -212,8 +213,8 @@ def test_metrics_of_latents(tiny_autoencoder):
 def test_depth_weights(omega, expected):
     config = LPLConfig.paper(omega=omega, stats="none", stats_grad=False, mask_layers="none")
     rng = np.random.default_rng(0)
-    pair = [[rng.standard_normal((1, size, size, 1)) for size in (1, 2, 4, 8, 8)] for _ in range(2)]
-    loss, taps = perceptual_distance(*pair, config)
+    pair = {name: [rng.standard_normal((1, size, size, 1)) for size in (1, 2, 4, 8, 8)] for name in NAMES}
+    loss, taps = perceptual_distance(config, **pair)
     np.testing.assert_array_equal(taps.omega, expected)
     np.testing.assert_allclose(loss, np.asarray(taps.term) @ np.asarray(expected, np.float32), rtol=1e-6)
 
@@ -221,10 +222,11 @@ def test_depth_weights(omega, expected):
 def test_shapes_that_do_not_fit(features, tiny_autoencoder):
     predicted, clean = features
     with pytest.raises(InputError, match="5 pairs"):
-        perceptual_distance(predicted, clean, LPLConfig.paper())
+        perceptual_distance(LPLConfig.paper(), predicted=predicted, clean=clean)
     with pytest.raises(InputError, match="pairs of equal maps"):
-        perceptual_distance(predicted, clean[::-1], LPLConfig.paper(taps=3))
+        perceptual_distance(LPLConfig.paper(taps=3), predicted=predicted, clean=clean[::-1])
+    loss = functools.partial(latent_perceptual_loss, tiny_autoencoder, LPLConfig.paper())
     with pytest.raises(InputError, match=r"\(1, 4, 4, 4\) and \(2, 4, 4, 4\)"):
-        latent_perceptual_loss(tiny_autoencoder, jnp.zeros((1, 4, 4, 4)), jnp.zeros((2, 4, 4, 4)), LPLConfig.paper())
+        loss(z0_hat=jnp.zeros((1, 4, 4, 4)), z0=jnp.zeros((2, 4, 4, 4)))
     with pytest.raises(InputError, match="channels"):
-        latent_perceptual_loss(tiny_autoencoder, jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 3)), LPLConfig.paper())
+        loss(z0_hat=jnp.zeros((1, 4, 4, 3)), z0=jnp.zeros((1, 4, 4, 3)))

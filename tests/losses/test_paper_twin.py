@@ -29,7 +29,7 @@ def test_value_and_gradient(name, features):
     expected.sum().backward()
 
     def total(predicted, clean):
-        loss, taps = perceptual_distance(predicted, clean, config)
+        loss, taps = perceptual_distance(config, predicted=predicted, clean=clean)
         return jnp.sum(loss), (loss, taps)
 
     gradient, (loss, taps) = jax.grad(total, has_aux=True)(predicted, clean)

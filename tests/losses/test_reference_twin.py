@@ -40,7 +40,7 @@ def test_features_loss_and_gradient(name, features):
     expected.sum().backward()
 
     def total(predicted, clean):
-        loss, _ = perceptual_distance(predicted, clean, config)
+        loss, _ = perceptual_distance(config, predicted=predicted, clean=clean)
         return jnp.sum(loss), loss
 
     gradient, loss = jax.grad(total, has_aux=True)(predicted, clean)
@@ -116,7 +116,7 @@ def decoder_features(model, latents, post_quant_conv=False):
 
 def value_and_gradient(autoencoder, latents, config):
     def total(autoencoder, predicted, clean):
-        loss, metrics = latent_perceptual_loss(autoencoder, predicted, clean, config)
+        loss, metrics = latent_perceptual_loss(autoencoder, config, z0_hat=predicted, z0=clean)
         return jnp.sum(loss), (loss, metrics)
 
     gradient, (loss, metrics) = jax.jit(jax.grad(total, argnums=1, has_aux=True))(autoencoder, *latents)
@@ -143,7 +143,8 @@ def test_post_quant_conv_is_an_option(f2_pair, latents):
             for post_quant_conv in (False, True)
         )
     config = LPLConfig.reference(post_quant_conv=True, taps=2)
-    loss, _ = jax.jit(latent_perceptual_loss, static_argnums=3)(ours, *latents, config)
+    predicted, clean = latents
+    loss, _ = jax.jit(latent_perceptual_loss, static_argnums=1)(ours, config, z0_hat=predicted, z0=clean)
     np.testing.assert_allclose(loss, through, rtol=1e-4)
     assert np.all(np.abs(skipped / through - 1) > 1e-3)
 

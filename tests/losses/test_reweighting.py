@@ -9,7 +9,15 @@ from lpl_jax.errors import InputError
 from lpl_jax.losses.calibration import calibrate_weight_by_variance
 from lpl_jax.losses.reweighting import LossVariances, init_variances, reweighted, update_variances
 
-update = jax.jit(update_variances)
+
+@jax.jit
+def update(state, diffusion, perceptual, active):
+    return update_variances(state, diffusion_losses=diffusion, perceptual_losses=perceptual, active=active)
+
+
+def weighted(diffusion, active, weight_lpl, var_lpl, var_l2):
+    variances = dict(var_lpl=var_lpl, var_l2=var_l2)
+    return reweighted(diffusion_losses=diffusion, active=active, weight_lpl=weight_lpl, **variances)
 
 
 def batches(count, size=6, seed=0):
@@ -55,9 +63,9 @@ def test_reweighted_loss_and_gradient_equal_eq_15():
     factor = 1 + 3.0 * (0.8 / 0.05) * active
 
     def total(diffusion, var_l2):
-        return reweighted(diffusion, active, 3.0, 0.8, var_l2).sum()
+        return weighted(diffusion, active, 3.0, 0.8, var_l2).sum()
 
-    losses = reweighted(diffusion, active, 3.0, jnp.float32(0.8), jnp.float32(0.05))
+    losses = weighted(diffusion, active, 3.0, jnp.float32(0.8), jnp.float32(0.05))
     np.testing.assert_allclose(losses, factor * diffusion, rtol=1e-6)
     assert 0 < active.sum() < len(active)
     np.testing.assert_allclose(jax.grad(total)(diffusion, jnp.float32(0.05)), factor, rtol=1e-6)
@@ -66,25 +74,26 @@ def test_reweighted_loss_and_gradient_equal_eq_15():
 
 def test_before_the_first_batch_all_weights_are_one():
     state, diffusion = init_variances(), jnp.array([0.1, 0.2])
-    losses = reweighted(diffusion, jnp.array([True, False]), 3.0, state.perceptual, state.diffusion)
+    losses = weighted(diffusion, jnp.array([True, False]), 3.0, state.perceptual, state.diffusion)
     np.testing.assert_array_equal(losses, diffusion)
-    assert np.isnan(reweighted(diffusion, jnp.array([True, False]), 3.0, 1.0, jnp.nan)).all()
+    assert np.isnan(weighted(diffusion, jnp.array([True, False]), 3.0, 1.0, jnp.nan)).all()
 
 
 def test_shapes_that_differ_are_refused():
     with pytest.raises(InputError, match=r"diffusion_losses \(2,\), active \(3,\)"):
-        reweighted(jnp.ones(2), jnp.ones(3, bool), 1.0, 1.0, 1.0)
+        weighted(jnp.ones(2), jnp.ones(3, bool), 1.0, 1.0, 1.0)
     with pytest.raises(InputError, match=r"perceptual_losses \(\)"):
-        update_variances(init_variances(), jnp.ones(2), jnp.ones(()), jnp.ones(2, bool))
+        update(init_variances(), jnp.ones(2), jnp.ones(()), jnp.ones(2, bool))
 
 
 def test_weight_by_variance_gives_the_share():
     rng = np.random.default_rng(0)
     diffusion, perceptual = rng.gamma(2.0, 0.1, 500), rng.gamma(1.0, 40.0, (20, 25))
-    weight = calibrate_weight_by_variance(diffusion, perceptual)
+    samples = dict(diffusion_losses=diffusion, perceptual_losses=perceptual)
+    weight = calibrate_weight_by_variance(**samples)
     assert isinstance(weight, float)
     np.testing.assert_allclose(np.var(weight * perceptual), 0.1 * np.var(diffusion), rtol=1e-12)
-    np.testing.assert_allclose(calibrate_weight_by_variance(diffusion, perceptual, 0.4), 2 * weight, rtol=1e-12)
+    np.testing.assert_allclose(calibrate_weight_by_variance(**samples, share=0.4), 2 * weight, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -100,4 +109,4 @@ def test_weight_by_variance_gives_the_share():
 )
 def test_calibration_refusals(diffusion, perceptual, share, message):
     with pytest.raises(InputError, match=message):
-        calibrate_weight_by_variance(diffusion, perceptual, share)
+        calibrate_weight_by_variance(diffusion_losses=diffusion, perceptual_losses=perceptual, share=share)

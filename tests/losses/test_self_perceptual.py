@@ -50,13 +50,13 @@ def value_and_gradients(model, block, process, params, t, second_t, inputs):
     z_t stands apart from z0 and noise, so that the real branch is the only way to them.
     """
     z0, noise, prediction, text, pooled = inputs
-    z_t = process.add_noise(z0, noise, t)
+    z_t = process.add_noise(z0=z0, noise=noise, t=t)
 
     def loss(params, prediction, z0, noise):
-        predicted = process.estimate(z_t, prediction, t)
-        conditions = (text, pooled)
+        z0_hat, eps_hat = process.estimate(z_t=z_t, prediction=prediction, t=t)
+        latents = dict(z0_hat=z0_hat, eps_hat=eps_hat, z0=z0, noise=noise)
         features = block_features(model, block)
-        values = self_perceptual_loss(features, params, process, second_t, predicted, (z0, noise), conditions)
+        values = self_perceptual_loss(features, params, process, **latents, t=second_t, conditions=(text, pooled))
         return values.sum(), values
 
     gradients, values = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(params, prediction, z0, noise)
@@ -123,7 +123,8 @@ def test_perfect_estimates_have_no_loss_and_the_rest_is_the_noised_error(process
 
     @jit
     def loss(z0_hat, eps_hat):
-        return self_perceptual_loss(linear, 3.0, process, t, (z0_hat, eps_hat), (z0, noise), (jnp.ones(96),))
+        latents = dict(z0_hat=z0_hat, eps_hat=eps_hat, z0=z0, noise=noise)
+        return self_perceptual_loss(linear, 3.0, process, **latents, t=t, conditions=(jnp.ones(96),))
 
     # Both sides of the difference are compiled for themselves: it may be the last bit, whose square is left.
     np.testing.assert_allclose(loss(z0, noise), 0, atol=1e-12)
@@ -136,8 +137,8 @@ def test_without_signal_the_estimate_of_the_latents_gets_no_gradient():
     t = jnp.array([999, 999])
 
     def loss(z0_hat, eps_hat):
-        predicted = z0_hat, eps_hat
-        return self_perceptual_loss(linear, 1.0, paradigm("v"), t, predicted, (z0, noise), (0.0,)).sum()
+        latents = dict(z0_hat=z0_hat, eps_hat=eps_hat, z0=z0, noise=noise)
+        return self_perceptual_loss(linear, 1.0, paradigm("v"), **latents, t=t, conditions=(0.0,)).sum()
 
     of_z0_hat, of_eps_hat = jit(jax.grad(loss, (0, 1)))(z0 + error, noise + error)
     np.testing.assert_array_equal(of_z0_hat, 0)
@@ -161,6 +162,8 @@ def test_second_times_are_uniform_and_independent_of_time_sampling():
 
 def test_estimates_of_other_latents_are_refused():
     z0, noise, *_ = draw()
-    with pytest.raises(InputError, match=r"estimates of shape \(2, 4, 3, 4\) given, the latents have \(2, 4, 6, 4\)"):
-        halves = z0[:, :, :3], noise[:, :, :3]
-        self_perceptual_loss(linear, 1.0, paradigm("v"), jnp.array([1, 2]), halves, (z0, noise), (0.0,))
+    latents = dict(z0_hat=z0[:, :, :3], eps_hat=noise[:, :, :3], z0=z0, noise=noise)
+    with pytest.raises(
+        InputError, match=r"z0_hat and eps_hat and z0 and noise must have .* \(2, 4, 3, 4\) and .* 6, 4"
+    ):
+        self_perceptual_loss(linear, 1.0, paradigm("v"), **latents, t=jnp.array([1, 2]), conditions=(0.0,))

@@ -68,7 +68,8 @@ def test_images_are_drawn_for_prompts_and_scored_against_them(
     images = open_run(run).sampler(steps=2, guidance=1.5)((PROMPTS * 3)[:8])
     clip = text.load(clip_folder)
     embedded = np.asarray(ClipFeatures(clip).features(images)["clip"])
-    expected = clip_scores(embedded, text_features(clip, text.Tokenizer.load(clip_folder), (PROMPTS * 3)[:8]))
+    prompts = text_features(clip, text.Tokenizer.load(clip_folder), (PROMPTS * 3)[:8])
+    expected = clip_scores(images=embedded, texts=prompts)
     assert card.metrics["clip_score"].value == pytest.approx(expected.mean(), abs=0.05)
     assert np.ptp(expected) > 0.1  # prompts differ in their scores
 

@@ -73,7 +73,7 @@ def test_diffusion_loss_of_a_zero_prediction_is_the_power_of_the_target(name, ba
     noise = np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
     t = chosen.paradigm.sample_t(jax.random.key(4), (BATCH,))
     total, metrics = run(untrained, still, autoencoder, chosen, t=t, noise=noise)
-    target = chosen.paradigm.target(autoencoder.scale(batch["mean"]), noise, t)
+    target = chosen.paradigm.target(z0=autoencoder.scale(batch["mean"]), noise=noise, t=t)
     np.testing.assert_allclose(total, np.mean(np.square(target)), rtol=1e-5)
     assert set(metrics) == {"loss", "diffusion_loss"}
 
@@ -86,12 +86,13 @@ def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoenc
     total, metrics = run(params, still, autoencoder, chosen, t=t, noise=noise)
     z0 = autoencoder.scale(batch["mean"])
     process = chosen.paradigm
-    z_t = process.add_noise(z0, noise, t)
+    z_t = process.add_noise(z0=z0, noise=noise, t=t)
     prediction = denoisers.MMDiT(MODEL).apply({"params": params}, z_t, process.time_input(t), batch["label"])
     diffusion = np.mean(np.square(prediction - noise))
-    z0_hat = process.estimate(z_t, prediction, t)[0]
+    z0_hat = process.estimate(z_t=z_t, prediction=prediction, t=t)[0]
     alpha, sigma = process.alpha_sigma(t)
-    perceptual, _ = gated_perceptual_loss(autoencoder, z0_hat, z0, alpha, sigma, jax.random.key(9), LPL, resolution=32)
+    given = dict(z0_hat=z0_hat, z0=z0, alpha=alpha, sigma=sigma, key=jax.random.key(9))
+    perceptual, _ = gated_perceptual_loss(autoencoder, LPL, **given, resolution=32)
     np.testing.assert_allclose(metrics["diffusion_loss"], diffusion, rtol=1e-5)
     np.testing.assert_allclose(metrics["lpl"], perceptual, rtol=1e-4)
     np.testing.assert_allclose(total, diffusion + 0.5 * perceptual, rtol=1e-4)

@@ -172,7 +172,7 @@ def outputs(autoencoder, images, mask, latents, gradient: bool = True, remat: bo
     if getattr(config, "post_quant_conv", False):
         out["taps without post_quant_conv"] = list(autoencoder.features(latents, post_quant_conv=False))
     if getattr(config, "mask_condition", False):
-        out["image decoded with image and mask"] = autoencoder.decode(latents, images, mask)
+        out["image decoded with image and mask"] = autoencoder.decode(latents, image=images, mask=mask)
 
     def scalar(z):
         taps = list(autoencoder.features(z, remat=remat))

@@ -107,7 +107,7 @@ def _masks(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Comparison:
 
 def _value_and_gradient(name, predicted, clean, config, expected, gradient) -> Iterator[Comparison]:
     def total(predicted, clean):
-        loss, _ = perceptual_distance(predicted, clean, config)
+        loss, _ = perceptual_distance(config, predicted=predicted, clean=clean)
         return jnp.sum(loss), loss
 
     # Not jitted: the options share most operations, each of which is compiled once.
@@ -165,7 +165,7 @@ def _latents(ours: autoencoders.Autoencoder, settings: Settings) -> tuple[np.nda
 @partial(jax.jit, static_argnames="config")
 def _latent_gradient(autoencoder, predicted, clean, config):
     def total(predicted):
-        loss, _ = latent_perceptual_loss(autoencoder, predicted, clean, config)
+        loss, _ = latent_perceptual_loss(autoencoder, config, z0_hat=predicted, z0=clean)
         return jnp.sum(loss), loss
 
     gradient, loss = jax.grad(total, has_aux=True)(predicted)

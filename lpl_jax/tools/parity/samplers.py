@@ -128,12 +128,15 @@ def _schedule(seed: int) -> Iterator[Comparison]:
     arguments = torch.tensor(clean), torch.tensor(noise), torch.tensor(t)
     yield close(
         "noisy latents, v with zero terminal SNR",
-        p.add_noise(clean, noise, t),
+        p.add_noise(z0=clean, noise=noise, t=t),
         scheduler.add_noise(*arguments),
         TRAJECTORY,
     )
     yield close(
-        "velocity, v with zero terminal SNR", p.target(clean, noise, t), scheduler.get_velocity(*arguments), TRAJECTORY
+        "velocity, v with zero terminal SNR",
+        p.target(z0=clean, noise=noise, t=t),
+        scheduler.get_velocity(*arguments),
+        TRAJECTORY,
     )
     shifted = FlowMatchEulerDiscreteScheduler(shift=3.0)
     shifted.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS))

@@ -8,8 +8,8 @@
 While a store is being made (see `writer`), `plan.json` stands in place of the manifest, and `latents-*.json` beside
 each shard that is finished: `LatentStore(path, partial=True)` reads these.
 
-The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. Stores of format 1,
-which lack the original size and place of each crop, and of format 2, which have no text, are still read.
+The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. There is one
+format, number 3; an older store is prepared again.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ from lpl_jax.autoencoders import Autoencoder, weights_hash
 from lpl_jax.errors import InputError
 
 FORMAT = 3
-FORMATS = (1, 2, 3)  # that can be read
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 REPORT = "report.json"
@@ -36,12 +35,12 @@ DTYPES = ("float16", "float32")
 
 
 class Shard(NamedTuple):
-    """A file of a store: its name, number of records, size in bytes, and SHA-256 (None before format 3)."""
+    """A file of a store: its name, number of records, size in bytes, and SHA-256."""
 
     file: str
     records: int
     bytes: int
-    sha256: str | None = None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Record(NamedTuple):
     """An image of a store: mean and logvar (2, h, w, C), raw, [as is, mirrored]; class; name in the source.
 
     control: int32 (2, 4), [as is, mirrored] x [height and width of the original image, top and left of the crop], in
-    pixels, as `Crop.with_control` counts them; None in a store of format 1.
+    pixels, as `Crop.with_control` counts them.
     captions, tokens: the text of each column, and its int32 (columns, T) numbers; () and None in a store without text.
     text_hidden, text_pooled: float16 (columns, T, D) and (columns, D'): outputs of the text tower; None without.
     """
@@ -86,7 +85,7 @@ class Record(NamedTuple):
     logvar: np.ndarray
     label: int
     key: str
-    control: np.ndarray | None
+    control: np.ndarray
     captions: tuple[str, ...] = ()
     tokens: np.ndarray | None = None
     text_hidden: np.ndarray | None = None
@@ -105,7 +104,7 @@ class Manifest:
       shards: the files, in order of the records.
       text: how its captions became numbers; None for a store without captions.
       skipped: images that were left out, listed in the report.
-      format: 3; 2 for a store made before there was text, 1 for one made before records had `control`.
+      format: `FORMAT`.
     """
 
     autoencoder: str
@@ -151,9 +150,8 @@ class Manifest:
 
         The key and the captions (UTF-8, with zero bytes between them) follow it.
         """
-        control = [("control", "<i4", (2, 4))] if self.has_control else []
         moments = ("moments", np.dtype(self.dtype).newbyteorder("<"), (2, 2, *self.latent_shape))
-        return np.dtype([("label", "<i4"), *control, moments, *self._text_fields()])
+        return np.dtype([("label", "<i4"), ("control", "<i4", (2, 4)), moments, *self._text_fields()])
 
     def _text_fields(self) -> list[tuple]:
         text = self.text
@@ -166,11 +164,6 @@ class Manifest:
             ("text_pooled", "<f2", (columns, text.pooled_dim)),
         ]
         return [field for field in fields if 0 not in field[2]]
-
-    @property
-    def has_control(self) -> bool:
-        """Whether records tell the original size and the place of the crop."""
-        return self.format >= 2
 
     def to_json(self) -> str:
         counts = {"num_records": self.num_records, "num_bytes": self.num_bytes, "num_classes": self.num_classes}
@@ -187,9 +180,9 @@ class Manifest:
         """
         try:
             fields = json.loads(text)
-            if fields["format"] not in FORMATS:
-                known = ", ".join(map(str, FORMATS))
-                raise InputError(f"{path}: store format {fields['format']}; this version reads formats {known}")
+            if fields["format"] != FORMAT:
+                found = fields["format"]
+                raise InputError(f"{path}: store format {found}, this version has format {FORMAT}: prepare it again")
             counts = {name: fields.pop(name) for name in ("num_records", "num_bytes", "num_classes")}
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             fields["class_names"] = tuple(fields["class_names"])
@@ -249,7 +242,7 @@ class LatentStore:
             return fixed[name] if name in self._dtype.names else None
 
         text = given("tokens"), given("text_hidden"), given("text_pooled")
-        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, given("control"), tuple(captions), *text)
+        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, fixed["control"], tuple(captions), *text)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of records: first `record_dtype`, then key and captions."""

@@ -66,19 +66,6 @@ def test_float32_store_is_exact(tmp_path, image_folder, autoencoder, direct):
     np.testing.assert_allclose(stored, direct, atol=1e-5)
 
 
-def test_a_store_of_format_1_is_read_without_control(store, old_store, image_folder, autoencoder):
-    assert (old_store.manifest.format, store.manifest.format) == (1, 3)
-    assert not old_store.manifest.has_control and store.manifest.has_control
-    for i in range(11):
-        old, new = old_store[i], store[i]
-        assert old.control is None and (old.label, old.key) == (new.label, new.key)
-        np.testing.assert_array_equal(old.mean, new.mean)
-        np.testing.assert_array_equal(old.logvar, new.logvar)
-    source = FolderSource(image_folder, 24)
-    opened = write_store(old_store.path, source, autoencoder, on_progress=lambda n: pytest.fail("encoded again"))
-    assert opened.manifest == old_store.manifest
-
-
 def test_padding_and_batch_size_change_nothing(image_folder, autoencoder, direct):
     """A batch size that the eight devices do not divide is rounded up; the last batch comes out unpadded."""
     source = FolderSource(image_folder, 24)
@@ -330,7 +317,7 @@ def test_changed_bytes_are_seen_when_read(damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(format=4), "store format 4; this version reads formats 1, 2, 3"),
+        (lambda fields: fields.update(format=2), "store format 2, this version has format 3: prepare it again"),
         (lambda fields: fields.pop("crop"), "not a manifest.*crop"),
         (lambda fields: fields.update(extra=1), "not a manifest.*extra"),
         (lambda fields: fields.update(num_records=12), "num_records=12, but its other fields give 11"),

@@ -8,13 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file
+from lpl_jax.io.tensors import read_file, write_tensors
 
 __all__ = ["PUBLISHED", "find_weights", "load", "save", "weights_hash"]
 
@@ -45,16 +45,17 @@ def find_weights(path: str | Path | None = None) -> Path:
     Raises:
       InputError: it is not there; says where it is published and where to put it.
     """
-    if path is not None and not Path(path).expanduser().is_dir():
-        places = [Path(path).expanduser()]
+    given = None if path is None else to_path(path, "evaluation.inception")
+    if given is not None and not given.is_dir():
+        places = [given]
     else:
-        folders = FOLDERS if path is None else [path]
-        places = [Path(folder).expanduser() / name for folder in folders for name in PUBLISHED]
+        folders = map(to_path, FOLDERS) if given is None else [given]
+        places = [folder / name for folder in folders for name in PUBLISHED]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         name, source = next(iter(PUBLISHED.items()))
         others = [folder + other for other, folder in PUBLISHED.items() if other != name]
-        default = Path(FOLDERS[0]).expanduser() / name
+        default = to_path(FOLDERS[0]) / name
         raise InputError(
             f"the FID network's weights are not at {' nor '.join(map(str, places))}: download {source}{name} (the same "
             f"file is {', '.join(others)}) to {default} or give its path; --features classifier needs no download"
@@ -96,12 +97,12 @@ def save(inception: Inception, path: str | Path) -> None:
     Raises:
       InputError: another ending than .safetensors, or a file that exists, which is not written over.
     """
-    path = Path(path).expanduser()
+    path = to_path(path)
     if path.suffix != ".safetensors" or path.exists():
         raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
     flat = {name: np.asarray(array) for name, array in flatten_dict(inception.params, sep="/").items()}
     tensors = export_params(unflatten_dict(_statistics_as_biases(flat, "/"), sep="/"), RULES)
-    save_file({_bare(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    write_tensors(path, {_bare(name): tensor for name, tensor in tensors.items()})
 
 
 def _statistics_as_biases(arrays: Mapping[str, Any], separator: str) -> dict[str, Any]:

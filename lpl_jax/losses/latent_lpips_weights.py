@@ -13,11 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file
+from lpl_jax.io.tensors import read_file, write_tensors
 from lpl_jax.losses.latent_lpips import LatentLPIPS, shapes
 
 PUBLISHED_AT = "https://huggingface.co/Mingguksky/elatentlpips/resolve/main/elatentlpips_ckpt/"
@@ -44,7 +44,7 @@ def load(path: str | Path) -> LatentLPIPS:
     Raises:
       InputError: nothing there (says where it is published), a damaged file, or tensors that do not fit, all named.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "comparison.network")
     if not path.is_file():
         raise InputError(
             f"{path} is not a file: E-LatentLPIPS is published at {PUBLISHED_AT} in {', '.join(PUBLISHED.values())}; "
@@ -69,14 +69,14 @@ def save(network: LatentLPIPS, path: str | Path) -> None:
     Raises:
       InputError: another ending than .safetensors, or a file that exists, which is not written over.
     """
-    path = Path(path).expanduser()
+    path = to_path(path)
     if path.suffix != ".safetensors" or path.exists():
         raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
     flat = {name: np.asarray(array) for name, array in flatten_dict(network.params, sep="/").items()}
     exported = export_params(unflatten_dict(_statistics_as_biases(flat, "/"), sep="/"), RULES)
     tensors = {_bare(name): tensor for name, tensor in exported.items()}
     copies = {name.replace("lin", "lins.", 1): tensor for name, tensor in tensors.items() if name.startswith("lin")}
-    save_file(tensors | copies, path, metadata={"format": "pt"})
+    write_tensors(path, tensors | copies)
 
 
 def _without_copies(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:

@@ -1,14 +1,11 @@
 """The frozen first stage: a pytree that is handed to jitted functions."""
 
-import hashlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict
 
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.model import MAX_LOGVAR, MIN_LOGVAR, Decoder, Encoder
@@ -132,12 +129,3 @@ def init(config: AutoencoderConfig | TinyAutoencoderConfig, key: jax.Array) -> A
         },
         config,
     )
-
-
-def weights_hash(autoencoder: Autoencoder) -> str:
-    """SHA-256 of all parameters (names, shapes, float32 values) in hexadecimal: equal for equal weights only."""
-    digest = hashlib.sha256()
-    for path, array in sorted(flatten_dict(autoencoder.params, sep="/").items()):
-        digest.update(f"{path}{array.shape}".encode())
-        digest.update(np.asarray(array, np.float32).tobytes())
-    return digest.hexdigest()

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from lpl_jax.autoencoders import Autoencoder, weights_hash
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -55,7 +56,7 @@ class TextInfo:
       columns: names of the caption columns.
       encoder, layer: text tower whose outputs are kept too, for people, and which of its states ("last" or
         "penultimate"); None where only token numbers are kept.
-      encoder_fingerprint: the tower's identity.
+      encoder_fingerprint: the tower's identity, of `text.tower_fingerprint`.
       hidden_dim, pooled_dim: widths of these outputs; 0 where there are none.
     """
 
@@ -272,7 +273,7 @@ class LatentStore:
 def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:
     """Raises an InputError that names both autoencoders unless the store was made with this one."""
     manifest, config = store.manifest, autoencoder.config
-    made_with, given = manifest.weights_hash, weights_hash(autoencoder)
+    made_with, given = manifest.weights_hash, fingerprint(autoencoder.params)
     if made_with != given:
         raise InputError(
             f"latent store {store.path} was made with autoencoder {manifest.autoencoder} (weights {made_with[:12]}), "

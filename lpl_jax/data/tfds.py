@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpl_jax.data.captions import check_columns, clean_caption
-from lpl_jax.data.examples import Example, fingerprint
+from lpl_jax.data.examples import Example
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_texts
 
 UNLABELLED = ("all",)
 
@@ -51,7 +52,7 @@ class TFDSSource:
         self.description = f"TFDS {info.full_name}, split {split}: {len(self)} images"
         columns = ["captions", *captions] if captions else []
         parts = "tfds", str(self.crop), str(resolution), info.full_name, split, str(len(self)), *columns
-        self.fingerprint = fingerprint(*parts)
+        self.fingerprint = fingerprint_texts(*parts)
 
     def __len__(self) -> int:
         return len(self._examples)

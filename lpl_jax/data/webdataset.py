@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
-from lpl_jax.data.examples import Example, Item, Unit, fingerprint
+from lpl_jax.data.examples import Example, Item, Unit
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_texts
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 ENDINGS = (*IMAGE_ENDINGS, "txt", "json")
@@ -65,7 +66,7 @@ class WebDatasetSource:
         self.description = f"{most}webdataset {pattern}: {len(self.urls)} tar files{text}"
         files = [f"{name} {size}" for name, size in zip(self._names, self.sizes, strict=True)]
         options = str(self.crop), str(resolution), *self.caption_columns, str(limit)
-        self.fingerprint = fingerprint("webdataset", *options, *files)
+        self.fingerprint = fingerprint_texts("webdataset", *options, *files)
 
     def units(self) -> list[Unit]:
         """One for each tar file."""

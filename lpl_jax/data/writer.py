@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lpl_jax.autoencoders import Autoencoder, weights_hash
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.caption_encoder import CaptionEncoder, TextOptions
 from lpl_jax.data.encode import Encoded, encode
 from lpl_jax.data.examples import Example, Skipped, Source, is_stream, work_units
@@ -38,6 +38,7 @@ from lpl_jax.data.store import (
     shards_of,
 )
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint
 
 PARTIAL = ".partial"
 _OURS = re.compile(
@@ -243,7 +244,7 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
         raise InputError(f"{source.description}: nothing to encode")
     return Manifest(
         autoencoder=config.name,
-        weights_hash=weights_hash(autoencoder),
+        weights_hash=fingerprint(autoencoder.params),
         scaling_factor=config.scaling_factor,
         shift_factor=config.shift_factor,
         latent_channels=config.latent_channels,

@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
 from lpl_jax.io.tensors import read_file, read_json, write_tensors
 
-__all__ = ["Classifier", "ClassifierConfig", "init", "load", "save", "weights_hash"]
+__all__ = ["Classifier", "ClassifierConfig", "init", "load", "save"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 WEIGHTS = "classifier.safetensors"

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
 from lpl_jax.io.tensors import read_file, write_tensors
 
-__all__ = ["PUBLISHED", "find_weights", "load", "save", "weights_hash"]
+__all__ = ["PUBLISHED", "find_weights", "load", "save"]
 
 # The two files are the same, byte for byte.
 PUBLISHED = {

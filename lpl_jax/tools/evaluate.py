@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lpl_jax import autoencoders, denoisers, distributed, parallel
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.diffusion import ddim_grid, flow_grid
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
@@ -30,6 +29,7 @@ from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import Experiment, build, resolve, to_dict
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.workdir import CHECKPOINTS, default_weights, read_experiment
 from lpl_jax.text import TextConditioner, load_conditioner
@@ -334,13 +334,17 @@ def _about(run: Experiment, workdir: Path, autoencoder, text: TextConditioner | 
     """What all images of a run have in common, for the card."""
     drawn = {"labels": f"number of the image modulo {run.model.num_classes}"}
     if text is not None:
-        drawn = {"text": run.text.source, "text.weights": weights_hash(text.clip), "text.prompt": "in their order"}
+        drawn = {
+            "text": run.text.source,
+            "text.weights": fingerprint(text.clip.params),
+            "text.prompt": "in their order",
+        }
     return {
         "run": str(workdir),
         "paradigm": run.paradigm.name,
         "paradigm.schedule_rescale": run.paradigm.schedule_rescale,
         "autoencoder": run.autoencoder.source,
-        "autoencoder.weights": weights_hash(autoencoder),
+        "autoencoder.weights": fingerprint(autoencoder.params),
         "rounding": ROUNDING,
         **drawn,
         "model.dtype": run.model.dtype,

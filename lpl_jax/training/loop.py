@@ -76,7 +76,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     if begun_before:
         check_same_run(experiment, workdir)
     with startup.part("store"):
-        store = open_store(experiment, autoencoder, workdir, tokenizer)
+        store = open_store(experiment, autoencoder, workdir, text, tokenizer)
     optimizer, _ = make_optimizer(experiment.optimizer)
     autoencoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
     text = parallel.put_replicated(text, mesh)

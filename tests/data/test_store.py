@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.data import FolderSource, LatentStore, Subset, check_autoencoder, write_store
 from lpl_jax.data.encode import encode, encode_flips
 from lpl_jax.data.examples import work_units
 from lpl_jax.data.reading import load_units
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_batches_are_filled_across_units(image_folder, autoencoder):
 def test_manifest_says_what_was_done(store, autoencoder):
     manifest = json.loads((store.path / "manifest.json").read_text())
     assert manifest["format"] == 3
-    assert manifest["autoencoder"] == "tiny" and manifest["weights_hash"] == weights_hash(autoencoder)
+    assert manifest["autoencoder"] == "tiny" and manifest["weights_hash"] == fingerprint(autoencoder.params)
     assert (manifest["scaling_factor"], manifest["shift_factor"]) == (0.5, 0.0)
     assert (manifest["latent_channels"], manifest["downsample"]) == (4, 8)
     assert (manifest["resolution"], manifest["crop"]) == (24, "resize_center_crop")
@@ -275,9 +275,8 @@ def test_check_autoencoder_names_both(store, autoencoder, other_autoencoder):
     check_autoencoder(store, renamed)
     with pytest.raises(InputError, match="made with autoencoder tiny .* not with other") as caught:
         check_autoencoder(store, other_autoencoder)
-    assert weights_hash(autoencoder)[:12] in str(caught.value) and weights_hash(other_autoencoder)[:12] in str(
-        caught.value
-    )
+    for each in (autoencoder, other_autoencoder):
+        assert fingerprint(each.params)[:12] in str(caught.value)
     rescaled = autoencoder.replace(config=replace(autoencoder.config, name="rescaled", scaling_factor=0.25))
     with pytest.raises(InputError, match="scaling_factor=0.5 of autoencoder tiny, but rescaled now has .*0.25"):
         check_autoencoder(store, rescaled)

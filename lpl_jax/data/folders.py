@@ -8,6 +8,7 @@ from lpl_jax.data.examples import Example
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.paths import PathLike, to_path
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 UNLABELLED = ("all",)
@@ -31,14 +32,14 @@ class FolderSource:
 
     def __init__(
         self,
-        path: str | Path,
+        path: PathLike,
         resolution: int,
         *,
         captions: Sequence[str] = (),
         crop: str = "resize_center_crop",
         seed: int = 0,
     ):
-        self.path = Path(path)
+        self.path = to_path(path, "a folder of images")
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
         if not self.path.is_dir():

@@ -52,7 +52,7 @@ def atomic_path(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
         yield partial
         check()
         if is_remote(path):
-            _upload(partial, path)
+            upload(partial, path)
         else:
             partial.replace(path)
 
@@ -77,7 +77,8 @@ def _scratch(path: AnyPath) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def _upload(local: Path, path: AnyPath) -> None:
+def upload(local: Path, path: AnyPath) -> None:
+    """Writes a local file, or all files of a local folder, to a remote path; each object appears at once."""
     system, name = file_system(str(path))
     if local.is_dir():
         for file in files_below(local):

@@ -79,9 +79,14 @@ def size_of(path: AnyPath) -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
+def entries(folder: AnyPath) -> list[AnyPath]:
+    """What is in a folder, by name; nothing where it is not there, as a remote one is not while it is empty."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def files_below(folder: AnyPath) -> Iterator[AnyPath]:
     """All files in a folder and its subfolders, each folder's in the order of their names."""
-    for path in sorted(folder.iterdir()):
+    for path in entries(folder):
         yield from files_below(path) if path.is_dir() else [path]
 
 

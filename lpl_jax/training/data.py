@@ -12,6 +12,7 @@ from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoen
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
+from lpl_jax.io.paths import to_path
 from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
 
 
@@ -27,7 +28,7 @@ def open_store(
     text, tokenizer: of a run on text.
     """
     data, resolution = experiment.data, experiment.resolution
-    path = Path(data.store) if data.store else workdir / "latents"
+    path = to_path(data.store, "data.store", remote=True) if data.store else workdir / "latents"
     if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")

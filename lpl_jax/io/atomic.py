@@ -118,6 +118,16 @@ def write_text(path: PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_text(path: PathLike, text: str) -> None:
+    """Adds to the end of a text file, or begins one. A remote one is read and written anew: for small files."""
+    path = to_path(path, remote=True)
+    if is_remote(path):
+        write_text(path, (path.read_text() if path.exists() else "") + text)
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
 def write_json(path: PathLike, content: Any, **options: Any) -> None:
     """A JSON file; options: of `json.dumps`."""
     write_text(path, json.dumps(content, **{"indent": 1, **options}) + "\n")

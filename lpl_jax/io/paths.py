@@ -28,15 +28,15 @@ REMOTE = ("gs", "s3")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
-def to_path(text: PathLike, name: str = "path", *, remote: bool = False) -> AnyPath:
+def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...] = False) -> AnyPath:
     """The path that a user has typed, or that a caller has already.
 
     Args:
       name: the flag or config field that it was given as, for messages.
-      remote: whether gs:// and s3:// are possible here.
+      remote: whether gs:// and s3:// are possible here, or which of them.
     Raises:
-      InputError: a remote path where local ones alone are possible, one of another kind than `REMOTE` or of one whose
-        package is not installed, or a home folder that is not there.
+      InputError: a remote path where local ones alone are possible, one of a kind that is not possible or whose package
+        is not installed, or a home folder that is not there.
     """
     if not (url := _URL.fullmatch(os.fspath(text))):
         try:
@@ -46,8 +46,9 @@ def to_path(text: PathLike, name: str = "path", *, remote: bool = False) -> AnyP
     scheme, rest = url[1].lower(), url[2]
     if not remote:
         raise InputError(f"{scheme}://{rest} is remote; {name} takes local paths only")
-    if scheme not in REMOTE or not rest:
-        possible = " and ".join(f"{known}://BUCKET/..." for known in REMOTE)
+    kinds = REMOTE if remote is True else remote
+    if scheme not in kinds or not rest:
+        possible = " and ".join(f"{kind}://BUCKET/..." for kind in kinds)
         raise InputError(f"{name}={scheme}://{rest}: possible are local paths, {possible}")
     path = epath.Path(f"{scheme}://{rest}")
     file_system(str(path))

@@ -1,7 +1,6 @@
 """What a run reads: its latent store, which is made where there is none, the images behind it, and its batches."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -12,14 +11,14 @@ from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoen
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
-from lpl_jax.io.paths import to_path
+from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
 
 
 def open_store(
     experiment: Experiment,
     autoencoder: Autoencoder,
-    workdir: Path,
+    workdir: AnyPath,
     text: TextConditioner | None = None,
     tokenizer: WordTokenizer | None = None,
 ) -> LatentStore:
@@ -51,6 +50,7 @@ def open_store(
             f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
             "classes: give at least as many"
         )
+    store.fetch()
     return store
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,16 +15,18 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
+from lpl_jax.io.hub import is_hub_id
+from lpl_jax.io.paths import AnyPath
 from lpl_jax.losses import calibrate_weight, calibrate_weight_by_variance, latent_lpips_weights
 from lpl_jax.runs import checkpoints
-from lpl_jax.runs.workdir import CHECKPOINTS
+from lpl_jax.runs.workdir import CHECKPOINTS, run_folder
 from lpl_jax.text import TextConditioner
 from lpl_jax.training.accumulate import BY_SAMPLE, over_parts
 from lpl_jax.training.state import TrainState, abstract_state, create_state
 from lpl_jax.training.step import Objective, losses
 
 
-def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path) -> TrainState:
+def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: AnyPath) -> TrainState:
     """Restored from the newest checkpoint, started from another run's parameters or from weights in files, or fresh."""
     init = functools.partial(denoisers.init, experiment.model)
     key = jax.random.key(experiment.seed)
@@ -48,8 +49,8 @@ def _starting_params(experiment: Experiment, target):
 
 def _params_of(experiment: Experiment, source: str, weights: str, target, field: str):
     """Parameters of a run, or of what `denoisers.load` takes, laid out as the target; `field` is named in errors."""
-    folder = Path(source) / CHECKPOINTS
-    if folder.is_dir():
+    folder = None if is_hub_id(source) else run_folder(source, field) / CHECKPOINTS
+    if folder is not None and folder.is_dir():
         return checkpoints.load_params(folder, weights, target=target)
     try:
         params = load_params(experiment.model, source)

@@ -10,6 +10,7 @@ The same call begins a run, resumes it where its folder holds a checkpoint, and 
 from weights in files.
 """
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -28,7 +29,7 @@ from lpl_jax.experiment.build import Experiment, resolve, to_dict
 from lpl_jax.experiment.ema import ema_name
 from lpl_jax.losses.gate import check_groups
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
-from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config
+from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, run_folder, write_config
 from lpl_jax.text import WordTokenizer, load_conditioner
 from lpl_jax.training.data import data_source, open_store, open_stream
 from lpl_jax.training.initial import comparison_network, first_state, perceptual_weight
@@ -55,7 +56,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     Raises:
       InputError: nothing has been written over; the message says what does not fit.
     """
-    workdir, startup = Path(workdir), Startup(began)
+    workdir, startup = run_folder(workdir), Startup(began)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: give a folder as --workdir")
     with startup.part("autoencoder"):
@@ -75,12 +76,14 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     begun_before = (workdir / CONFIG).exists()
     if begun_before:
         check_same_run(experiment, workdir)
-    with startup.part("store"):
-        store = open_store(experiment, autoencoder, workdir, text, tokenizer)
-    optimizer, _ = make_optimizer(experiment.optimizer)
-    autoencoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
-    text = parallel.put_replicated(text, mesh)
-    with jax.set_mesh(mesh), only_run_in(workdir):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_run_in(workdir))
+        with startup.part("store"):
+            store = open_store(experiment, autoencoder, workdir, text, tokenizer)
+        optimizer, _ = make_optimizer(experiment.optimizer)
+        autoencoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
+        text = parallel.put_replicated(text, mesh)
+        stack.enter_context(jax.set_mesh(mesh))
         with startup.part("state"):
             state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
             network = comparison_network(experiment, state, mesh)
@@ -230,9 +233,11 @@ def _loop(
                 meter.start(step)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
                 log(buffer.flush(step), meter.close(step))
+                logger.flush()
                 checkpointer.save(state)
                 meter.start(step)
         log(buffer.flush(step), meter.close(step))
+        logger.flush()
         checkpointer.save(state)
     return Result(state, step, meter.mean, stop.requested is not None)
 

@@ -11,6 +11,7 @@ measurement. The result is printed and written to benchmarks/results/YYYY-MM-DD-
 """
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -57,7 +58,8 @@ def make_store(folder: Path, resolution: int, records: int, shards: int = 4) -> 
             caption = "a caption of the usual length that is here in the place of a real one"
             writer.write(fixed.tobytes() + f"{number}/{index}\0{caption}\0{caption * 3}".encode())
         writer.close()
-        found.append(Shard(name, records // shards, (folder / name).stat().st_size))
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        found.append(Shard(name, records // shards, (folder / name).stat().st_size, digest))
     (folder / "manifest.json").write_text(Manifest(**{**vars(manifest), "shards": tuple(found)}).to_json())
 
 

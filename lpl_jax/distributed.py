@@ -146,6 +146,27 @@ def on_first(function: Callable[[], None]) -> None:
         raise failure or InputError(text)
 
 
+def on_all(function: Callable[[], None]) -> None:
+    """function() in every process; where it raises an InputError in one of them, all raise it."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        function()
+        return
+    message, failure = b"", None
+    try:
+        function()
+    except InputError as error:
+        failure = error
+        message = str(error).encode()[:MESSAGE_BYTES]
+    padded = np.frombuffer(message.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(padded)]
+    if text := next(filter(None, texts), ""):
+        raise failure or InputError(text)
+
+
 def wait_for_all(name: str) -> None:
     """Returns when every process has called it: for processes that end at different times. Alone, at once."""
     import jax

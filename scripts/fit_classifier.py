@@ -27,6 +27,7 @@ from tqdm import tqdm
 from lpl_jax import autoencoders
 from lpl_jax.evaluation import classifier
 from lpl_jax.evaluation.frechet import frechet_distance, statistics
+from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.io.porting import import_params
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -232,7 +233,7 @@ def measure(args):
 
     original = features(images)
     print(f"validation accuracy {(original['logits'].argmax(-1) == labels).mean():.3f} on {len(images)} images")
-    print(f"weights {classifier.weights_hash(network)}\n")
+    print(f"weights {fingerprint(network.params)}\n")
     print(f"| against the {len(images)} images | cfd, {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     reference = gaussians(original["pool"])
     for name, altered in (

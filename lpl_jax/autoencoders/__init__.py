@@ -1,6 +1,6 @@
 """Frozen first stages: encoders, decoders and the decoder features that the Latent Perceptual Loss compares."""
 
-from lpl_jax.autoencoders.autoencoder import Autoencoder, Moments, init, weights_hash
+from lpl_jax.autoencoders.autoencoder import Autoencoder, Moments, init
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.weights import load, save
 
@@ -12,5 +12,4 @@ __all__ = [
     "init",
     "load",
     "save",
-    "weights_hash",
 ]

@@ -1,15 +1,12 @@
 """The frozen first stage: a pytree that is handed to jitted functions."""
 
 import dataclasses
-import hashlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
@@ -148,12 +145,3 @@ def init(config: AutoencoderConfig | TinyAutoencoderConfig, key: PRNGKeyArray) -
         },
         config,
     )
-
-
-def weights_hash(autoencoder: Autoencoder) -> str:
-    """SHA-256 of all parameters (names, shapes, float32 values) in hexadecimal: equal for equal weights only."""
-    digest = hashlib.sha256()
-    for path, array in sorted(flatten_dict(autoencoder.params, sep="/").items()):
-        digest.update(f"{path}{array.shape}".encode())
-        digest.update(np.asarray(array, np.float32).tobytes())
-    return digest.hexdigest()

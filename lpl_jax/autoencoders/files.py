@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.hub import fetch, is_hub_id
+from lpl_jax.io.paths import to_path
 
 BUNDLED = Path(__file__).parent / "bundled"
 STEM = "diffusion_pytorch_model"
@@ -26,7 +27,7 @@ def find_folder(source: str | Path, subfolder: str | None) -> Path:
     """The local folder of `source`, fetched from the hub where `source` is a hub id."""
     if str(source) == "bundled":
         return BUNDLED
-    folder = Path(source).expanduser()
+    folder = to_path(source, "autoencoder.source")
     if folder.is_dir():
         found = folder / subfolder if subfolder else folder
         if (found / "config.json").is_file() or taesd_pair(found):

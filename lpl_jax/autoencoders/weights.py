@@ -1,21 +1,21 @@
 """Autoencoders from and to files: diffusers folders of every family, and the pair of .pth files that TAESD comes as."""
 
-import json
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from lpl_jax.autoencoders.autoencoder import Autoencoder, init
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.diffusers_config import from_diffusers, to_diffusers
 from lpl_jax.autoencoders.files import FORMATS, WEIGHTS, find_folder, taesd_pair
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_folder, read_json
+from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
 
 KL_RULES = (
     Rule("quant_conv", "encoder/quant_conv"),
@@ -76,15 +76,14 @@ def save(autoencoder: Autoencoder, folder: str | Path) -> None:
     Raises:
       InputError: the folder already has weights, which are not written over.
     """
-    folder = Path(folder)
+    folder = to_path(folder)
     if (folder / WEIGHTS).exists():
         raise InputError(f"{folder / WEIGHTS} exists: choose another folder")
     config = to_diffusers(autoencoder.config)
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), autoencoder.params)
     tensors = export_params(params, rules(autoencoder.config))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / "config.json", config, indent=2, sort_keys=True)
+    write_tensors(folder / WEIGHTS, tensors)
 
 
 def rules(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[Rule, ...]:

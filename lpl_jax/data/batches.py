@@ -61,8 +61,8 @@ def batches(
       `sample_posterior` draws; B = batch_size / process_count.
 
     Raises:
-      InputError: an argument out of its range, a batch size that the number of hosts does not divide, `control` of a
-        store of format 1, or `text` of a store that lacks it.
+      InputError: an argument out of its range, a batch size that the number of hosts does not divide, or `text` of a
+        store that lacks it.
     """
     _check(batch_size, seed, process_index, process_count)
     _check_not_negative(
@@ -70,8 +70,6 @@ def batches(
     )
     if not len(store):
         raise InputError(f"latent store {store.path}: holds no image yet")
-    if control:
-        _check_control(store)
     if text or second_caption:
         _check_text(store, second_caption)
     reading = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=max(read_ahead, read_threads))
@@ -150,20 +148,12 @@ def _check(batch_size: int, seed: int, process_index: int, process_count: int):
         raise InputError(f"seed={seed}: possible are 0 to 2^32 - 1")
 
 
-def _check_control(store: LatentStore):
-    if not store.manifest.has_control:
-        raise InputError(
-            f"latent store {store.path}: its format {store.manifest.format} lacks the original size and the crop of "
-            "each image, which control conditioning needs; delete it and prepare the store again"
-        )
-
-
 def _check_text(store: LatentStore, second_caption: float):
     text = store.manifest.text
     if text is None:
         raise InputError(
             f"latent store {store.path}: holds no captions; prepare one of a source that has them (a webdataset, or a "
-            "folder with data.caption_column)"
+            "folder with data.caption_key)"
         )
     if not 0 <= second_caption <= 1:
         raise InputError(f"second_caption={second_caption}: must be a probability, 0 to 1")

@@ -1,6 +1,5 @@
 """Captions -> token numbers, and outputs of a frozen text tower where these are kept too."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -91,7 +90,7 @@ class _Tower:
             info,
             encoder=options.encoder,
             layer=options.layer,
-            encoder_fingerprint=_fingerprint(clip.params),
+            encoder_fingerprint=text_models.tower_fingerprint(clip),
             hidden_dim=config.width,
             pooled_dim=config.width,
         )
@@ -119,11 +118,3 @@ class _Tower:
         if not (np.isfinite(hidden).all() and np.isfinite(pooled).all()):
             raise InputError(f"text tower {self.info.encoder}: an output is not finite in float16")
         return hidden, pooled
-
-
-def _fingerprint(params) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf, np.float32))
-    return digest.hexdigest()

@@ -6,7 +6,6 @@ makes the two alike: there is one way to write a store.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -97,11 +96,3 @@ def work_units(source: Source, records: int) -> Sequence[Unit]:
     return [
         Unit(f"{start}-{min(start + records, len(source)) - 1}", functools.partial(items, start)) for start in starts
     ]
-
-
-def fingerprint(*parts: str) -> str:
-    """SHA-256 of some texts, hexadecimal."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()

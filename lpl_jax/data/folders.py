@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpl_jax.data.captions import check_columns, read_captions
-from lpl_jax.data.examples import Example, fingerprint
+from lpl_jax.data.examples import Example
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.paths import PathLike, to_path
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 UNLABELLED = ("all",)
@@ -30,14 +32,14 @@ class FolderSource:
 
     def __init__(
         self,
-        path: str | Path,
+        path: PathLike,
         resolution: int,
         *,
         captions: Sequence[str] = (),
         crop: str = "resize_center_crop",
         seed: int = 0,
     ):
-        self.path = Path(path)
+        self.path = to_path(path, "a folder of images")
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
         if not self.path.is_dir():
@@ -47,7 +49,7 @@ class FolderSource:
         classes = len(self.class_names)
         self.description = f"folder {path}: {len(self)} images of {classes} class{'es' * (classes > 1)}{text}"
         columns = ["captions", *self.caption_columns] if self.caption_columns else []
-        self.fingerprint = fingerprint("folder", str(self.crop), str(resolution), *columns, *self._files)
+        self.fingerprint = fingerprint_texts("folder", str(self.crop), str(resolution), *columns, *self._files)
 
     def __len__(self) -> int:
         return len(self._files)

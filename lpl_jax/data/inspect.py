@@ -10,6 +10,7 @@ import numpy as np
 
 from lpl_jax.data.store import LatentStore
 from lpl_jax.errors import InputError
+from lpl_jax.io.copies import local_copy
 
 CHUNK = 256  # records that are looked at together
 
@@ -36,10 +37,9 @@ def verify(store: LatentStore, on_progress: Callable[[int], None] = lambda recor
     """
     findings, keys = Findings(), set()
     for shard in store.manifest.shards:
-        if shard.sha256 is not None:
-            with (store.path / shard.file).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    findings.add("checksum", f"{shard.file} is not the file that was written")
+        with local_copy(store.path / shard.file).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                findings.add("checksum", f"{shard.file} is not the file that was written")
     for start in range(0, len(store), CHUNK):
         indices = range(start, min(start + CHUNK, len(store)))
         for index, data in _readable(store, indices, findings):

@@ -1,7 +1,6 @@
 """Make a latent store and show how far it is."""
 
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -9,10 +8,11 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.examples import Source, is_stream
 from lpl_jax.data.store import REPORT, LatentStore
 from lpl_jax.data.writer import write_store
+from lpl_jax.io.paths import PathLike
 
 
 def prepare(
-    source: Source, autoencoder: Autoencoder, out: str | Path, *, progress: bool = True, **options
+    source: Source, autoencoder: Autoencoder, out: PathLike, *, progress: bool = True, **options
 ) -> LatentStore:
     """Writes a latent store with a progress bar, says what came out, and opens it.
 

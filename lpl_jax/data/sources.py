@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lpl_jax.data.examples import Example, ImageSource, Source, fingerprint, is_stream
+from lpl_jax.data.examples import Example, ImageSource, Source, is_stream
 from lpl_jax.data.folders import FolderSource
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.data.tfds import TFDSSource
 from lpl_jax.data.webdataset import WebDatasetSource, is_webdataset
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_texts
 
 # The colour photographs that are files of the scikit-image wheel itself; its other data sets are downloads.
 PHOTOS = {
@@ -42,7 +43,7 @@ class PhotoSource:
         folder = _scikit_image_data()
         self._photos = [read_rgb(folder / file, f"scikit-image photograph {file}") for file in PHOTOS.values()]
         self.description = f"scikit-image photographs: {crops} random crops of each of {len(PHOTOS)}"
-        self.fingerprint = fingerprint("photos", str(self.crop), str(resolution), str(crops), *PHOTOS)
+        self.fingerprint = fingerprint_texts("photos", str(self.crop), str(resolution), str(crops), *PHOTOS)
 
     def __len__(self) -> int:
         return len(self._photos) * self.crops
@@ -70,7 +71,7 @@ class Subset:
         self._source = source
         self._indices = np.sort(np.random.default_rng(seed).permutation(len(source))[:limit])
         self.description = f"{len(self)} of {source.description}"
-        self.fingerprint = fingerprint("subset", source.fingerprint, *map(str, self._indices))
+        self.fingerprint = fingerprint_texts("subset", source.fingerprint, *map(str, self._indices))
 
     def __len__(self) -> int:
         return len(self._indices)

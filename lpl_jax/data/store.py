@@ -8,26 +8,35 @@
 While a store is being made (see `writer`), `plan.json` stands in place of the manifest, and `latents-*.json` beside
 each shard that is finished: `LatentStore(path, partial=True)` reads these.
 
-The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. Stores of format 1,
-which lack the original size and place of each crop, and of format 2, which have no text, are still read.
+The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. There is one
+format, number 3; an older store is prepared again.
+
+The folder may be remote (gs://, s3://). ArrayRecord reads local files only: a shard is copied to this machine when a
+record of it is first wanted, or with all others by `LatentStore.fetch`.
 """
 
+import bisect
 import dataclasses
+import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tqdm import tqdm
 
-from lpl_jax.autoencoders import Autoencoder, weights_hash
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.copies import local_copy
+from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, size_of, to_path
 
 FORMAT = 3
-FORMATS = (1, 2, 3)  # that can be read
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 REPORT = "report.json"
@@ -36,12 +45,12 @@ DTYPES = ("float16", "float32")
 
 
 class Shard(NamedTuple):
-    """A file of a store: its name, number of records, size in bytes, and SHA-256 (None before format 3)."""
+    """A file of a store: its name, number of records, size in bytes, and SHA-256."""
 
     file: str
     records: int
     bytes: int
-    sha256: str | None = None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class TextInfo:
       columns: names of the caption columns.
       encoder, layer: text tower whose outputs are kept too, for people, and which of its states ("last" or
         "penultimate"); None where only token numbers are kept.
-      encoder_fingerprint: the tower's identity.
+      encoder_fingerprint: the tower's identity, of `text.tower_fingerprint`.
       hidden_dim, pooled_dim: widths of these outputs; 0 where there are none.
     """
 
@@ -77,7 +86,7 @@ class Record(NamedTuple):
     """An image of a store: mean and logvar (2, h, w, C), raw, [as is, mirrored]; class; name in the source.
 
     control: int32 (2, 4), [as is, mirrored] x [height and width of the original image, top and left of the crop], in
-    pixels, as `Crop.with_control` counts them; None in a store of format 1.
+    pixels, as `Crop.with_control` counts them.
     captions, tokens: the text of each column, and its int32 (columns, T) numbers; () and None in a store without text.
     text_hidden, text_pooled: float16 (columns, T, D) and (columns, D'): outputs of the text tower; None without.
     """
@@ -86,7 +95,7 @@ class Record(NamedTuple):
     logvar: np.ndarray
     label: int
     key: str
-    control: np.ndarray | None
+    control: np.ndarray
     captions: tuple[str, ...] = ()
     tokens: np.ndarray | None = None
     text_hidden: np.ndarray | None = None
@@ -105,7 +114,7 @@ class Manifest:
       shards: the files, in order of the records.
       text: how its captions became numbers; None for a store without captions.
       skipped: images that were left out, listed in the report.
-      format: 3; 2 for a store made before there was text, 1 for one made before records had `control`.
+      format: `FORMAT`.
     """
 
     autoencoder: str
@@ -151,9 +160,8 @@ class Manifest:
 
         The key and the captions (UTF-8, with zero bytes between them) follow it.
         """
-        control = [("control", "<i4", (2, 4))] if self.has_control else []
         moments = ("moments", np.dtype(self.dtype).newbyteorder("<"), (2, 2, *self.latent_shape))
-        return np.dtype([("label", "<i4"), *control, moments, *self._text_fields()])
+        return np.dtype([("label", "<i4"), ("control", "<i4", (2, 4)), moments, *self._text_fields()])
 
     def _text_fields(self) -> list[tuple]:
         text = self.text
@@ -167,11 +175,6 @@ class Manifest:
         ]
         return [field for field in fields if 0 not in field[2]]
 
-    @property
-    def has_control(self) -> bool:
-        """Whether records tell the original size and the place of the crop."""
-        return self.format >= 2
-
     def to_json(self) -> str:
         counts = {"num_records": self.num_records, "num_bytes": self.num_bytes, "num_classes": self.num_classes}
         shards = [shard._asdict() for shard in self.shards]
@@ -179,7 +182,7 @@ class Manifest:
         return json.dumps({"format": self.format, **counts, **fields}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, path: Path) -> "Manifest":
+    def from_json(cls, text: str, path: AnyPath) -> "Manifest":
         """The inverse of `to_json`; `path` is named in errors.
 
         Raises:
@@ -187,9 +190,9 @@ class Manifest:
         """
         try:
             fields = json.loads(text)
-            if fields["format"] not in FORMATS:
-                known = ", ".join(map(str, FORMATS))
-                raise InputError(f"{path}: store format {fields['format']}; this version reads formats {known}")
+            if fields["format"] != FORMAT:
+                found = fields["format"]
+                raise InputError(f"{path}: store format {found}, this version has format {FORMAT}: prepare it again")
             counts = {name: fields.pop(name) for name in ("num_records", "num_bytes", "num_classes")}
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             fields["class_names"] = tuple(fields["class_names"])
@@ -203,7 +206,7 @@ class Manifest:
         manifest._check(counts, path)
         return manifest
 
-    def _check(self, counts: dict[str, Any], path: Path):
+    def _check(self, counts: dict[str, Any], path: AnyPath):
         for name, value in counts.items():
             if getattr(self, name) != value:
                 raise InputError(f"{path}: {name}={value}, but its other fields give {getattr(self, name)}")
@@ -215,6 +218,7 @@ class LatentStore:
     """A latent store, opened for random access; it can be pickled, and read from several threads.
 
     Args:
+      path: its folder, which may be remote.
       partial: also open one that is still being made: the shards that are finished now. `finished` tells which it is.
 
     Raises:
@@ -222,15 +226,14 @@ class LatentStore:
         access, a record whose bytes were changed.
     """
 
-    def __init__(self, path: str | Path, *, partial: bool = False):
-        self.path = Path(path)
+    def __init__(self, path: PathLike, *, partial: bool = False):
+        self.path = to_path(path, "a latent store", remote=True)
         self.manifest, self.finished = _read_manifest(self.path, partial)
         for shard in self.manifest.shards:
             _check_shard(self.path / shard.file, shard)
         self._dtype = self.manifest.record_dtype
-        # The counts are given, so that no shard has to be opened before a record of it is wanted.
-        instructions = [f"{self.path / shard.file}[0:{shard.records}]" for shard in self.manifest.shards]
-        self._records = ArrayRecordDataSource(instructions) if instructions else []
+        self._shards = [_Records(self.path / shard.file, shard.records) for shard in self.manifest.shards]
+        *self._starts, _ = itertools.accumulate((shard.records for shard in self.manifest.shards), initial=0)
 
     def __len__(self) -> int:
         return self.manifest.num_records
@@ -249,18 +252,26 @@ class LatentStore:
             return fixed[name] if name in self._dtype.names else None
 
         text = given("tokens"), given("text_hidden"), given("text_pooled")
-        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, given("control"), tuple(captions), *text)
+        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, fixed["control"], tuple(captions), *text)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of records: first `record_dtype`, then key and captions."""
         found = []
         try:
             for index in indices:
-                found.append(self._records[index])
+                number = bisect.bisect_right(self._starts, index) - 1
+                found.append(self._shards[number].source[index - self._starts[number]])
         except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
             number = indices[len(found)]
             raise InputError(f"latent store {self.path}: record {number} cannot be read ({error})") from None
         return found
+
+    def fetch(self) -> None:
+        """Copies a remote store's shards to this machine, those that are not here yet, several at a time."""
+        if is_remote(self.path):
+            with ThreadPoolExecutor(8) as pool:
+                copies = pool.map(lambda shard: shard.source, self._shards)
+                list(tqdm(copies, f"copy {self.path}", len(self._shards), leave=False, unit="shard"))
 
     def fixed(self, indices: Sequence[int]) -> np.ndarray:
         """The fixed parts of B records: (B,) of `Manifest.record_dtype`."""
@@ -276,10 +287,22 @@ class LatentStore:
         return self.manifest.class_names
 
 
+class _Records:
+    """The records of a shard, opened when the first one is wanted: until then it is no open file, and not copied."""
+
+    def __init__(self, path: AnyPath, count: int):
+        self._path, self._count = path, count
+
+    @functools.cached_property
+    def source(self) -> ArrayRecordDataSource:
+        """The bytes of records by their number in the shard."""
+        return ArrayRecordDataSource(f"{local_copy(self._path)}[0:{self._count}]")
+
+
 def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:
     """Raises an InputError that names both autoencoders unless the store was made with this one."""
     manifest, config = store.manifest, autoencoder.config
-    made_with, given = manifest.weights_hash, weights_hash(autoencoder)
+    made_with, given = manifest.weights_hash, fingerprint(autoencoder.params)
     if made_with != given:
         raise InputError(
             f"latent store {store.path} was made with autoencoder {manifest.autoencoder} (weights {made_with[:12]}), "
@@ -293,7 +316,7 @@ def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:
             )
 
 
-def read_plan(folder: Path) -> tuple[Manifest, list[str]] | None:
+def read_plan(folder: AnyPath) -> tuple[Manifest, list[str]] | None:
     """The manifest, without shards, of a store that is being made in this folder, and the names of its units."""
     path = folder / PLAN
     try:
@@ -307,10 +330,10 @@ def read_plan(folder: Path) -> tuple[Manifest, list[str]] | None:
         raise InputError(f"{path}: not the plan of a latent store ({type(error).__name__}: {error})") from None
 
 
-def read_unit_records(folder: Path) -> dict[int, dict[str, Any]]:
+def read_unit_records(folder: AnyPath) -> dict[int, dict[str, Any]]:
     """Unit number -> what was written when the unit was finished: "unit", "shard" (None: no record) and "skipped"."""
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in entries(folder):
         if match := UNIT_RECORD.fullmatch(path.name):
             found[int(match[1])] = json.loads(path.read_text())
     return found
@@ -322,7 +345,7 @@ def shards_of(unit_records: dict[int, dict[str, Any]]) -> tuple[Shard, ...]:
     return tuple(Shard(**shard) for shard in found if shard is not None)
 
 
-def _read_manifest(folder: Path, partial: bool) -> tuple[Manifest, bool]:
+def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
     """The manifest, and whether the store is finished."""
     if not folder.is_dir():
         raise InputError(f"latent store {folder}: no such folder; python -m lpl_jax.tools.prepare makes one")
@@ -346,10 +369,10 @@ def _read_manifest(folder: Path, partial: bool) -> tuple[Manifest, bool]:
     return dataclasses.replace(manifest, shards=shards_of(done), skipped=skipped), False
 
 
-def _check_shard(path: Path, shard: Shard):
+def _check_shard(path: AnyPath, shard: Shard):
     if not path.is_file():
         raise InputError(f"latent store {path.parent}: shard {path.name} is missing")
-    size = path.stat().st_size
+    size = size_of(path)
     if size != shard.bytes:
         raise InputError(
             f"latent store {path.parent}: shard {path.name} has {size} bytes instead of {shard.bytes}; "

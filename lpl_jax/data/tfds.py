@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpl_jax.data.captions import check_columns, clean_caption
-from lpl_jax.data.examples import Example, fingerprint
+from lpl_jax.data.examples import Example
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.paths import PathLike, to_path
 
 UNLABELLED = ("all",)
 
@@ -28,7 +30,7 @@ class TFDSSource:
         resolution: int,
         *,
         split: str = "train",
-        data_dir: str | Path | None = None,
+        data_dir: PathLike | None = None,
         captions: Sequence[str] = (),
         crop: str = "resize_center_crop",
         seed: int = 0,
@@ -38,6 +40,7 @@ class TFDSSource:
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
         self._prefix = f"{name}/{split}"
+        data_dir = None if data_dir is None else to_path(data_dir, "data.data_dir")
         self._examples = _open(name, split, data_dir, image_key)
         info = self._examples.dataset_info
         labelled = label_key in info.features or not captions
@@ -51,7 +54,7 @@ class TFDSSource:
         self.description = f"TFDS {info.full_name}, split {split}: {len(self)} images"
         columns = ["captions", *captions] if captions else []
         parts = "tfds", str(self.crop), str(resolution), info.full_name, split, str(len(self)), *columns
-        self.fingerprint = fingerprint(*parts)
+        self.fingerprint = fingerprint_texts(*parts)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -85,7 +88,7 @@ def _caption(value, column: str, key: str) -> str:
     return text
 
 
-def _open(name: str, split: str, data_dir: str | Path | None, image_key: str):
+def _open(name: str, split: str, data_dir: Path | None, image_key: str):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
-from lpl_jax.data.examples import Example, Item, Unit, fingerprint
+from lpl_jax.data.examples import Example, Item, Unit
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.paths import file_system, is_remote, to_path
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 ENDINGS = (*IMAGE_ENDINGS, "txt", "json")
@@ -65,7 +67,7 @@ class WebDatasetSource:
         self.description = f"{most}webdataset {pattern}: {len(self.urls)} tar files{text}"
         files = [f"{name} {size}" for name, size in zip(self._names, self.sizes, strict=True)]
         options = str(self.crop), str(resolution), *self.caption_columns, str(limit)
-        self.fingerprint = fingerprint("webdataset", *options, *files)
+        self.fingerprint = fingerprint_texts("webdataset", *options, *files)
 
     def units(self) -> list[Unit]:
         """One for each tar file."""
@@ -164,7 +166,7 @@ class _Watched:
 
 def is_webdataset(spec: str) -> bool:
     """Whether the name of a source means tar files: a URL, a name with .tar, or a folder that holds tar files."""
-    return "://" in spec or spec.endswith(".tar") or any(Path(spec).glob("*.tar"))
+    return is_remote(spec) or spec.endswith(".tar") or any(to_path(spec, "data.source").glob("*.tar"))
 
 
 def expand(pattern: str) -> list[str]:
@@ -182,7 +184,7 @@ def expand(pattern: str) -> list[str]:
 
 def _find(pattern: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Paths or URLs of the tar files that a pattern means, and their sizes in bytes."""
-    urls = [url for part in expand(pattern) for url in (_remote(part) if "://" in part else _local(part))]
+    urls = [url for part in expand(pattern) for url in (_remote(part) if is_remote(part) else _local(part))]
     if not urls:
         raise InputError(f"webdataset {pattern}: no tar file there")
     try:
@@ -193,41 +195,32 @@ def _find(pattern: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def _local(part: str) -> list[str]:
-    if Path(part).is_dir():
-        return sorted(str(path) for path in Path(part).glob("*.tar"))
-    return sorted(glob.glob(part)) if glob.has_magic(part) else [part]  # noqa: PTH207, Path.glob takes no absolute one
+    path = to_path(part, "data.source")
+    if path.is_dir():
+        return sorted(map(str, path.glob("*.tar")))
+    return sorted(glob.glob(str(path))) if glob.has_magic(part) else [str(path)]  # noqa: PTH207, Path.glob takes no absolute one
 
 
 def _remote(part: str) -> list[str]:
     if not glob.has_magic(part) and part.endswith(".tar"):
         return [part]
-    system, path = _file_system(part)
+    system, path = file_system(part)
     found = system.glob(path if glob.has_magic(part) else f"{path.rstrip('/')}/*.tar")
     return [system.unstrip_protocol(name) for name in sorted(found)]
 
 
 def _size(url: str) -> int:
-    if "://" not in url:
+    if not is_remote(url):
         return Path(url).stat().st_size
-    system, path = _file_system(url)
+    system, path = file_system(url)
     return system.size(path)
 
 
 def _open(url: str):
-    if "://" not in url:
+    if not is_remote(url):
         return Path(url).open("rb")
-    system, path = _file_system(url)
+    system, path = file_system(url)
     return system.open(path, "rb")
-
-
-def _file_system(url: str):
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a protocol that fsspec does not know is a ValueError
-        reason = str(error).splitlines()[0]
-        raise InputError(f"webdataset {url}: {reason}; pip install 'lpl_jax[remote]' reads gs:// and s3://") from None
 
 
 def _names(urls: Sequence[str]) -> tuple[str, ...]:

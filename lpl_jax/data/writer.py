@@ -10,15 +10,15 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lpl_jax.autoencoders import Autoencoder, weights_hash
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.caption_encoder import CaptionEncoder, TextOptions
 from lpl_jax.data.encode import Encoded, encode
 from lpl_jax.data.examples import Example, Skipped, Source, is_stream, work_units
@@ -38,15 +38,19 @@ from lpl_jax.data.store import (
     shards_of,
 )
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import PARTIAL, upload, write_json, write_text
+from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, to_path
 
-PARTIAL = ".partial"
+# Shards have the number of their host in their partial names, and JSON files those of `io.atomic`.
 _OURS = re.compile(
-    rf"(latents-\d{{5,}}-of-\d{{5,}}\.(array_record|json)|{MANIFEST}|{PLAN}|{REPORT})((\.\d+)?{PARTIAL})?"
+    rf"(latents-\d{{5,}}-of-\d{{5,}}\.array_record|\.?(latents-\d{{5,}}-of-\d{{5,}}\.json|{MANIFEST}|{PLAN}|{REPORT}))"
+    rf"((\.[\w-]+)?{PARTIAL})?"
 )
 
 
 def write_store(
-    path: str | Path,
+    path: PathLike,
     source: Source,
     autoencoder: Autoencoder,
     *,
@@ -61,7 +65,7 @@ def write_store(
     on_progress: Callable[[int], None] = lambda images: None,
     on_skipped: Callable[[Skipped], None] = lambda skipped: None,
 ) -> LatentStore:
-    """Encodes every image of `source` into a latent store in the folder `path`, and opens it.
+    """Encodes every image of `source` into a latent store in the folder `path`, which may be remote, and opens it.
 
     A folder that already holds the complete store of the same source, crop and autoencoder is opened as it is; one that
     was begun is gone on with, whole units at a time. With several hosts each writes its part of the units into the same
@@ -84,7 +88,7 @@ def write_store(
       InputError: `path` holds another store or other files, the source has no image or more than `max_skipped` that
         cannot be read, or the resolution does not fit the autoencoder.
     """
-    folder = Path(path)
+    folder = to_path(path, "a latent store", remote=True)
     if batch_size < 1 or shard_records < 1:
         raise InputError(f"batch_size={batch_size}, shard_records={shard_records}: must be positive")
     if not 0 <= host_index < host_count:
@@ -115,7 +119,7 @@ def write_store(
         if host_count == 1 and not read_unit_records(folder):  # the plan of nothing serves nobody
             _remove([folder / PLAN])
         raise
-    return _finish(folder, planned, len(units), limit, source, host_index)
+    return _finish(folder, planned, len(units), limit, source)
 
 
 def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, on_progress, on_skipped) -> None:
@@ -149,10 +153,12 @@ class _Shards:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, units: Sequence[str], captions: CaptionEncoder | None, host: int
+        self, folder: AnyPath, manifest: Manifest, units: Sequence[str], captions: CaptionEncoder | None, host: int
     ):
         self._folder, self._dtype, self.units = folder, manifest.record_dtype, units
-        self._captions, self._host = captions, host
+        self._captions, self._suffix = captions, _suffix(host)
+        # ArrayRecord writes local files only: a shard of a remote store is uploaded when it is complete.
+        self._scratch = tempfile.TemporaryDirectory() if is_remote(folder) else None
         self._writer: ArrayRecordWriter | None = None
         self._records, self._skipped = 0, []
 
@@ -186,10 +192,10 @@ class _Shards:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-            shard = _publish(self._partial(unit), self._name(unit), self._records)
+            shard = _publish(self._partial(unit), self._folder / self._name(unit), self._records)
         skipped = [{"key": entry.key, "reason": entry.reason} for entry in self._skipped]
         record = {"unit": self.units[unit], "shard": shard and shard._asdict(), "skipped": skipped}
-        write_json(self._folder / self._name(unit).replace(".array_record", ".json"), record, self._host)
+        write_json(self._folder / self._name(unit).replace(".array_record", ".json"), record)
         self._records, self._skipped = 0, []
 
     def close(self) -> None:
@@ -197,37 +203,30 @@ class _Shards:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-            _remove(self._folder.glob(f"*{_suffix(self._host)}"))
+            _remove(file for file in entries(self._folder) if file.name.endswith(self._suffix))
 
     def _name(self, unit: int) -> str:
         return f"latents-{unit:05d}-of-{len(self.units):05d}.array_record"
 
     def _partial(self, unit: int) -> Path:
-        return self._folder / (self._name(unit) + _suffix(self._host))
+        return (Path(self._scratch.name) if self._scratch else self._folder) / (self._name(unit) + self._suffix)
 
 
 def _suffix(host: int) -> str:
     return f".{host}{PARTIAL}"
 
 
-def _publish(partial: Path, name: str, records: int) -> Shard:
+def _publish(partial: Path, path: AnyPath, records: int) -> Shard:
     with partial.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     size = partial.stat().st_size
-    partial.replace(partial.with_name(name))
-    return Shard(name, records, size, sha256)
-
-
-def write_json(path: Path, content: Any, host: int = 0) -> None:
-    """Writes a file that is there whole or not at all; `host` keeps several hosts' temporary files apart."""
-    _write_text(path, json.dumps(content, indent=1) + "\n", host)
-
-
-def _write_text(path: Path, text: str, host: int) -> None:
-    partial = path.with_name(path.name + _suffix(host))
-    partial.write_text(text)
-    partial.replace(path)
+    if is_remote(path):
+        upload(partial, path)
+        partial.unlink()
+    else:
+        partial.replace(path)
+    return Shard(path.name, records, size, sha256)
 
 
 def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: CaptionEncoder | None) -> Manifest:
@@ -243,7 +242,7 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
         raise InputError(f"{source.description}: nothing to encode")
     return Manifest(
         autoencoder=config.name,
-        weights_hash=weights_hash(autoencoder),
+        weights_hash=fingerprint(autoencoder.params),
         scaling_factor=config.scaling_factor,
         shift_factor=config.shift_factor,
         latent_channels=config.latent_channels,
@@ -258,7 +257,7 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
     )
 
 
-def _check_same(folder: Path, found: Manifest, planned: Manifest):
+def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
     """Raises an InputError unless the store holds what is planned; names and shard sizes may differ."""
     differences = [
         (what, have, want)
@@ -293,17 +292,17 @@ def _check_count(store: LatentStore, source: Source):
         )
 
 
-def _begin(folder: Path, planned: Manifest, units: list[str], host: int, host_count: int):
+def _begin(folder: AnyPath, planned: Manifest, units: list[str], host: int, host_count: int):
     """Makes the folder with its plan, or checks that the plan it has is this one; removes what a killed write left."""
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = [file.name for file in folder.iterdir() if not _OURS.fullmatch(file.name)]
+    foreign = [file.name for file in entries(folder) if not _OURS.fullmatch(file.name)]
     if foreign:
         raise InputError(f"{folder} holds other files ({foreign[0]}); give a new or empty folder for the latent store")
     begun = read_plan(folder)
     if begun is None:
         if host_count == 1:  # else they may be another host's, that was faster
-            _remove(folder.iterdir())
-        write_json(folder / PLAN, {"manifest": json.loads(planned.to_json()), "units": units}, host)
+            _remove(entries(folder))
+        write_json(folder / PLAN, {"manifest": json.loads(planned.to_json()), "units": units})
         return
     _check_same(folder, begun[0], planned)
     if begun[1] != units:
@@ -312,7 +311,7 @@ def _begin(folder: Path, planned: Manifest, units: list[str], host: int, host_co
             "delete it"
         )
     suffix = PARTIAL if host_count == 1 else _suffix(host)
-    _remove(file for file in folder.iterdir() if file.name.endswith(suffix))
+    _remove(file for file in entries(folder) if file.name.endswith(suffix))
 
 
 def _remove(files):
@@ -320,7 +319,7 @@ def _remove(files):
         file.unlink(missing_ok=True)
 
 
-def _finish(folder: Path, planned: Manifest, units: int, limit: SkipLimit, source: Source, host: int) -> LatentStore:
+def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, source: Source) -> LatentStore:
     """Completes the store where all its units are recorded."""
     try:
         done = read_unit_records(folder)
@@ -340,9 +339,9 @@ def _finish(folder: Path, planned: Manifest, units: int, limit: SkipLimit, sourc
             "shards": [shard._asdict() for shard in shards],
             "skipped_images": [entry._asdict() for entry in skipped],
         }
-        write_json(folder / REPORT, report, host)
-        _write_text(folder / MANIFEST, manifest.to_json(), host)
+        write_json(folder / REPORT, report)
+        write_text(folder / MANIFEST, manifest.to_json())
     except FileNotFoundError:  # another host was as far, and has removed the records
         return LatentStore(folder)
-    _remove([folder / PLAN, *(file for file in folder.iterdir() if UNIT_RECORD.fullmatch(file.name))])
+    _remove([folder / PLAN, *(file for file in entries(folder) if UNIT_RECORD.fullmatch(file.name))])
     return LatentStore(folder)

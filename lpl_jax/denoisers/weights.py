@@ -29,15 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from lpl_jax.denoisers import diffusers_layout
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError
-from lpl_jax.io.atomic import check_free, written_whole
+from lpl_jax.io.atomic import atomic_path, check_free, write_text
 from lpl_jax.io.hub import find
-from lpl_jax.io.tensors import read_file, read_folder, read_json
+from lpl_jax.io.paths import to_path
+from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
 
 CLASS_NAME = "lpl_jax.MMDiT"
 # Layout -> file of the weights.
@@ -60,7 +60,7 @@ def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, di
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
-    path = Path(source).expanduser()
+    path = to_path(source, "a denoiser's weights")
     if path.suffix == ".safetensors" and not path.is_dir():
         config, params = _load_file(path)
         return MMDiT(config), jax.tree.map(jnp.asarray, params)
@@ -108,7 +108,7 @@ def load_params(config: MMDiTConfig, source: str | Path) -> dict:
 def save(
     config: MMDiTConfig,
     params: Mapping,
-    place: str | Path,
+    path: str | Path,
     *,
     layout: str | None = None,
     about: Mapping[str, Any] | None = None,
@@ -117,7 +117,7 @@ def save(
 
     Args:
       config, params: of the MMDiT.
-      place: a folder, new or empty; or, where it ends in .safetensors, a new file that has the config inside.
+      path: a folder, new or empty; or, where it ends in .safetensors, a new file that has the config inside.
       layout: "diffusers", for `SD3Transformer2DModel.from_pretrained` of diffusers, or "lpl_jax", which takes every
         configuration. None is the former for a folder, and the latter, which is the only one, for a file.
       about: plain values that say where the weights come from, kept in the config under "_lpl_jax".
@@ -127,33 +127,32 @@ def save(
       InputError: an unknown layout, something in the way, a configuration that the layout cannot hold, or parameters
         that do not fit the configuration or are not finite (all are named). Nothing has been written then.
     """
-    place = Path(place).expanduser()
-    one_file = place.suffix == ".safetensors"
-    if place.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        raise InputError(f"{place}: pickles are not written; give a folder, or a name that ends in .safetensors")
+    path = to_path(path, remote=True)
+    one_file = path.suffix == ".safetensors"
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise InputError(f"{path}: pickles are not written; give a folder, or a name that ends in .safetensors")
     layout = layout or ("lpl_jax" if one_file else "diffusers")
     if layout not in WEIGHTS:
         raise InputError(f"layout {layout!r} given, possible is one of {', '.join(WEIGHTS)}")
     if one_file and layout != "lpl_jax":
-        raise InputError(f"{place}: layout {layout!r} is a folder's, a file has layout 'lpl_jax'; give a folder")
-    check_free(place)
+        raise InputError(f"{path}: layout {layout!r} is a folder's, a file has layout 'lpl_jax'; give a folder")
+    check_free(path)
     flat: Any = flatten_dict(params, sep="/")
     _check(config, flat, where="parameters to save")
-    if broken := sorted(path for path, array in flat.items() if not np.isfinite(array).all()):
+    if broken := sorted(name for name, array in flat.items() if not np.isfinite(array).all()):
         raise InputError(f"parameters to save: infinite or undefined values in {', '.join(broken)}")
     if layout == "diffusers":
         fields, tensors = _for_diffusers(config, params)
     else:
         fields = {"_class_name": CLASS_NAME, **dataclasses.asdict(config)}
-        tensors = {path: np.ascontiguousarray(array, np.float32) for path, array in flat.items()}
+        tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
     text = json.dumps(fields | ({"_lpl_jax": dict(about)} if about else {}), indent=2) + "\n"
-    with written_whole(place) as partial:
+    with atomic_path(path) as partial:
         if one_file:
-            _write(tensors, partial, {"format": "pt", CLASS_NAME: text})
+            write_tensors(partial, tensors, {"format": "pt", CLASS_NAME: text})
         else:
-            partial.mkdir()
-            _write(tensors, partial / WEIGHTS[layout], {"format": "pt"})
-            (partial / "config.json").write_text(text)
+            write_tensors(partial / WEIGHTS[layout], tensors)
+            write_text(partial / "config.json", text)
     return layout
 
 
@@ -166,13 +165,6 @@ def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any]
             "configuration"
         ) from None
     return fields, diffusers_layout.to_tensors(config, params)
-
-
-def _write(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata=metadata)
-    path.chmod(mode)  # as every new file is; safetensors lets nobody but the owner read it
 
 
 def _load_file(path: Path) -> tuple[MMDiTConfig, dict]:

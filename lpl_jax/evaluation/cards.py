@@ -1,7 +1,6 @@
 """Result cards: the numbers of one evaluation with all that produced them, as JSON and Markdown; and cards compared."""
 
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -14,6 +13,7 @@ import jax
 
 import lpl_jax
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint_values
 from lpl_jax.io.tensors import read_json
 
 FORMAT = 1
@@ -154,7 +154,7 @@ def compare(cards: Mapping[str, Card], *, same: bool = True) -> str:
 
 def key_of(made: Mapping[str, Any]) -> str:
     """A short hash of what made a card: other settings, another hash."""
-    return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return fingerprint_values(made)[:6]
 
 
 def matters(field: str) -> bool:

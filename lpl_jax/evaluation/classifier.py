@@ -6,7 +6,6 @@ way, and on another scale than FID, which is defined by the features of one Ince
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_json
+from lpl_jax.io.tensors import read_file, read_json, write_tensors
 
-__all__ = ["Classifier", "ClassifierConfig", "init", "load", "save", "weights_hash"]
+__all__ = ["Classifier", "ClassifierConfig", "init", "load", "save"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 WEIGHTS = "classifier.safetensors"
@@ -170,7 +169,7 @@ def load(source: str | Path = "bundled") -> Classifier:
     Raises:
       InputError: nothing there, a damaged file, or tensors that do not fit (all are named).
     """
-    folder = BUNDLED if str(source) == "bundled" else Path(source)
+    folder = BUNDLED if str(source) == "bundled" else to_path(source, "a classifier")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; possible: 'bundled' or a folder with config.json and {WEIGHTS}")
     if not (folder / WEIGHTS).is_file():
@@ -183,11 +182,9 @@ def load(source: str | Path = "bundled") -> Classifier:
 
 def save(classifier: Classifier, folder: str | Path, dtype=np.float32) -> None:
     """Writes a folder that `load` reads, with the tensors under PyTorch's names and in its layout."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = export_params(classifier.params, RULES)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(classifier.config), indent=2) + "\n")
-    save_file({name: np.asarray(tensor, dtype) for name, tensor in tensors.items()}, folder / WEIGHTS)
+    folder, tensors = to_path(folder), export_params(classifier.params, RULES)
+    write_json(folder / "config.json", dataclasses.asdict(classifier.config), indent=2)
+    write_tensors(folder / WEIGHTS, {name: np.asarray(tensor, dtype) for name, tensor in tensors.items()})
 
 
 def _read_config(path: Path) -> ClassifierConfig:

@@ -8,7 +8,6 @@ seen, or those before an interruption, and appears under its name whole: an eval
 """
 
 import functools
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from lpl_jax import parallel
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
+from lpl_jax.io.fingerprints import fingerprint_values
 
 PART = 1024
 
@@ -39,11 +39,6 @@ class Features(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.arrays["pool"])
-
-
-def key_of(made: Mapping[str, Any]) -> str:
-    """Hash of what features were made of: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def extract(
@@ -94,7 +89,7 @@ def extract(
 
 def _place(folder: Path, made: Mapping[str, Any]) -> Path:
     """The folder of these features, with a file that says what they are of."""
-    place = folder / key_of(made)
+    place = folder / fingerprint_values(made)[:16]
     if jax.process_index() == 0:
         place.mkdir(parents=True, exist_ok=True)
         (place / "made.json").write_text(json.dumps(made, indent=1) + "\n")

@@ -5,13 +5,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
 from lpl_jax.io.tensors import read_file, write_file
 
-__all__ = ["PUBLISHED", "find_weights", "load", "save", "weights_hash"]
+__all__ = ["PUBLISHED", "find_weights", "load", "save"]
 
 # The two files are the same, byte for byte.
 PUBLISHED = {
@@ -39,16 +39,17 @@ def find_weights(path: str | Path | None = None) -> Path:
     Raises:
       InputError: it is not there; says where it is published and where to put it.
     """
-    if path is not None and not Path(path).expanduser().is_dir():
-        places = [Path(path).expanduser()]
+    given = None if path is None else to_path(path, "evaluation.inception")
+    if given is not None and not given.is_dir():
+        places = [given]
     else:
-        folders = FOLDERS if path is None else [path]
-        places = [Path(folder).expanduser() / name for folder in folders for name in PUBLISHED]
+        folders = map(to_path, FOLDERS) if given is None else [given]
+        places = [folder / name for folder in folders for name in PUBLISHED]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         name, source = next(iter(PUBLISHED.items()))
         others = [folder + other for other, folder in PUBLISHED.items() if other != name]
-        default = Path(FOLDERS[0]).expanduser() / name
+        default = to_path(FOLDERS[0]) / name
         raise InputError(
             f"the FID network's weights are not at {' nor '.join(map(str, places))}: download {source}{name} (the same "
             f"file is {', '.join(others)}) to {default} or give its path; --features classifier needs no download"

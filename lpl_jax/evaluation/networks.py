@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from lpl_jax import text
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.evaluation import classifier, inception_weights
 from lpl_jax.evaluation.clip_score import RESIZE_RULE, ClipFeatures
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.fingerprints import fingerprint
 
 RULES = {
     "inception": "TF1 bilinear (no antialiasing, corners at pixel 0) to 299x299, (x - 128) / 128, float32",
@@ -50,11 +50,11 @@ def load_networks(config: EvaluationConfig) -> tuple[Networks, dict[str, Any]]:
     main = inception_weights.load(config.inception) if config.features == "inception" else classifier.load()
     made = {
         "features.network": config.features,
-        "features.weights": weights_hash(main),
+        "features.weights": fingerprint(main.params),
         "features.rule": RULES[config.features],
     }
     if config.clip is None:
         return Networks(main), made
     clip = text.load(config.clip)
-    made |= {"clip.source": config.clip, "clip.weights": weights_hash(clip), "clip.rule": RULES["clip"]}
+    made |= {"clip.source": config.clip, "clip.weights": fingerprint(clip.params), "clip.rule": RULES["clip"]}
     return Networks(main, ClipFeatures(clip)), made

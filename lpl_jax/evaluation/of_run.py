@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpl_jax import parallel
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
 from lpl_jax.evaluation.cards import Card
@@ -16,6 +15,7 @@ from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator
 from lpl_jax.evaluation.prompts import Prompts, read_prompts
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig, to_dict
+from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.runs import Run, checkpoints
 from lpl_jax.runs.sampling import ROUNDING, check_sampling
 
@@ -143,7 +143,7 @@ def _about(run: Run) -> dict[str, Any]:
     if run.text is not None:
         drawn = {
             "text": experiment.text.source,
-            "text.weights": weights_hash(run.text.clip),
+            "text.weights": fingerprint(run.text.clip.params),
             "text.prompt": "in their order",
         }
     control = {"control": f"original size {experiment.resolution}, crop at 0"} if experiment.model.control else {}
@@ -152,7 +152,7 @@ def _about(run: Run) -> dict[str, Any]:
         "paradigm": experiment.paradigm.name,
         "paradigm.schedule_rescale": experiment.paradigm.schedule_rescale,
         "autoencoder": experiment.autoencoder.source,
-        "autoencoder.weights": weights_hash(run.autoencoder),
+        "autoencoder.weights": fingerprint(run.autoencoder.params),
         "rounding": ROUNDING,
         **drawn,
         "model.dtype": experiment.model.dtype,

@@ -1,39 +1,147 @@
-"""Files and folders that get their name when all is in them, so that a half-written one is never taken for whole."""
+"""Files and folders that get their name when all is in them, so that a half-written one is never taken for complete.
+
+Whatever a run, a store, an evaluation or a report needs later is written by one of these. A local file or folder is
+made beside its place as `.NAME.PID-TOKEN.partial` and renamed; a process that is killed leaves that behind. A remote
+file is made on this machine and uploaded, which puts an object in place of the old one at once; a remote folder is
+uploaded file by file.
+"""
 
 import contextlib
+import csv
+import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import AnyPath, PathLike, file_system, files_below, is_remote, to_path
+
+PARTIAL = ".partial"
 
 
-def check_free(place: Path) -> None:
-    """Raises InputError where writing to `place` would write over something; an empty folder is nothing."""
-    if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+def check_free(path: AnyPath) -> None:
+    """Raises InputError where writing to `path` would write over something; an empty folder is nothing."""
+    linked = not is_remote(path) and path.is_symlink()
+    if path.is_dir() and not linked and not any(path.iterdir()):
         return
-    if place.exists() or place.is_symlink():
-        raise InputError(f"{place} exists: nothing is written over, give another place")
+    if path.exists() or linked:
+        raise InputError(f"{path} exists: nothing is written over, give another place")
 
 
 @contextlib.contextmanager
-def written_whole(place: Path) -> Iterator[Path]:
-    """A free path beside `place`, to make a file or a folder at; it is renamed to `place` when the block ends.
+def atomic_path(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
+    """A free local path, to make a file or a folder at; it becomes `path` when the block ends.
 
-    Where the block fails, what it has made is removed. A process that is killed leaves `.NAME.PID.partial` behind.
-    Raises InputError as `check_free` does, before and after the block.
+    Where the block fails, what it has made is removed.
+
+    Args:
+      replace: a file may take the place of another one.
+    Raises:
+      InputError: without `replace`, as `check_free` does, before and after the block.
     """
-    place = place.absolute()
-    check_free(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    path = to_path(path, remote=True)
+    check = (lambda: None) if replace else (lambda: check_free(path))
+    check()
+    with _scratch(path) as partial:
+        yield partial
+        check()
+        if is_remote(path):
+            upload(partial, path)
+        else:
+            partial.replace(path)
+
+
+@contextlib.contextmanager
+def _scratch(path: AnyPath) -> Iterator[Path]:
+    """Where to make what becomes `path`: beside it, so that it can be renamed; for a remote one, anywhere here."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The token keeps apart threads, and processes of several hosts that share the folder.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         yield partial
-        check_free(place)
-        partial.rename(place)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
         else:
             partial.unlink(missing_ok=True)
+
+
+def upload(local: Path, path: AnyPath) -> None:
+    """Writes a local file, or all files of a local folder, to a remote path; each object appears at once."""
+    system, name = file_system(str(path))
+    if local.is_dir():
+        for file in files_below(local):
+            system.put_file(str(file), f"{name}/{file.relative_to(local).as_posix()}")
+    else:
+        system.put_file(str(local), name)
+
+
+@contextlib.contextmanager
+def atomic_open(path: PathLike, mode: str = "wb", **options: Any) -> Iterator[IO]:
+    """A file open for writing; what is written takes the place of `path` when the block ends without an error.
+
+    Args:
+      mode, options: as of `open`, "w" or "wb"; text is UTF-8.
+    """
+    path = to_path(path, remote=True)
+    if "b" not in mode:
+        options = {"encoding": "utf-8", **options}
+    if not is_remote(path) and path.exists() and not path.is_file():  # such as /dev/stdout, which nothing can replace
+        with path.open(mode, **options) as file:
+            yield file
+        return
+    with atomic_path(path, replace=True) as partial, partial.open(mode, **options) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # or a crash of the machine could leave the name with nothing in it
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """The content of a file, all of it or none."""
+    with atomic_open(path) as file:
+        file.write(content)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """The text of a file in UTF-8, all of it or none."""
+    write_bytes(path, text.encode())
+
+
+def append_text(path: PathLike, text: str) -> None:
+    """Adds to the end of a text file, or begins one. A remote one is read and written anew: for small files."""
+    path = to_path(path, remote=True)
+    if is_remote(path):
+        write_text(path, (path.read_text() if path.exists() else "") + text)
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path: PathLike, content: Any, **options: Any) -> None:
+    """A JSON file; options: of `json.dumps`."""
+    write_text(path, json.dumps(content, **{"indent": 1, **options}) + "\n")
+
+
+def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with the keys of the first row as its head."""
+    with atomic_open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
+    """An .npz file of named arrays."""
+    with atomic_open(path) as file:
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)

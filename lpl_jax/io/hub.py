@@ -4,19 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import to_path
 
 
 def is_hub_id(source: str | Path) -> bool:
     """Whether `source` reads as owner/name and is nothing on this machine."""
     text = str(source)
-    return text.count("/") == 1 and not text.startswith((".", "~", "/")) and not Path(text).exists()
+    return text.count("/") == 1 and ":" not in text and not text.startswith((".", "~", "/")) and not Path(text).exists()
 
 
-def find(source: str | Path, names: Sequence[str], subfolder: str | None = None) -> Path:
-    """The path that `source` names, or the local copy of that hub repository (see `fetch`), with `subfolder` inside."""
+def find(
+    source: str | Path, names: Sequence[str], subfolder: str | None = None, *, field: str = "a source of weights"
+) -> Path:
+    """The path that `source` names, or the local copy of that hub repository (see `fetch`), with `subfolder` inside.
+
+    field: what the source was given as, for messages.
+    """
     if is_hub_id(source):
         return fetch(str(source), names, subfolder=subfolder)
-    path = Path(source).expanduser()
+    path = to_path(source, field)
     return path / subfolder if subfolder else path
 
 

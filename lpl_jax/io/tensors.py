@@ -1,15 +1,18 @@
-"""JSON objects and named tensors from files that others made, and to files. Nothing in a file is ever executed."""
+"""JSON objects and named tensors from files that others made, of which nothing is ever executed; tensors into files."""
 
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import atomic_path
+from lpl_jax.io.paths import PathLike, to_path
 
 # Name in safetensors -> name in PyTorch.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -93,16 +96,16 @@ def read_file(path: Path, *, torch_files: bool = False, ignore: str | tuple[str,
     return tensors
 
 
-def write_file(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """A new safetensors file of a PyTorch state dict, which `read_file` reads.
 
     Raises:
       InputError: another ending than .safetensors, or a file that exists, which is not written over.
     """
-    path = Path(path).expanduser()
+    path = to_path(path)
     if path.suffix != ".safetensors" or path.exists():
         raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    write_tensors(path, tensors)
 
 
 def _read_safetensors(path: Path, ignore: str | tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -138,3 +141,17 @@ def _read_torch(path: Path, ignore: str | tuple[str, ...]) -> dict[str, np.ndarr
 def _check_dtypes(path: Path, dtypes: dict[str, str], possible: Collection[str]) -> None:
     if odd := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in possible]:
         raise InputError(f"{path}: {', '.join(odd)} given, possible dtypes are {', '.join(possible)}")
+
+
+def write_tensors(
+    path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
+) -> None:
+    """A safetensors file of named tensors. It appears whole, in place of the one that is there.
+
+    metadata: texts in its head; readers of PyTorch's files ask for "format".
+    """
+    with atomic_path(path, replace=True) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        partial.chmod(mode)  # as every new file is; safetensors lets nobody but the owner read it

@@ -53,7 +53,7 @@ def calibrate_weight_by_variance(
 
 
 def perceptual_share(
-    *, diffusion_loss: Float[Array, ""], perceptual_loss: Float[Array, ""], weight: Float[Array, ""]
+    *, diffusion_loss: Float[Array, ""], perceptual_loss: Float[Array, ""], weight: Float[Array, ""] | float
 ) -> Float[Array, ""]:
     """Share of the weighted perceptual loss in the total: w * LPL / (L_diff + w * LPL)."""
     weighted = weight * perceptual_loss

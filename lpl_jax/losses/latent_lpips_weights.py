@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
 from lpl_jax.io.tensors import read_file, write_file
 from lpl_jax.losses.latent_lpips import LatentLPIPS, shapes
@@ -40,7 +41,7 @@ def load(path: str | Path) -> LatentLPIPS:
     Raises:
       InputError: nothing there (says where it is published), a damaged file, or tensors that do not fit, all named.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "comparison.network")
     if not path.is_file():
         raise InputError(
             f"{path} is not a file: E-LatentLPIPS is published at {PUBLISHED_AT} in {', '.join(PUBLISHED.values())}; "

@@ -1,11 +1,15 @@
 """Checkpoints of the train state, written by Orbax while training goes on.
 
-    folder/<step>/state/       the whole `TrainState`, every array with its own shape and dtype
+    folder/<step>/params/      the parameters, every array with its own shape and dtype
+    folder/<step>/ema_<name>/  each average of them
+    folder/<step>/training/    all else of the `TrainState`: step, optimizer's state, weight of the perceptual loss
     folder/<step>/metadata/    JSON: what the run was (its config) and which version wrote it
     folder/<step>/files.json   size and CRC-32 of each file above, checked before anything is read
 
-A checkpoint appears under its final name only when it is complete, so a run that is killed while it saves leaves the
-earlier ones as they were. The position in the data needs no place here: batches are a function of seed and step.
+What is read alone has files of its own, so that no more than these are read and checked; several processes share the
+checking. A checkpoint appears under its final name only when it is complete, so a run that is killed while it saves
+leaves the earlier ones as they were. The position in the data needs no place here: batches are a function of seed and
+step. A folder is local or on gs://.
 """
 
 import hashlib
@@ -14,7 +18,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,18 +28,19 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 import lpl_jax
+from lpl_jax import distributed
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
+from lpl_jax.io.paths import entries, files_below, is_remote, to_path
 from lpl_jax.parallel import leaf_path
 
-STATE, METADATA, FILES = "state", "metadata", "files.json"
+PARAMS, EMA, REST, METADATA, FILES = "params", "ema_", "training", "metadata", "files.json"
 
 
 def steps(folder) -> list[int]:
     """Steps with a complete checkpoint in `folder`, ascending; none if it does not exist."""
-    folder = epath.Path(folder)
-    if not folder.exists():
-        return []
-    names = [path.name for path in folder.iterdir() if path.name.isdecimal()]
+    folder = _absolute(folder)
+    names = [path.name for path in entries(folder) if path.name.isdecimal()]
     return sorted(int(name) for name in names if ocp.utils.is_checkpoint_finalized(folder / name))
 
 
@@ -69,39 +74,33 @@ def restore(folder, target, step: int | None = None) -> Any:
     Raises InputError where there is no such checkpoint, where it is damaged, or where its arrays are not those of the
     target; the message then names every one that differs.
     """
-    path = _step_folder(folder, step)
+    path, wanted = _step_folder(folder, step), _items(target)
+    names = _saved_items(path)
+    _check_items(path, names, wanted)
     _verify(path)
-    saved = _saved_arrays(path)
-    _check_emas(path, saved, list(target.emas))
-    _check_same(path, saved, target)
-    return _read(path, target)
+    saved = {name: _saved_arrays(path / name) for name in names}
+    emas = {name.removeprefix(EMA): saved[name] for name in saved if name.startswith(EMA)}
+    _check_same(path, saved[REST] | {"params": saved[PARAMS], "emas": emas}, target)
+    found = {name: _read(path / name, part) for name, part in wanted.items()}
+    return found[REST].replace(params=found[PARAMS], emas={name: found[EMA + name] for name in target.emas})
 
 
 def load_params(folder, weights: str = "params", *, step: int | None = None, target=None):
-    """Parameters alone, for sampling or to start another run: nothing else of the checkpoint is read.
+    """Parameters alone, for sampling or to start another run: nothing else of the checkpoint is read or checked.
 
     weights: "params", or the name of an average ("0.9999").
     target: tree of ShapeDtypeStructs (such as `abstract_state(...).params`) to check against, with shardings to use;
     None takes the shapes that were saved and returns numpy arrays.
     Raises InputError as `restore` does, and for a name that is not there.
     """
-    path = _step_folder(folder, step)
-    _verify(path)
-    saved = _saved_arrays(path)
-    if weights != "params":
-        _check_emas(path, saved, [weights])
-    keys = ("params",) if weights == "params" else ("emas", weights)
-    for key in keys:
-        saved = saved[key]
+    path, item = _step_folder(folder, step), PARAMS if weights == "params" else EMA + weights
+    _check_items(path, _saved_items(path), [item])
+    _verify(path, item)
+    saved = _saved_arrays(path / item)
     if target is None:
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
     _check_same(path, saved, target)
-    for key in reversed(keys):
-        target = {key: target}
-    tree = _read(path, target)
-    for key in keys:
-        tree = tree[key]
-    return tree
+    return _read(path / item, target)
 
 
 class Checkpointer:
@@ -139,7 +138,7 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
         )
-        self._folder = epath.Path(folder).resolve()
+        self._folder = _absolute(folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
         self._last = start_step
@@ -152,9 +151,9 @@ class Checkpointer:
         step = int(state.step)
         if step == self._last:
             return False
-        args = ocp.args.Composite(
-            **{STATE: ocp.args.StandardSave(state), METADATA: ocp.args.JsonSave(self._metadata | {"step": step})}
-        )
+        items = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
+        items[METADATA] = ocp.args.JsonSave(self._metadata | {"step": step})
+        args = ocp.args.Composite(**items)
         self._manager.wait_until_finished()
         self._last = step
         return self._manager.save(step, args=args)
@@ -163,7 +162,7 @@ class Checkpointer:
         """In the background, when all is written and before the checkpoint gets its final name."""
         if jax.process_index() == 0:
             (path,) = (path for path in self._folder.iterdir() if path.name.split(".")[0] == str(self._last))
-            (path / FILES).write_text(json.dumps(_digest(path)))
+            write_json(path / FILES, {name: _size_and_checksum(path / name) for name in _files(path)}, indent=None)
 
     def wait(self) -> None:
         """Until everything is on disk. Errors of a save in the background are raised here, or by the next save."""
@@ -229,47 +228,58 @@ def _step_folder(folder, step: int | None) -> epath.Path:
     available = steps(folder)
     if not available:
         raise InputError(
-            f"no checkpoint in {folder}" + ("" if epath.Path(folder).exists() else ", which does not exist")
+            f"no checkpoint in {folder}" + ("" if _absolute(folder).exists() else ", which does not exist")
         )
     step = available[-1] if step is None else step
     if step not in available:
         raise InputError(f"no checkpoint of step {step} in {folder}; there are {_text(available)}")
-    return epath.Path(folder).resolve() / str(step)
+    return _absolute(folder) / str(step)
 
 
-def _saved_arrays(path: epath.Path) -> dict[str, Any]:
-    """Shape and dtype of all that was saved, as nested dicts, without reading any of it."""
+def _absolute(folder) -> epath.Path:
+    path = to_path(folder, "a folder of checkpoints", remote=("gs",))
+    return path if is_remote(path) else epath.Path(path.absolute())
+
+
+def _items(state) -> dict[str, Any]:
+    """A state by the names of the items that its parts are saved as."""
+    emas = {EMA + name: average for name, average in state.emas.items()}
+    return {PARAMS: state.params, **emas, REST: state.replace(params=None, emas=None)}
+
+
+def _saved_items(path: epath.Path) -> list[str]:
+    """The items of a checkpoint that hold arrays."""
+    found = [entry.name for entry in entries(path)]
+    if "state" in found:
+        raise InputError(f"checkpoint {path} is of an earlier version, whose layout this one does not read")
+    return [name for name in found if name in (PARAMS, REST) or name.startswith(EMA)]
+
+
+def _saved_arrays(item: epath.Path) -> dict[str, Any]:
+    """Shape and dtype of all that was saved in an item, as nested dicts, without reading any of it."""
     try:
-        return ocp.PyTreeCheckpointHandler().metadata(path / STATE).tree
+        return ocp.PyTreeCheckpointHandler().metadata(item).tree
     except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(item.parent, error) from error
 
 
-def _read(path: epath.Path, target):
+def _read(item: epath.Path, target):
     try:
         return ocp.PyTreeCheckpointHandler().restore(
-            path / STATE,
+            item,
             args=ocp.args.PyTreeRestore(
                 item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
             ),
         )
     except Exception as error:  # Orbax raises a bare Exception for a chunk that cannot be read
-        raise _unreadable(path, error) from error
+        raise _unreadable(item.parent, error) from error
 
 
-def _digest(path: epath.Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file of the state and the metadata, by its path in the checkpoint."""
-    return {
-        str(file.relative_to(path)): _size_and_checksum(file)
-        for item in (STATE, METADATA)
-        for file in _files(path / item)
-        if file.name != "commit_success.txt"  # Orbax's mark, which comes last
-    }
-
-
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
-        yield from _files(path) if path.is_dir() else [path]
+def _files(path: epath.Path) -> list[str]:
+    """The files of a checkpoint's items, by their path in it, but for Orbax's marks, which come last."""
+    items = [entry for entry in entries(path) if entry.is_dir()]
+    names = [file.relative_to(path).as_posix() for item in items for file in files_below(item)]
+    return [name for name in names if not name.endswith("/commit_success.txt")]
 
 
 def _size_and_checksum(file: epath.Path) -> list[int]:
@@ -280,20 +290,30 @@ def _size_and_checksum(file: epath.Path) -> list[int]:
     return [size, checksum]
 
 
-def _verify(path: epath.Path) -> None:
-    """Raises InputError where the files are not those that were written."""
-    try:
-        expected = json.loads((path / FILES).read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    found = _digest(path)
-    wrong = [
-        f"{name} is {'not what was written' if name in found else 'missing'}"
-        for name in expected
-        if found.get(name) != expected[name]
-    ]
-    if wrong:
-        raise _unreadable(path, ", ".join(wrong))
+def _verify(path: epath.Path, item: str | None = None) -> None:
+    """Raises InputError, in all processes, where the files of an item (None: of all) are not those that were written.
+
+    Each process looks at its share of them.
+    """
+
+    def check():
+        try:
+            expected = json.loads((path / FILES).read_text())
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        names = [name for name in expected if item is None or name.startswith(f"{item}/")]
+        names.sort(key=lambda name: expected[name])  # so that every share has large and small ones
+        wrong = []
+        for name in names[jax.process_index() :: jax.process_count()]:
+            try:
+                if _size_and_checksum(path / name) != expected[name]:
+                    wrong.append(f"{name} is not what was written")
+            except FileNotFoundError:
+                wrong.append(f"{name} is missing")
+        if wrong:
+            raise _unreadable(path, ", ".join(wrong))
+
+    distributed.on_all(check)
 
 
 def _unreadable(path: epath.Path, reason) -> InputError:
@@ -302,13 +322,13 @@ def _unreadable(path: epath.Path, reason) -> InputError:
     return InputError(f"checkpoint {path} is damaged: {reason}; other steps in its folder: {others}")
 
 
-def _check_emas(path: epath.Path, saved, names: Sequence[str]) -> None:
-    available = list(saved.get("emas") or {})
-    missing = [name for name in names if name not in available]
+def _check_items(path: epath.Path, saved: Iterable[str], wanted: Iterable[str]) -> None:
+    missing = [name for name in wanted if name not in saved]
+    if emas := [name.removeprefix(EMA) for name in missing if name.startswith(EMA)]:
+        available = _text(name.removeprefix(EMA) for name in saved if name.startswith(EMA))
+        raise InputError(f"checkpoint {path} has no average of the parameters named {_text(emas)}; it has {available}")
     if missing:
-        raise InputError(
-            f"checkpoint {path} has no average of the parameters named {_text(missing)}; it has {_text(available)}"
-        )
+        raise _unreadable(path, f"{_text(missing)} missing")
 
 
 def _check_same(path: epath.Path, saved, target) -> None:

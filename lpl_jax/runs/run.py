@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,9 +16,10 @@ from lpl_jax.data.configured import data_source
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.fields import check_names
+from lpl_jax.io.paths import AnyPath, PathLike
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.sampling import DrawImages, check_sampling, image_sampler, in_batches
-from lpl_jax.runs.workdir import CHECKPOINTS, read_experiment
+from lpl_jax.runs.workdir import CHECKPOINTS, read_experiment, run_folder
 from lpl_jax.text import TextConditioner, WordTokenizer, load_conditioner
 
 PARAMS = "params"
@@ -32,7 +32,7 @@ class Run:
     experiment: the resolved config of the run.
     """
 
-    workdir: Path
+    workdir: AnyPath
     experiment: Experiment
 
     @functools.cached_property
@@ -60,7 +60,7 @@ class Run:
         return data_source(self.experiment)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         """The folder of the checkpoints."""
         return self.workdir / CHECKPOINTS
 
@@ -205,9 +205,9 @@ class Run:
         return sample
 
 
-def open_run(workdir: str | Path) -> Run:
-    """The run in this folder.
+def open_run(workdir: PathLike) -> Run:
+    """The run in this folder, also one on gs://.
 
     Raises InputError where it is not the folder of a run.
     """
-    return Run(Path(workdir), read_experiment(workdir))
+    return Run(run_folder(workdir), read_experiment(workdir))

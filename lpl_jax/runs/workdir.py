@@ -1,8 +1,13 @@
-"""The folder of a run: one process at a time, one config, and what is read back of it."""
+"""The folder of a run: one process at a time, one config, and what is read back of it.
+
+It may be on gs://, as Orbax writes checkpoints to local folders and there. Object storage has no locks: that no two
+processes train in one remote folder is left to who starts them.
+"""
 
 import contextlib
 import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,8 @@ import jax
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment, build, to_dict
+from lpl_jax.io.atomic import write_text
+from lpl_jax.io.paths import AnyPath, PathLike, is_remote, to_path
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -30,44 +37,70 @@ RESUMABLE = (
 )
 
 
+def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
+    """The path of a run's folder, as a user has typed it. Raises InputError as `to_path` does, and for s3://."""
+    return to_path(text, name, remote=("gs",))
+
+
 @contextlib.contextmanager
-def only_run_in(workdir: Path):
-    """Holds the folder's lock, which the system releases when the process ends, however it does."""
+def only_run_in(workdir: AnyPath):
+    """Holds the folder's lock, which the system releases when the process ends, however it does.
+
+    A remote folder has none, which is said in a line. A folder that was made for the lock, and has nothing else in it
+    at the end, is removed.
+    """
     with contextlib.ExitStack() as stack:
 
         def lock():
-            workdir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((workdir / LOCK).open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{workdir} is in use by another process that trains: give another --workdir"
-                raise InputError(message) from None
+            if is_remote(workdir):
+                print(f"{workdir} is remote and has no lock: no other process may train there", flush=True)
+            else:
+                stack.enter_context(_locked(workdir))
 
         # Also the point up to which nobody writes: all processes have seen the folder as it was.
         distributed.on_first(lock)
         yield
 
 
-def read_experiment(workdir: str | Path) -> Experiment:
+@contextlib.contextmanager
+def _locked(workdir: Path):
+    is_new, path = not workdir.exists(), workdir / LOCK
+    workdir.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # another process has removed this one
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            raise InputError(f"{workdir} is in use by another process that trains: give another --workdir") from None
+        try:
+            yield
+        finally:
+            if is_new and [entry.name for entry in workdir.iterdir()] == [LOCK]:
+                path.unlink()
+                workdir.rmdir()
+
+
+def read_experiment(workdir: PathLike) -> Experiment:
     """The resolved experiment of a run. Raises InputError where `workdir` is not the folder of one."""
-    raw = _read_config(Path(workdir))
+    workdir = run_folder(workdir)
+    raw = _read_config(workdir)
     try:
         return build(raw)
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than a config's
-        raise InputError(f"{Path(workdir) / CONFIG} is not the config of a run: {error}") from error
+        raise InputError(f"{workdir / CONFIG} is not the config of a run: {error}") from error
 
 
-def write_config(experiment: Experiment, workdir: Path) -> None:
-    """Writes the resolved experiment, on the first process."""
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG).write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
+def write_config(experiment: Experiment, workdir: AnyPath) -> None:
+    """Writes the resolved experiment, on the first process, unless it is there already."""
+    path, text = workdir / CONFIG, json.dumps(to_dict(experiment), indent=1) + "\n"
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
+        write_text(path, text)
 
 
-def _read_config(workdir: Path) -> dict[str, Any]:
+def _read_config(workdir: AnyPath) -> dict[str, Any]:
     path = workdir / CONFIG
     try:
         raw = json.loads(path.read_text())
@@ -82,7 +115,7 @@ def _read_config(workdir: Path) -> dict[str, Any]:
     return raw | {"model": model | {"attention": "auto"}} if isinstance(model, dict) else raw
 
 
-def check_same_run(experiment: Experiment, workdir: Path) -> None:
+def check_same_run(experiment: Experiment, workdir: AnyPath) -> None:
     """A folder holds one run: what is configured now must be what it was begun with."""
     try:
         saved = build(_read_config(workdir))

@@ -1,6 +1,13 @@
 """Text conditioning: CLIP's text tower, its vision tower (for CLIPScore), tokeniser and image preprocessing."""
 
-from lpl_jax.text.conditioning import Condition, TextConditioner, TextSource, abstract_conditioner, load_conditioner
+from lpl_jax.text.conditioning import (
+    Condition,
+    TextConditioner,
+    TextSource,
+    abstract_conditioner,
+    load_conditioner,
+    tower_fingerprint,
+)
 from lpl_jax.text.config import ClipConfig, TextConfig, VisionConfig
 from lpl_jax.text.images import preprocess
 from lpl_jax.text.model import Clip, Features, init
@@ -25,4 +32,5 @@ __all__ = [
     "load_tokenizer",
     "preprocess",
     "save",
+    "tower_fingerprint",
 ]

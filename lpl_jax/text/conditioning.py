@@ -13,10 +13,12 @@ from typing import Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lpl_jax.errors import InputError
 from lpl_jax.fields import Part, at_least, between, field
+from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.text.config import ClipConfig, TextConfig
 from lpl_jax.text.model import Clip, Features, init
 from lpl_jax.text.tokenizer import WordTokenizer
@@ -185,6 +187,18 @@ def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer
     tokens = jnp.asarray(tokenizer("", source.length))
     empty = _condition(jax.jit(lambda clip, tokens: clip.encode_text(tokens))(clip, tokens), source)
     return TextConditioner(clip, empty, source, tokenizer.eos), tokenizer
+
+
+def tower_fingerprint(clip: Clip) -> str:
+    """Identity of a text tower: the same for both compute types, and with or without the projection.
+
+    In bfloat16 matrices are kept so, and those of float32 are rounded to it here.
+    """
+
+    def rounded(array):
+        return np.asarray(array).astype(jnp.bfloat16) if array.ndim > 1 else array
+
+    return fingerprint(jax.tree.map(rounded, _without_projection(clip).params))
 
 
 def _without_projection(clip: Clip) -> Clip:

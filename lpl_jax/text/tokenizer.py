@@ -165,7 +165,7 @@ class Tokenizer(WordTokenizer):
         Raises:
           InputError: nothing there, or files that cannot be read.
         """
-        path = find(source, FILES, subfolder)
+        path = find(source, FILES, subfolder, field="text.tokenizer")
         if path.is_file():
             vocabulary, merges = _read_open_clip(path)
             return cls(vocabulary, merges, padding="!", cleaning=cleaning or "open_clip")

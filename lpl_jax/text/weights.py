@@ -1,6 +1,5 @@
 """CLIP weights in transformers' layout: config.json beside model.safetensors, whole or in shards."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -8,12 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
 from lpl_jax.io.hub import find
+from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_folder, read_json
+from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
 from lpl_jax.text import bundled
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
 from lpl_jax.text.model import Clip, init
@@ -60,7 +60,7 @@ def load(
     """
     if source == bundled.NAME:
         return bundled.load(tower=tower, dtype=dtype)
-    path = find(source, (*NAMES, "model-*.safetensors", "config.json"), subfolder)
+    path = find(source, (*NAMES, "model-*.safetensors", "config.json"), subfolder, field="text.source")
     if config is None:
         config = _read_config(path, tower, jnp.dtype(dtype).name)
     read = partial(read_file, path) if path.is_file() else partial(read_folder, path, NAMES)
@@ -84,14 +84,12 @@ def load_tokenizer(source: str | Path, *, subfolder: str | None = None, cleaning
 
 def save(clip: Clip, folder: str | Path) -> None:
     """Write a folder that transformers' class of the same towers reads. Refuses to write over an existing file."""
-    folder = Path(folder)
+    folder = to_path(folder)
     if (folder / WEIGHTS).exists():
         raise InputError(f"{folder / WEIGHTS} exists: choose another folder")
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), clip.params)
-    tensors = export_params(params, RULES)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_transformers(clip.config), indent=2) + "\n")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / "config.json", to_transformers(clip.config), indent=2)
+    write_tensors(folder / WEIGHTS, export_params(params, RULES))
 
 
 def _named_as_now(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict[str, np.ndarray]:

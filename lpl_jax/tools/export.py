@@ -12,7 +12,6 @@ Nothing is written over, and nothing appears under its name before all of it is 
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from lpl_jax import autoencoders, denoisers
 from lpl_jax.denoisers.weights import WEIGHTS, load_params
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, build, resolve, to_dict
-from lpl_jax.io.atomic import check_free, written_whole
+from lpl_jax.io.atomic import atomic_path, check_free, write_json
 from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG
@@ -63,12 +62,12 @@ def import_run(source: str, experiment: Experiment, workdir: Path) -> str:
     optimizer, _ = make_optimizer(experiment.optimizer)
     # The mesh of the config is that of the machine that will train; a checkpoint is restored on any.
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with jax.set_mesh(mesh), written_whole(workdir) as partial:
+    with jax.set_mesh(mesh), atomic_path(workdir) as partial:
         state = create_state(lambda given: given, optimizer, experiment.ema.decays, mesh, params)
         metadata = to_dict(experiment) | {"imported_from": str(source)}
         with checkpoints.Checkpointer(partial / CHECKPOINTS, metadata=metadata) as checkpointer:
             checkpointer.save(state)
-        (partial / CONFIG).write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
+        write_json(partial / CONFIG, to_dict(experiment))
     return f"{workdir}: a run at step 0, {_count(params)} from {source}"
 
 

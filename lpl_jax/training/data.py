@@ -1,7 +1,6 @@
 """What a run reads: its latent store, which is made where there is none, the images behind it, and its batches."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -13,18 +12,23 @@ from lpl_jax.data.configured import data_source
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
-from lpl_jax.text import WordTokenizer
+from lpl_jax.io.paths import AnyPath, to_path
+from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
 
 
 def open_store(
-    experiment: Experiment, autoencoder: Autoencoder, workdir: Path, tokenizer: WordTokenizer | None = None
+    experiment: Experiment,
+    autoencoder: Autoencoder,
+    workdir: AnyPath,
+    text: TextConditioner | None = None,
+    tokenizer: WordTokenizer | None = None,
 ) -> LatentStore:
     """The configured latent store, checked; made from the source first where it does not exist.
 
-    tokenizer: of a run on text.
+    text, tokenizer: of a run on text.
     """
     data, resolution = experiment.data, experiment.resolution
-    path = Path(data.store) if data.store else workdir / "latents"
+    path = to_path(data.store, "data.store", remote=True) if data.store else workdir / "latents"
     if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
@@ -41,12 +45,13 @@ def open_store(
     if store.manifest.resolution != resolution:
         raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
     if experiment.text is not None:
-        check_captions(experiment, store, tokenizer)
+        check_captions(experiment, store, text, tokenizer)
     elif store.num_classes > experiment.model.num_classes:
         raise InputError(
             f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
             "classes: give at least as many"
         )
+    store.fetch()
     return store
 
 
@@ -79,7 +84,9 @@ def open_stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_st
     )
 
 
-def check_captions(experiment: Experiment, store: LatentStore, tokenizer: WordTokenizer) -> None:
+def check_captions(
+    experiment: Experiment, store: LatentStore, conditioner: TextConditioner, tokenizer: WordTokenizer
+) -> None:
     """Raises an InputError unless the store's captions were made into numbers as the run takes them."""
     text, made = experiment.text, store.manifest.text
     if made is None:
@@ -109,4 +116,9 @@ def check_captions(experiment: Experiment, store: LatentStore, tokenizer: WordTo
         if made.layer != text.layer:
             raise InputError(
                 f"latent store {store.path} has {made.layer} states of its tower; text.layer={text.layer!r}"
+            )
+        if made.encoder_fingerprint != (ours := tower_fingerprint(conditioner.clip)):
+            raise InputError(
+                f"latent store {store.path} has states of tower {made.encoder} (weights "
+                f"{made.encoder_fingerprint[:12]}), not of {text.source} ({ours[:12]}): prepare it with this one"
             )

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,16 +13,18 @@ from lpl_jax import denoisers, parallel
 from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
+from lpl_jax.io.hub import is_hub_id
+from lpl_jax.io.paths import AnyPath
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.runs import checkpoints, open_run
-from lpl_jax.runs.workdir import CHECKPOINTS
+from lpl_jax.runs.workdir import CHECKPOINTS, run_folder
 from lpl_jax.training.accumulate import over_parts
 from lpl_jax.training.objective import Objective
 from lpl_jax.training.state import Frozen, TrainState, abstract_state, create_state
 from lpl_jax.training.step import losses
 
 
-def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: Path) -> TrainState:
+def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: AnyPath) -> TrainState:
     """Restored from the newest checkpoint, started from another run's parameters or from weights in files, or fresh."""
     init = functools.partial(denoisers.init, experiment.model)
     key = jax.random.key(experiment.seed)
@@ -46,8 +47,9 @@ def _starting_params(experiment: Experiment, target):
 
 def _params_of(experiment: Experiment, source: str, weights: str, target, field: str):
     """Parameters of a run, or of what `denoisers.load` takes, laid out as the target; `field` is named in errors."""
-    if (Path(source) / CHECKPOINTS).is_dir():
-        return open_run(source).params(weights=weights, target=target)
+    folder = None if is_hub_id(source) else run_folder(source, field)
+    if folder is not None and (folder / CHECKPOINTS).is_dir():
+        return open_run(folder).params(weights=weights, target=target)
     try:
         params = load_params(experiment.model, source)
     except InputError as error:

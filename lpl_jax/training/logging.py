@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import append_text, upload, write_text
+from lpl_jax.io.paths import AnyPath, PathLike, is_remote, size_of, to_path
 
 METRICS_FILE = "metrics.jsonl"
+UPLOAD_SECONDS = 60  # between uploads of a remote run's metrics
 
 
 class MetricBuffer:
@@ -109,7 +113,8 @@ class RateMeter:
 class MetricLogger:
     """Writes metrics to `metrics.jsonl` (one object per line, with its step) and to TensorBoard. A context manager.
 
-    folder: of the run; created. Only process 0 touches it.
+    folder: of the run; created. Only process 0 touches it. Nothing is appended to on object storage: the files of a
+    remote folder are written on this machine and uploaded once a minute, by `flush`, and at the end.
     start_step: the step that the run goes on from; None for a run that begins, whose folder must hold no metrics.
 
     The file has each step once: where a run goes on from an earlier step than it had reached, the lines after
@@ -118,22 +123,28 @@ class MetricLogger:
     """
 
     def __init__(self, folder, *, start_step: int | None = None):
-        self._file = self._board = None
+        self._file = self._board = self._remote = None
         if jax.process_index() != 0:
             return
-        folder = Path(folder)
+        folder = to_path(folder, "--workdir", remote=True)
         path = folder / METRICS_FILE
-        if start_step is None and path.exists() and path.stat().st_size:
+        if start_step is None and path.exists() and size_of(path):
             raise InputError(
                 f"{path} holds the metrics of another run: resume that run, give another folder, or remove it"
             )
         folder.mkdir(parents=True, exist_ok=True)
         if start_step is not None and path.exists():
             _drop_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        here = folder
+        if is_remote(folder):
+            self._remote, self._scratch, self._uploaded = folder, tempfile.TemporaryDirectory(), time.monotonic()
+            here = Path(self._scratch.name)
+            if path.exists():
+                (here / METRICS_FILE).write_bytes(path.read_bytes())
+        self._file = (here / METRICS_FILE).open("a", encoding="utf-8")
         purge = None if start_step is None else start_step + 1
         # The suffix keeps apart two files that are begun within a second, which would have one name.
-        self._board = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{start_step or 0}")
+        self._board = SummaryWriter(str(here), purge_step=purge, filename_suffix=f".{start_step or 0}")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line. Values are numbers or small arrays; in JSON an array is a list and what is not finite is null."""
@@ -149,18 +160,33 @@ class MetricLogger:
             else:
                 for index, element in enumerate(value.ravel()):
                     self._board.add_scalar(f"{name}/{index}", element, step)
+        if self._remote is not None and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+            self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture for TensorBoard: (H, W, 3) uint8."""
         if self._board is not None:
             self._board.add_image(name, image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Everything that was written is kept from now on: for a checkpoint, behind which no line is made again."""
+        if self._file is not None:
+            self._file.flush()
+            self._board.flush()
+            self._upload()
+
     def close(self) -> None:
         """Close the files."""
         if self._file is not None:
             self._file.close()
             self._board.close()
+            self._upload()
             self._file = self._board = None
+
+    def _upload(self) -> None:
+        if self._remote is not None:
+            upload(Path(self._scratch.name), self._remote)
+            self._uploaded = time.monotonic()
 
     def __enter__(self) -> "MetricLogger":
         return self
@@ -171,7 +197,7 @@ class MetricLogger:
 
 def read_metrics(folder) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, oldest first; a last line that a kill cut short is left out."""
-    path = Path(folder) / METRICS_FILE
+    path = to_path(folder, "--workdir", remote=True) / METRICS_FILE
     if not path.exists():
         raise InputError(f"no {METRICS_FILE} in {folder}")
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a whole line ends with a newline
@@ -181,11 +207,9 @@ def read_metrics(folder) -> list[dict[str, Any]]:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: AnyPath, step: int) -> None:
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    new = path.with_suffix(".tmp")
-    new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    new.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _json(value):
@@ -334,8 +358,7 @@ class Startup:
         self.seconds["other"] = max(0.0, total - sum(self.seconds.values()))
         return f"first step after {total:.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
 
-    def write(self, folder: str | Path, step: int) -> None:
+    def write(self, folder: PathLike, step: int) -> None:
         """Adds a line to the folder's `startup.jsonl`: the step that was gone on from, and seconds by part."""
         line = {"step": step, "seconds": {name: round(value, 3) for name, value in self.seconds.items()}}
-        with (Path(folder) / STARTUP_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_text(to_path(folder, "--workdir", remote=True) / STARTUP_FILE, json.dumps(line) + "\n")

@@ -12,7 +12,6 @@ from weights in files.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import optax
@@ -23,8 +22,9 @@ from lpl_jax.data import LatentStore
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, resolve, to_dict
+from lpl_jax.io.paths import AnyPath, PathLike
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
-from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, write_config
+from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, run_folder, write_config
 from lpl_jax.text import load_conditioner
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import comparison_network, first_state, term_weight
@@ -58,13 +58,13 @@ class Session:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     store: LatentStore
-    workdir: Path
+    workdir: AnyPath
     label: str
     resumed: bool
     evaluate: Evaluate | None
 
 
-def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", began: float | None = None) -> Result:
+def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", began: float | None = None) -> Result:
     """Train, from the beginning or from the newest checkpoint in `workdir`, up to `train.steps`.
 
     began: `time.perf_counter()` when the program began, for the report of its start; None: now.
@@ -72,7 +72,7 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     Raises:
       InputError: nothing has been written over; the message says what does not fit.
     """
-    workdir, startup = Path(workdir), Startup(began)
+    workdir, startup = run_folder(workdir), Startup(began)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: give a folder as --workdir")
     with startup.part("autoencoder"):
@@ -86,26 +86,27 @@ def train(experiment: Experiment, workdir: str | Path, *, label: str = "train", 
     resumed = (workdir / CONFIG).exists()
     if resumed:
         check_same_run(experiment, workdir)
-    with startup.part("store"):
-        store = open_store(experiment, autoencoder, workdir, tokenizer)
-    optimizer, _ = make_optimizer(experiment.optimizer)
-    decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
-    frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh))
-    del autoencoder, text  # training keeps the decoder alone
-    with jax.set_mesh(mesh), only_run_in(workdir):
-        with startup.part("state"):
-            state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
-            frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
-        if not state.is_calibrated:
-            with startup.part("calibration"):
-                stream = open_stream(experiment, store, mesh)
-                weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
-            state = state.with_weight(weight)
-        write_config(experiment, workdir)
-        evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
-        session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
-        _announce(session, state)
-        return _loop(session, state, frozen, startup)
+    with only_run_in(workdir):
+        with startup.part("store"):
+            store = open_store(experiment, autoencoder, workdir, text, tokenizer)
+        decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
+        frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh))
+        del autoencoder, text  # training keeps the decoder alone
+        optimizer, _ = make_optimizer(experiment.optimizer)
+        with jax.set_mesh(mesh):
+            with startup.part("state"):
+                state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
+                frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
+            if not state.is_calibrated:
+                with startup.part("calibration"):
+                    stream = open_stream(experiment, store, mesh)
+                    weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
+                state = state.with_weight(weight)
+            write_config(experiment, workdir)
+            evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
+            session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
+            _announce(session, state)
+            return _loop(session, state, frozen, startup)
 
 
 def _check_batch(experiment: Experiment, shards: int) -> None:
@@ -178,9 +179,11 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
                 recorder.start(step)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
                 recorder.flush(step)
+                logger.flush()
                 checkpointer.save(state)
                 recorder.start(step)
         recorder.flush(step)
+        logger.flush()
         checkpointer.save(state)
     return Result(state, step, recorder.images_per_second, stop.requested is not None)
 

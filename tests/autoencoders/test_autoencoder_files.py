@@ -16,8 +16,8 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from lpl_jax import autoencoders
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.tools.parity.autoencoders import save_taesd_pair
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,7 +43,7 @@ def test_saved_folder_is_read_by_diffusers_and_by_us_exactly(pair, tmp_path):
     for name, tensor in pair.model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
     reread = autoencoders.load(tmp_path / "copy")
-    assert weights_hash(reread) == weights_hash(pair.ours)
+    assert fingerprint(reread.params) == fingerprint(pair.ours.params)
     assert reread.config == dataclasses.replace(pair.ours.config, name=reread.config.name)
     with pytest.raises(InputError, match="exists"):
         autoencoders.save(pair.ours, tmp_path / "copy")
@@ -58,7 +58,7 @@ def test_old_attention_names_load(sd, tmp_path):
     assert "encoder.mid_block.attentions.0.query.weight" in old
     save_file(old, tmp_path / WEIGHTS)
     shutil.copy(sd.folder / "config.json", tmp_path)
-    assert weights_hash(autoencoders.load(tmp_path)) == weights_hash(sd.ours)
+    assert fingerprint(autoencoders.load(tmp_path).params) == fingerprint(sd.ours.params)
     twice = "encoder.mid_block.attentions.0.to_q.weight"
     save_file(old | {twice: old[twice.replace("to_q", "query")].clone()}, tmp_path / WEIGHTS)
     with pytest.raises(InputError, match=f"has {twice} twice"):
@@ -80,7 +80,7 @@ def test_half_precision_files_load_exactly(tiny, folder, dtype, name):
 def test_folders_in_parts_load(tiny, tmp_path, safe):
     tiny.model.save_pretrained(tmp_path, max_shard_size="20KB", safe_serialization=safe)
     assert len(list(tmp_path.glob("diffusion_pytorch_model-*"))) > 1
-    assert weights_hash(autoencoders.load(tmp_path)) == weights_hash(tiny.ours)
+    assert fingerprint(autoencoders.load(tmp_path).params) == fingerprint(tiny.ours.params)
 
     part = sorted(tmp_path.glob("diffusion_pytorch_model-*"))[0]
     part.unlink()
@@ -195,7 +195,7 @@ def test_hub_is_asked_for_pickles_only_where_there_is_nothing_else(tiny, tmp_pat
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert weights_hash(autoencoders.load("some/one", subfolder="vae")) == weights_hash(tiny.ours)
+    assert fingerprint(autoencoders.load("some/one", subfolder="vae").params) == fingerprint(tiny.ours.params)
     assert len(asked) == 2
     assert not any("bin" in pattern for pattern in asked[0])
 
@@ -210,7 +210,7 @@ def test_subfolder_of_a_pipeline(tiny, tmp_path):
 def test_taesd_pth_files_load(tiny, tmp_path):
     save_taesd_pair(tiny.model, tmp_path, "tiny")
     ours = autoencoders.load(tmp_path)
-    assert weights_hash(ours) == weights_hash(tiny.ours)
+    assert fingerprint(ours.params) == fingerprint(tiny.ours.params)
     assert ours.config.encoder_blocks == (1, 1, 2, 1)
     assert ours.config.decoder_blocks == (2, 1, 1, 1)
     assert (ours.config.latent_channels, ours.config.scaling_factor) == (5, 1.0)
@@ -281,4 +281,4 @@ def test_real_trained_weights_reconstruct_photos(shared, tmp_path):
     autoencoders.save(ours, tmp_path)
     again = autoencoders.load(tmp_path)
     assert again.config.midblock_norm
-    assert weights_hash(again) == weights_hash(ours)
+    assert fingerprint(again.params) == fingerprint(ours.params)

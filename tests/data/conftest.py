@@ -9,11 +9,10 @@ import types
 import jax
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from lpl_jax.autoencoders import AutoencoderConfig, init
-from lpl_jax.data import FolderSource, LatentStore, TextOptions, WebDatasetSource, write_store
+from lpl_jax.data import FolderSource, TextOptions, WebDatasetSource, write_store
 
 
 def save_image(path, width, height, seed=0):
@@ -106,23 +105,3 @@ def store(tmp_path_factory, image_folder, autoencoder):
     """The 11 images in float16, in three shards."""
     path = tmp_path_factory.mktemp("store") / "latents"
     return write_store(path, FolderSource(image_folder, 24), autoencoder, batch_size=8, shard_records=4)
-
-
-@pytest.fixture(scope="session")
-def old_store(tmp_path_factory, store):
-    """The records of `store` in format 1, written by hand: label, moments, key, and no `control`."""
-    folder = tmp_path_factory.mktemp("old") / "latents"
-    folder.mkdir()
-    shard = folder / "latents-00000-of-00001.array_record"
-    layout = np.dtype([("label", "<i4"), ("moments", "<f2", (2, 2, 3, 3, 4))])
-    writer = ArrayRecordWriter(str(shard), "group_size:1,uncompressed")
-    for i in range(11):
-        record = store[i]
-        moments = np.stack([record.mean, record.logvar], axis=1)
-        writer.write(np.array((record.label, moments), layout).tobytes() + record.key.encode())
-    writer.close()
-    size = shard.stat().st_size
-    fields = json.loads((store.path / "manifest.json").read_text())
-    fields |= {"format": 1, "num_bytes": size, "shards": [{"file": shard.name, "records": 11, "bytes": size}]}
-    (folder / "manifest.json").write_text(json.dumps(fields))
-    return LatentStore(folder)

@@ -75,13 +75,6 @@ def test_control_is_that_of_the_flip_taken(store):
     assert {(0, 30, 41, 0, 4), (1, 30, 41, 0, 5)} <= lefts, "an image and its mirror image, cut elsewhere"
 
 
-def test_control_of_an_old_store_is_refused(store, old_store):
-    assert_equal(take(2, store), take(2, old_store))
-    with pytest.raises(InputError, match="format 1 lacks the original size.*prepare the store again") as caught:
-        batches(old_store, batch_size=4, seed=0, control=True)
-    assert str(old_store.path) in str(caught.value)
-
-
 def test_text_comes_with_its_image(text_store):
     (batch,) = take(1, text_store, batch_size=12, text=True)
     assert batch["tokens"].shape == (12, 9) and batch["tokens"].dtype == np.int32

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import classifier
+from lpl_jax.io.fingerprints import fingerprint
 
 ROOT = Path(__file__).parents[2]
 SMALL = classifier.ClassifierConfig(name="small", classes=("a", "b", "c"), side=16, stem=4, widths=(5, 6), blocks=2)
@@ -60,7 +61,7 @@ def validation_images(shared, per_class):
 
 
 def test_the_bundled_weights_are_these(bundled):
-    assert classifier.weights_hash(bundled) == HASH
+    assert fingerprint(bundled.params) == HASH
     assert bundled.config.name == "bundled" and len(bundled.config.classes) == 10
     assert sum(file.stat().st_size for file in classifier.BUNDLED.iterdir()) < 3e6
 
@@ -132,7 +133,7 @@ def test_what_is_saved_is_loaded_again(small, tmp_path):
     classifier.save(small, tmp_path)
     again = classifier.load(tmp_path)
     assert again.config == small.config
-    assert classifier.weights_hash(again) == classifier.weights_hash(small)
+    assert fingerprint(again.params) == fingerprint(small.params)
 
 
 def test_missing_and_surplus_tensors_are_named(small, tmp_path):
@@ -180,7 +181,8 @@ sys.modules["torch"] = None
 def refuse(*args, **kwargs): raise OSError("no network here")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from lpl_jax.evaluation import classifier
-print(classifier.weights_hash(classifier.load()))
+from lpl_jax.io.fingerprints import fingerprint
+print(fingerprint(classifier.load().params))
 """
     shutil.copytree(ROOT / "lpl_jax", tmp_path / "lpl_jax", ignore=shutil.ignore_patterns("__pycache__"))
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)

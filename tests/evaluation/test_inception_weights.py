@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import init
-from lpl_jax.evaluation.inception_weights import PUBLISHED, find_weights, load, save, weights_hash
+from lpl_jax.evaluation.inception_weights import PUBLISHED, find_weights, load, save
+from lpl_jax.io.fingerprints import fingerprint
 
 PYTORCH_FID, TORCH_FIDELITY = PUBLISHED
 
@@ -34,14 +35,14 @@ def test_both_kinds_of_files_hold_the_same(tmp_path):
     counters = {name.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for name in tensors}
     torch.save(counters | tensors, tmp_path / PYTORCH_FID)
 
-    assert weights_hash(load(tmp_path / "fid.safetensors")) == weights_hash(inception)
+    assert fingerprint(load(tmp_path / "fid.safetensors").params) == fingerprint(inception.params)
     loaded = load(tmp_path)  # the folder
     np.testing.assert_array_equal(
         loaded.params["Mixed_7c"]["branch_pool"]["bn"]["var"], tensors["Mixed_7c.branch_pool.bn.running_var"]
     )
-    assert weights_hash(loaded) == weights_hash(inception)
+    assert fingerprint(loaded.params) == fingerprint(inception.params)
     loaded.params["Conv2d_1a_3x3"]["bn"]["mean"] += 1e-6
-    assert weights_hash(loaded) != weights_hash(inception)
+    assert fingerprint(loaded.params) != fingerprint(inception.params)
     with pytest.raises(InputError, match="a new file is needed"):
         save(inception, tmp_path / "fid.safetensors")
 

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,27 +215,70 @@ def _flip_a_bit(file):
 @pytest.mark.parametrize(
     ("damage", "which"),
     [
-        (_truncate, "largest"),
-        (_flip_a_bit, "largest"),
-        (Path.unlink, "largest"),
-        (_truncate, "_METADATA"),
-        (Path.unlink, "manifest.ocdbt"),
+        (_truncate, "ema_0.9/largest"),
+        (_flip_a_bit, "ema_0.9/largest"),
+        (Path.unlink, "ema_0.9/largest"),
+        (_truncate, "ema_0.9/_METADATA"),
+        (_flip_a_bit, "ema_0.9/_METADATA"),
+        (Path.unlink, "ema_0.9/manifest.ocdbt"),
+        (shutil.rmtree, "ema_0.9/d"),
         (_truncate, "files.json"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(damage, which, mesh, tmp_path, saved, capfd):
-    folder = tmp_path / "copy"
-    subprocess.run(["cp", "-r", saved[0], folder], check=True)
-    files = [path for path in (folder / "3").rglob("*") if path.is_file()]
-    file = max(files, key=lambda path: path.stat().st_size)
-    if which != "largest":
-        file = next(path for path in files if path.name == which)
-    damage(file)
+    folder = copy_of(saved, tmp_path)
+    damage(largest(folder / "3/ema_0.9") if which.endswith("largest") else folder / "3" / which)
     for read in (lambda: restore(folder, target(mesh)), lambda: load_params(folder, "0.9")):
         with pytest.raises(InputError, match=f"checkpoint {folder}/3 is damaged: .*; other steps in its folder: 2"):
             read()
     assert "Traceback" not in capfd.readouterr().err
-    assert_equal(restore(folder, target(mesh), 2), saved[1][2])  # the one before is whole
+    assert_equal(restore(folder, target(mesh), 2), saved[1][2])  # the one before is as it was
+
+
+def copy_of(saved, tmp_path):
+    subprocess.run(["cp", "-r", saved[0], tmp_path / "copy"], check=True)
+    return tmp_path / "copy"
+
+
+def largest(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "commit_success.txt"]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("item", ["params", "ema_0.9999", "training", "metadata"])
+def test_what_is_not_read_is_not_checked(item, mesh, tmp_path, saved, monkeypatch):
+    """Damage elsewhere is no matter to who reads one average; to who goes on with the run it is."""
+    folder, checked, measure = copy_of(saved, tmp_path), [], checkpoints._size_and_checksum
+    _flip_a_bit(largest(folder / "3" / item))
+    monkeypatch.setattr(checkpoints, "_size_and_checksum", lambda file: checked.append(file) or measure(file))
+    assert_equal(load_params(folder, "0.9"), saved[1][3].emas["0.9"])
+    assert checked and {file.relative_to(folder).parts[:2] for file in checked} == {("3", "ema_0.9")}
+    with pytest.raises(InputError, match=f"damaged: {item}/.* is not what was written"):
+        restore(folder, target(mesh))
+
+
+def test_processes_share_the_checking(tmp_path, saved, monkeypatch):
+    """As process I of 3, without the others: each sees its third of the files, and together they see all."""
+    folder, shares, measure = saved[0], [], checkpoints._size_and_checksum
+    everything = [name for name in json.loads((folder / "3/files.json").read_text()) if name.startswith("params/")]
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(checkpoints.distributed, "on_all", lambda check: check())
+    monkeypatch.setattr(checkpoints, "_size_and_checksum", lambda file: shares[-1].append(file) or measure(file))
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append([])
+        checkpoints._verify(checkpoints._absolute(folder) / "3", "params")
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    seen = [file.relative_to(folder / "3").as_posix() for share in shares for file in share]
+    assert sorted(seen) == sorted(everything)
+
+
+def test_the_layout_of_an_earlier_version_is_refused(mesh, tmp_path, saved):
+    folder = copy_of(saved, tmp_path)
+    (folder / "3/params").rename(folder / "3/state")
+    for read in (lambda: restore(folder, target(mesh)), lambda: load_params(folder)):
+        with pytest.raises(InputError, match="copy/3 is of an earlier version, whose layout this one does not read"):
+            read()
 
 
 KILLED = """

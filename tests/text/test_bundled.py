@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lpl_jax import text
-from lpl_jax.autoencoders import weights_hash
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_tokens_are_those_of_every_other_machine(tokenizer):
 
 
 def test_weights_are_those_of_every_other_machine(clip):
-    assert weights_hash(clip) == "5035a2398f63cc59c21206cacb7560bf7794b20f51708d3df86383feaa2049c7"
+    assert fingerprint(clip.params) == "5035a2398f63cc59c21206cacb7560bf7794b20f51708d3df86383feaa2049c7"
 
 
 def test_long_texts_lose_their_end(tokenizer):

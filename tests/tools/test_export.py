@@ -18,6 +18,7 @@ from lpl_jax import denoisers
 from lpl_jax.denoisers import weights as weight_files
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
+from lpl_jax.io import tensors
 from lpl_jax.runs import Run, checkpoints, open_run
 from lpl_jax.tools import cli, config_file, export
 
@@ -312,12 +313,12 @@ def test_nothing_has_its_name_before_it_is_whole(here, monkeypatch):
     run = open_run("labels")
     experiment, params = run.experiment, run.params()
 
-    def half(tensors, path, metadata):
-        save_file(dict(list(tensors.items())[:3]), path, metadata)
+    def half(given, path, metadata):
+        save_file(dict(list(given.items())[:3]), path, metadata)
         assert not Path("place").exists() and not Path("place.safetensors").exists()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weight_files, "save_file", half)
+    monkeypatch.setattr(tensors, "save_file", half)
     for place in ("place", "place.safetensors"):
         with pytest.raises(OSError, match="No space"):
             denoisers.save(experiment.model, params, place, layout="lpl_jax")

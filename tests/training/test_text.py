@@ -190,6 +190,24 @@ def test_stores_of_other_captions_are_refused(tiny_config, captioned, tmp_path, 
         train(build(captioned_config(tiny_config, captioned, **changes)), tmp_path)
 
 
+def test_states_of_another_tower_of_the_same_widths_are_refused(tiny_config, captioned, tmp_path, monkeypatch):
+    params = text_models.bundled._params()
+    monkeypatch.setattr(text_models.bundled, "_params", lambda: jax.tree.map(lambda array: 1.1 * array, params))
+    c = captioned_config(tiny_config, captioned.parent / "with_outputs", text__embeddings="store")
+    with pytest.raises(InputError, match="has states of tower bundled .weights .*, not of bundled .*: prepare it with"):
+        train(build(c), tmp_path)
+
+
+def test_the_identity_of_a_tower_is_that_of_its_weights(text):
+    """Whatever the type that it computes in, and with or without what only CLIPScore needs."""
+    clip = text_models.load("bundled")
+    projected = clip.replace(params={"text": clip.params["text"] | {"projection": {"kernel": np.ones((128, 3))}}})
+    same = [clip, text_models.load("bundled", dtype=jnp.bfloat16), projected, text[0].clip]
+    assert len({text_models.tower_fingerprint(each) for each in same}) == 1
+    other = clip.replace(params=jax.tree.map(lambda array: 1.1 * array, clip.params))
+    assert text_models.tower_fingerprint(other) != text_models.tower_fingerprint(clip)
+
+
 def test_a_store_that_is_not_there_is_not_made_of_images_without_captions(tiny_config, captioned, tmp_path):
     c = captioned_config(tiny_config, tmp_path / "mistyped")
     with pytest.raises(InputError, match="mistyped does not exist, and data.source='photos' has no captions"):

@@ -1,0 +1,96 @@
+"""Paths as a user types them: on this machine, in the home folder (~), or on object storage (gs://, s3://).
+
+`to_path` is the one place where text becomes a path. A local one is a `pathlib.Path`. A remote one is an
+`etils.epath.Path`, which reads and writes through fsspec (`pip install 'lpl_jax[remote]'`) and has pathlib's methods,
+but for those of a file system: nothing is renamed, locked or appended to there, and a folder is there when something
+is in it. No path is ever taken for a local folder that is called "gs:".
+
+Remote may be: the folder of a run (gs:// alone, see `runs.workdir`), latent stores, reference images and statistics,
+images to be scored, prompts, and everything that is given as an output.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import fsspec
+from etils import epath
+
+from lpl_jax.errors import InputError
+
+AnyPath: TypeAlias = Path | epath.Path
+PathLike: TypeAlias = str | os.PathLike[str]
+
+REMOTE = ("gs", "s3")
+# At least two letters, and one slash: of "gs://bucket", `pathlib.Path` keeps one.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...] = False) -> AnyPath:
+    """The path that a user has typed, or that a caller has already.
+
+    Args:
+      name: the flag or config field that it was given as, for messages.
+      remote: whether gs:// and s3:// are possible here, or which of them.
+    Raises:
+      InputError: a remote path where local ones alone are possible, one of a kind that is not possible or whose package
+        is not installed, or a home folder that is not there.
+    """
+    if not (url := _URL.fullmatch(os.fspath(text))):
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"{name}={text}: {error}") from None
+    scheme, rest = url[1].lower(), url[2]
+    if not remote:
+        raise InputError(f"{scheme}://{rest} is remote; {name} takes local paths only")
+    kinds = REMOTE if remote is True else remote
+    if scheme not in kinds or not rest:
+        possible = " and ".join(f"{kind}://BUCKET/..." for kind in kinds)
+        raise InputError(f"{name}={scheme}://{rest}: possible are local paths, {possible}")
+    path = epath.Path(f"{scheme}://{rest}")
+    file_system(str(path))
+    return path
+
+
+def is_remote(path: PathLike) -> bool:
+    """Whether a path, or a source that a user has typed, is on object storage."""
+    return "://" in os.fspath(path)
+
+
+def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's file system of a URL of any kind, and the path in it.
+
+    Raises:
+      InputError: a kind that fsspec does not know, or whose package is not installed.
+    """
+    # Other hosts write there, too: what was listed a while ago is not what is there now.
+    fsspec.config.conf.setdefault(url.partition("://")[0], {}).setdefault("use_listings_cache", False)
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a protocol that fsspec does not know is a ValueError
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{url}: {reason}; pip install 'lpl_jax[remote]' reads gs:// and s3://") from None
+
+
+def size_of(path: AnyPath) -> int:
+    """Bytes of a file."""
+    return path.stat().length if is_remote(path) else path.stat().st_size
+
+
+def entries(folder: AnyPath) -> list[AnyPath]:
+    """What is in a folder, by name; nothing where it is not there, as a remote one is not while it is empty."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def files_below(folder: AnyPath) -> Iterator[AnyPath]:
+    """All files in a folder and its subfolders, each folder's in the order of their names."""
+    for path in entries(folder):
+        yield from files_below(path) if path.is_dir() else [path]
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where lpl_jax keeps what can be made or fetched again: $XDG_CACHE_HOME/lpl_jax, or ~/.cache/lpl_jax."""
+    return Path(environment.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "lpl_jax"

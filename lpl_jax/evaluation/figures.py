@@ -2,12 +2,13 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.paths import AnyPath, PathLike
 
 MARGIN = 4  # pixels between the images of a panel
 TITLE = 18  # height of a panel's title
@@ -36,9 +37,9 @@ def panels(columns: Mapping[str, np.ndarray], *, per_row: int, zoom: int = 1) ->
     return picture
 
 
-def first_row(path: str | Path, side: int) -> np.ndarray:
+def first_row(path: AnyPath, side: int) -> np.ndarray:
     """The first row of images, uint8 (N, side, side, 3), in a PNG of one panel that `panels` made with zoom 1."""
-    with Image.open(path) as picture:
+    with path.open("rb") as file, Image.open(file) as picture:
         pixels = np.asarray(picture.convert("RGB"))[TITLE + MARGIN : TITLE + MARGIN + side]
     step = side + MARGIN
     return np.stack([pixels[:, left : left + side] for left in range(MARGIN, pixels.shape[1] - side, step)])
@@ -80,7 +81,7 @@ def _tile(images: np.ndarray, per_row: int, zoom: int) -> np.ndarray:
     return tile
 
 
-def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: str | Path) -> None:
+def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: PathLike) -> None:
     """Diffusion loss, perceptual loss and its share of several runs over the steps, as a PNG.
 
     Args:
@@ -110,5 +111,6 @@ def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: str | 
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    with atomic_open(path) as file:
+        figure.savefig(file, dpi=100)
     plt.close(figure)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,8 @@ from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.generate import image_maker
 from lpl_jax.evaluation.metrics import score
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.text import TextConditioner
 
 
@@ -32,7 +33,7 @@ def periodic_evaluation(
     given: np.ndarray,
     text: TextConditioner | None = None,
     mesh: Mesh,
-    folder: str | Path,
+    folder: PathLike,
     **sampling: Any,
 ) -> Callable[[int, Any], tuple[dict[str, float], np.ndarray]]:
     """function(step, params) -> (metrics by name, grid of samples (H, W, 3) uint8); the grid is also saved in `folder`.
@@ -55,7 +56,7 @@ def periodic_evaluation(
         reference_images=config.every_images,
         resamples=0,
     )
-    folder = Path(folder)
+    folder = to_path(folder, "--workdir", remote=True)
     evaluator = None
     if source is not None or config.reference is not None:
         evaluator = make_evaluator(config, source=source, resolution=resolution, mesh=mesh, folder=folder / "features")
@@ -76,8 +77,8 @@ def periodic_evaluation(
             metrics, _ = score(features, evaluator.reference, config)
         picture = grid(images, count, mesh)
         if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"step{step:07d}.png")
+            with atomic_open(folder / f"step{step:07d}.png") as file:
+                picture.save(file, "PNG")
         return {f"evaluation/{name}": found.value for name, found in metrics.items()}, np.asarray(picture)
 
     return run

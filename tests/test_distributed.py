@@ -2,6 +2,7 @@
 
 import fcntl
 import inspect
+import json
 import os
 import signal
 import socket
@@ -242,3 +243,20 @@ def test_what_one_process_finds_all_report(tmp_path, tiny_config):
         assert "error: " in pair.output(index) and "in use by another process" in pair.output(index)
         assert "Traceback" not in pair.output(index)
     assert not (pair.workdir / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_found_by_one_process_and_reported_by_both(tmp_path, tiny_config):
+    config = tiny_config(train__steps=1)
+    train(build(config), tmp_path / "run")
+    folder = tmp_path / "run/checkpoints/1"
+    files = json.loads((folder / "files.json").read_text())
+    largest = folder / max(files, key=files.get)
+    content = bytearray(largest.read_bytes())
+    content[-1] ^= 1
+    largest.write_bytes(content)
+    config.train.steps = 2
+    pair = Pair(tmp_path, config)
+    assert pair.wait(120) == [2, 2], pair.output(0) + pair.output(1)
+    for index in (0, 1):
+        assert f"error: checkpoint {folder} is damaged" in pair.output(index) and largest.name in pair.output(index)

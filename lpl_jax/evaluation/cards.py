@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,9 @@ import jax
 
 import lpl_jax
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.fingerprints import fingerprint_values
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.io.tensors import read_json
 
 FORMAT = 1
@@ -79,20 +80,19 @@ def context(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_card(card: Card, folder: str | Path) -> Path:
+def write_card(card: Card, folder: PathLike) -> AnyPath:
     """card.json and card.md in `folder`; returns the former's path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = to_path(folder, "--out", remote=True)
     fields = card._asdict() | {"metrics": {name: metric._asdict() for name, metric in card.metrics.items()}}
-    (folder / "card.md").write_text(markdown(card))
     path = folder / "card.json"
-    path.write_text(json.dumps({"format": FORMAT, **fields}, indent=1) + "\n")
+    write_text(folder / "card.md", markdown(card))
+    write_json(path, {"format": FORMAT, **fields})
     return path
 
 
-def read_card(path: str | Path) -> Card:
+def read_card(path: PathLike) -> Card:
     """A card from its card.json, or from the folder that holds it. Raises InputError where it is none."""
-    path = Path(path)
+    path = to_path(path, "a result card", remote=True)
     path = path / "card.json" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path}: no such result card")

@@ -1,6 +1,5 @@
 """Cards of many runs in one table, with the numbers that the paper prints, and pictures of rows that form a figure."""
 
-import csv
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from lpl_jax.evaluation.cards import FOLDER, METRICS, SAMPLES, Card, matters, read_card
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.sweep import draw
+from lpl_jax.io.atomic import atomic_open, write_csv, write_text
+from lpl_jax.io.paths import AnyPath
 
 # What the lists of eval.py vary, in a card.
 VARIED = {
@@ -34,14 +35,14 @@ class Figure(NamedTuple):
     samples: dict[str, np.ndarray]
 
 
-def cards_of(run: Path) -> list[tuple[Path, Card]]:
+def cards_of(run: AnyPath) -> list[tuple[AnyPath, Card]]:
     """(folder, card) of all evaluations of a run, the newest checkpoint last."""
     found = [(path.parent, read_card(path)) for path in sorted((run / FOLDER).glob("*/card.json"))]
     return sorted(found, key=lambda item: item[1].made.get("checkpoint.step", 0))
 
 
 def write_results(
-    known: Iterable[Any], workdir: Path, evaluations: Mapping[str, str], chosen: Sequence[str] = ()
+    known: Iterable[Any], workdir: AnyPath, evaluations: Mapping[str, str], chosen: Sequence[str] = ()
 ) -> str:
     """results.md and results.csv; for every figure among the rows its curves and samples as PNG.
 
@@ -79,19 +80,16 @@ def write_results(
         "in the same way."
     )
     text = "\n".join([head, "", *lines]) + "\n"
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "results.md").write_text(text)
-    with (workdir / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in table for name in line)))
-        writer.writeheader()
-        writer.writerows(table)
+    write_text(workdir / "results.md", text)
+    write_csv(workdir / "results.csv", table)
     for name, figure in figures(rows, found, baselines).items():
         if len(figure.points) > 1:
             draw(figure.points, workdir / f"{name}.png", figure.axis, levels=figure.levels)
         shown = figure.samples
         if len(shown) > 1 and len({images.shape for images in shown.values()}) == 1:  # of the same noise and labels
             images = np.concatenate(list(shown.values()))
-            captioned_rows(images, list(shown), len(images) // len(shown)).save(workdir / f"{name}_samples.png")
+            with atomic_open(workdir / f"{name}_samples.png") as file:
+                captioned_rows(images, list(shown), len(images) // len(shown)).save(file, "PNG")
     return text
 
 

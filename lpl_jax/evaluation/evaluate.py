@@ -3,7 +3,6 @@
 import itertools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,8 @@ from lpl_jax.evaluation.reference import Reference, load_reference
 from lpl_jax.evaluation.spectrum import SpectrumSum, log_ratio_map
 from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.atomic import atomic_open, write_npz
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.runs.sampling import in_batches
 from lpl_jax.text import load_tokenizer
 
@@ -48,7 +49,7 @@ class Evaluator(NamedTuple):
     prompts: np.ndarray | None
     prompts_made: dict[str, Any]
     mesh: Mesh
-    folder: Path
+    folder: AnyPath
 
 
 def make_evaluator(
@@ -57,7 +58,7 @@ def make_evaluator(
     source: ImageSource | None,
     resolution: int,
     mesh: Mesh,
-    folder: str | Path,
+    folder: PathLike,
     prompts: Prompts | None = None,
 ) -> Evaluator:
     """Loads the networks and computes the features of the reference, or reads them where they were computed before.
@@ -70,7 +71,7 @@ def make_evaluator(
     """
     if config.reference is None and source is None:
         raise InputError("nothing to compare with: give evaluation.reference, a folder of images or an .npz file")
-    folder = Path(config.cache or folder)
+    folder = to_path(config.cache or folder, "evaluation.cache", remote=True)
     networks, made = load_networks(config)
     reference = load_reference(config, source, networks, made, resolution=resolution, mesh=mesh, folder=folder)
     embedded = None
@@ -87,7 +88,7 @@ def evaluate(
     *,
     made: Mapping[str, Any],
     resolution: int,
-    out: str | Path,
+    out: PathLike,
     context: Mapping[str, Any],
     prompt_of: Callable[[np.ndarray], np.ndarray] | None = None,
     label: str = "images",
@@ -101,7 +102,7 @@ def evaluate(
       context: of `cards.context`.
       prompt_of: function(rows) -> their rows in `evaluator.prompts`; None where there are no prompts for them.
     """
-    config, out = evaluator.config, Path(out)
+    config, out = evaluator.config, to_path(out, "--out", remote=True)
     if count < 2:
         raise InputError(f"{label}: {count} image given; an evaluation needs at least 2")
     features = extract(
@@ -123,8 +124,10 @@ def evaluate(
     shown = first_images(images, count, evaluator.mesh)
     if jax.process_index() == 0:
         cards.write_card(card, out)
-        grid(shown, count).save(out / "grid.png")
-        np.save(out / cards.SAMPLES, shown[:PER_ROW])
+        with atomic_open(out / "grid.png") as file:
+            grid(shown, count).save(file, "PNG")
+        with atomic_open(out / cards.SAMPLES) as file:
+            np.save(file, shown[:PER_ROW])
         _spectra(features, evaluator.reference, out)
     return card
 
@@ -156,33 +159,30 @@ def grid(shown: np.ndarray, count: int) -> Image.Image:
     return panels({f"{len(shown)} of {count}": shown}, per_row=PER_ROW)
 
 
-def _spectra(features: Features, reference: Reference, out: Path) -> None:
+def _spectra(features: Features, reference: Reference, out: AnyPath) -> None:
     ours, theirs = features.spectrum, reference.features.spectrum if reference.features else None
     if ours is None or theirs is None or ours.resolution != theirs.resolution:
         return
     write_spectra(out, {"images": ours}, theirs)
-    with (out / SPECTRA).open("wb") as file:
-        means = {"images": ours, "reference": theirs}
-        np.savez(
-            file, **{f"{name}_{kind}": getattr(m, kind) for name, m in means.items() for kind in ("power", "profile")}
-        )
+    means = {"images": ours, "reference": theirs}
+    write_npz(out / SPECTRA, {f"{name}_{kind}": getattr(m, kind) for name, m in means.items() for kind in MEANS})
 
 
-def write_spectra(out: Path, sets: Mapping[str, SpectrumSum], reference: SpectrumSum) -> None:
+def write_spectra(out: AnyPath, sets: Mapping[str, SpectrumSum], reference: SpectrumSum) -> None:
     """spectrum.png and .csv (Fig. 5); spectrum_map.png and .npz (Fig. 4), of all pairs and against the reference."""
     plot_errors(out / "spectrum.png", sets, reference)
     pairs = [*itertools.combinations(sets.items(), 2), *((pair, ("reference", reference)) for pair in sets.items())]
     plot_maps(out / "spectrum_map.png", {f"{a} / {b}": log_ratio_map(x, y) for (a, x), (b, y) in pairs})
 
 
-def read_spectra(folder: str | Path) -> tuple[SpectrumSum, SpectrumSum] | None:
+def read_spectra(folder: PathLike) -> tuple[SpectrumSum, SpectrumSum] | None:
     """Mean spectra of an evaluation's images and of its reference, each as of one image; None where it has none."""
-    path = Path(folder) / SPECTRA
+    path = to_path(folder, "an evaluation", remote=True) / SPECTRA
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            sets = [[file[f"{name}_{kind}"] for kind in MEANS] for name in ("images", "reference")]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            sets = [[arrays[f"{name}_{kind}"] for kind in MEANS] for name in ("images", "reference")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     ours, theirs = (SpectrumSum(power, profile[None]) for power, profile in sets)

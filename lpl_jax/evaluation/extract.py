@@ -8,10 +8,8 @@ seen, or those before an interruption, and appears under its name whole: an eval
 """
 
 import functools
-import json
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +20,9 @@ from tqdm import tqdm
 from lpl_jax import parallel
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
+from lpl_jax.io.atomic import write_json, write_npz
 from lpl_jax.io.fingerprints import fingerprint_values
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 PART = 1024
 
@@ -48,7 +48,7 @@ def extract(
     *,
     mesh: Mesh,
     batch_size: int,
-    folder: str | Path | None = None,
+    folder: PathLike | None = None,
     made: Mapping[str, Any] | None = None,
     label: str = "features",
 ) -> Features:
@@ -63,13 +63,13 @@ def extract(
     """
     shards = parallel.batch_shards(mesh)
     batch_size = -(-min(batch_size, PART, count) // shards) * shards
-    place = None if folder is None else _place(Path(folder), made)
+    kept = None if folder is None else _kept(folder, made)
     measure = _measurer(networks, mesh)
     parts = []
     with tqdm(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
         for start in range(0, count, PART):
             stop = min(start + PART, count)
-            path = place / f"part-{start:06d}-{stop:06d}.npz" if place else None
+            path = kept / f"part-{start:06d}-{stop:06d}.npz" if kept else None
             part = _Part(read_part(path, stop - start) if path else None)
             bar.update(len(part))
             try:
@@ -79,7 +79,7 @@ def extract(
                     bar.update(min(batch_size, stop - first))
             finally:  # what was computed before an interruption is not computed again
                 if path and part.grown and jax.process_index() == 0:
-                    write_part(path, part.arrays())
+                    write_npz(path, part.arrays())
             parts.append(part.arrays())
     names = parts[0].keys() - {"power", "profiles"}
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in sorted(names)}
@@ -87,13 +87,12 @@ def extract(
     return Features(arrays, SpectrumSum.merge(spectra) if spectra else None)
 
 
-def _place(folder: Path, made: Mapping[str, Any]) -> Path:
+def _kept(folder: PathLike, made: Mapping[str, Any]) -> AnyPath:
     """The folder of these features, with a file that says what they are of."""
-    place = folder / fingerprint_values(made)[:16]
+    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(made)[:16]
     if jax.process_index() == 0:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "made.json").write_text(json.dumps(made, indent=1) + "\n")
-    return place
+        write_json(kept / "made.json", made)
+    return kept
 
 
 class _Part:
@@ -142,19 +141,11 @@ def _measurer(networks: Networks, mesh: Mesh):
     return measure
 
 
-def write_part(path: Path, part: Mapping[str, np.ndarray]) -> None:
-    """Written under another name first: what bears the name is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **part)
-    partial.replace(path)
-
-
-def read_part(path: Path, count: int) -> dict[str, np.ndarray] | None:
+def read_part(path: AnyPath, count: int) -> dict[str, np.ndarray] | None:
     """A part as it was written, of its first images up to `count`; None where it cannot be read (it is made again)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            part = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            part = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
     return part if 0 < len(part.get("pool", ())) <= count else None

@@ -2,12 +2,13 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.paths import PathLike
 
 MARGIN = 4  # pixels between the images of a panel
 TITLE = 18  # height of a panel's title
@@ -72,7 +73,7 @@ def _tile(images: np.ndarray, per_row: int, zoom: int) -> np.ndarray:
     return tile
 
 
-def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: str | Path) -> None:
+def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: PathLike) -> None:
     """Diffusion loss, perceptual loss and its share of several runs over the steps, as a PNG.
 
     Args:
@@ -102,5 +103,6 @@ def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: str | 
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    with atomic_open(path) as file:
+        figure.savefig(file, dpi=100)
     plt.close(figure)

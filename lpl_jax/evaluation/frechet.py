@@ -7,12 +7,14 @@ each process sums its own rows, `merge` joins the results in any order.
 import dataclasses
 import functools
 import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_npz
+from lpl_jax.io.copies import local_copy
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 # Names in a file: pytorch-fid writes the first two, the files of guided-diffusion (ADM) have all four.
 KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -118,10 +120,10 @@ def _check_widths(a: Statistics | Gaussian, b: Statistics | Gaussian) -> None:
         )
 
 
-def write_statistics(path: Path, pool: Statistics | Gaussian, spatial: Statistics | Gaussian | None = None) -> None:
+def write_statistics(path: PathLike, pool: Statistics | Gaussian, spatial: Statistics | Gaussian | None = None) -> None:
     """An .npz file that pytorch-fid reads and, with `spatial`, guided-diffusion's evaluator too.
 
-    It has mu, sigma[, mu_s, sigma_s] in float64 and, where known, num_images. It appears whole or not at all.
+    It has mu, sigma[, mu_s, sigma_s] in float64 and, where known, num_images.
     """
     arrays = {}
     for kind, given in (("pool", pool), ("spatial", spatial)):
@@ -129,14 +131,10 @@ def write_statistics(path: Path, pool: Statistics | Gaussian, spatial: Statistic
             arrays |= dict(zip(KEYS[kind], (given.mean, given.covariance), strict=True))
     if pool.count is not None:
         arrays[COUNT] = np.int64(pool.count)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    write_npz(path, arrays)
 
 
-def read_statistics(path: Path, kind: str = "pool") -> Gaussian:
+def read_statistics(path: PathLike, kind: str = "pool") -> Gaussian:
     """Mean and covariance from an .npz file of pytorch-fid, of guided-diffusion (ADM) or of `write_statistics`.
 
     Args:
@@ -144,11 +142,11 @@ def read_statistics(path: Path, kind: str = "pool") -> Gaussian:
     Raises:
       InputError: a file that is missing, damaged, lacks these arrays, or holds values that no samples can have.
     """
-    path = Path(path)
+    path = to_path(path, "statistics", remote=True)
     if kind not in KEYS:
         raise InputError(f"statistics of kind {kind!r} asked for, possible: {', '.join(KEYS)}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(local_copy(path)) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             if absent := [key for key in KEYS[kind] if key not in names]:
                 raise InputError(f"{path} lacks {' and '.join(absent)} ({kind} statistics); it has {', '.join(names)}")
@@ -161,7 +159,7 @@ def read_statistics(path: Path, kind: str = "pool") -> Gaussian:
     return Gaussian(mean, _checked_covariance(path, KEYS[kind], mean, covariance), count)
 
 
-def _read_array(path: Path, archive: zipfile.ZipFile, key: str, ndim: int) -> np.ndarray:
+def _read_array(path: AnyPath, archive: zipfile.ZipFile, key: str, ndim: int) -> np.ndarray:
     """An array of numbers, as float64; its header is read first, so that nothing large or executable is loaded."""
     with archive.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -179,7 +177,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str, ndim: int) -> np
     return array
 
 
-def _checked_covariance(path: Path, keys: tuple[str, str], mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+def _checked_covariance(path: AnyPath, keys: tuple[str, str], mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     if covariance.shape != 2 * mean.shape:
         raise InputError(
             f"{path}: {keys[0]} has shape {mean.shape} and {keys[1]} {covariance.shape}; (D,) and (D, D) fit"

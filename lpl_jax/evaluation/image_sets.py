@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +26,8 @@ from PIL import Image, UnidentifiedImageError
 
 from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
+from lpl_jax.io.copies import local_copy
+from lpl_jax.io.paths import AnyPath, PathLike, files_below, is_remote, to_path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IGNORED_SUFFIXES = (".txt", ".json", ".csv")
@@ -47,7 +49,7 @@ PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.
 Fit = Callable[[Image.Image, str], np.ndarray]  # an RGB image and its name -> uint8 (H, W, 3)
 
 
-def open_images(path: str | Path, *, resolution: int | None = None, minimum: int = 1) -> "ImageSet":
+def open_images(path: PathLike, *, resolution: int | None = None, minimum: int = 1) -> "ImageSet":
     """The images of a folder (PNG, JPEG, WebP), of an .npz (`arr_0`, as ADM's sample batches) or of an .npy file.
 
     What happens to each kind of image is said in `RULES`. The list of files, or the array's header, and the first image
@@ -55,7 +57,7 @@ def open_images(path: str | Path, *, resolution: int | None = None, minimum: int
     always, changed bytes in PNG and .npz, which have checksums, but not in JPEG, WebP and .npy, which have none.
 
     Args:
-      path: of the folder or file.
+      path: of the folder or file, which may be remote (gs://, s3://); a file is then copied to this machine.
       resolution: resize the shorter side of every image to it and cut the centre square; None leaves images as they
         are, and they must be of one size.
       minimum: number of images that are needed.
@@ -63,7 +65,7 @@ def open_images(path: str | Path, *, resolution: int | None = None, minimum: int
       InputError: nothing there, another kind of file, a file in the folder that is no image, fewer than `minimum`
         images, or a first image that cannot be used; it names the file. On access: the same for the other images.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "a set of images", remote=True)
     if path.is_dir():
         reader = _Folder(path)
     elif path.suffix.lower() in (".npz", ".npy") and path.is_file():
@@ -148,7 +150,7 @@ class ImageSet:
 class _Folder:
     """Files of a folder and its subfolders, in natural order."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self.path = path
         self.names = sorted(_image_names(path), key=_natural)
 
@@ -182,10 +184,11 @@ class _Array:
     part costs as much as reading it once, and only steps back start again.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self.path, self._lock = path, threading.Lock()
         with _damage(path):
-            self._stream, size = _open_array(path)
+            self._local = local_copy(path)
+            self._stream, size = _open_array(self._local)
             shape = _array_shape(self._stream, _shown(path))
             self._row, self._first = shape[1:], self._stream.tell()
             self._end = self._first + math.prod(shape)
@@ -212,7 +215,7 @@ class _Array:
         with self._lock, _damage(self.path):
             if place < self._stream.tell():
                 self._stream.close()
-                self._stream = _open_array(self.path)[0]
+                self._stream = _open_array(self._local)[0]
                 self._stream.read(min(place, self._first))  # zipfile gives up the checksum where it has to seek
             if place > self._stream.tell():
                 self._stream.seek(place)
@@ -249,7 +252,7 @@ def _array_shape(stream: BinaryIO, name: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(path: AnyPath) -> Iterator[None]:
     """What reading a damaged array file raises, as an InputError."""
     try:
         yield
@@ -259,23 +262,13 @@ def _damage(path: Path) -> Iterator[None]:
         raise InputError(f"{_shown(path)} cannot be read as an array of images: {error}") from None
 
 
-def _image_names(folder: Path) -> list[str]:
+def _image_names(folder: AnyPath) -> list[str]:
     """Paths of the images below a folder, relative to it; refuses what is neither an image nor ignored."""
-
-    def refuse(error: OSError):
-        raise InputError(f"{_shown(error.filename)} cannot be read: {error.strerror}")
-
-    names, others, places = [], [], set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        place = Path(parent).resolve()
-        if place in places:
-            raise InputError(f"{_shown(parent)} is a symbolic link to a folder that is read already")
-        places.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in (Path(parent, name) for name in files if not name.startswith(".")):
-            suffix = file.suffix.lower()
-            if suffix not in IGNORED_SUFFIXES and file.name.lower() not in IGNORED_FILES:
-                (names if suffix in IMAGE_SUFFIXES else others).append(file.relative_to(folder).as_posix())
+    names, others = [], []
+    for path in map(PurePosixPath, _remote_names(folder) if is_remote(folder) else _local_names(folder)):
+        suffix = path.suffix.lower()
+        if suffix not in IGNORED_SUFFIXES and path.name.lower() not in IGNORED_FILES:
+            (names if suffix in IMAGE_SUFFIXES else others).append(str(path))
     if others:
         first, more = min(others, key=_natural), f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
@@ -283,6 +276,30 @@ def _image_names(folder: Path) -> list[str]:
             f"ignored: hidden files, {', '.join(IGNORED_SUFFIXES + IGNORED_FILES)}"
         )
     return names
+
+
+def _remote_names(folder: AnyPath) -> Iterator[str]:
+    """Paths of the files below a folder, relative to it, without hidden ones."""
+    for file in files_below(folder):
+        path = file.relative_to(folder)
+        if not any(part.startswith(".") for part in path.parts):
+            yield path.as_posix()
+
+
+def _local_names(folder: Path) -> Iterator[str]:
+    """As `_remote_names`; symbolic links are followed, and every folder is read once."""
+
+    def refuse(error: OSError):
+        raise InputError(f"{_shown(error.filename)} cannot be read: {error.strerror}")
+
+    places = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        place = Path(parent).resolve()
+        if place in places:
+            raise InputError(f"{_shown(parent)} is a symbolic link to a folder that is read already")
+        places.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name).relative_to(folder).as_posix() for name in files if not name.startswith("."))
 
 
 def _natural(name: str) -> tuple:
@@ -348,7 +365,7 @@ def _ahead(function: Callable[[int], Any], items: Iterable[int], count: int) -> 
                 future.cancel()
 
 
-def _shown(path: str | Path) -> str:
+def _shown(path: PathLike) -> str:
     """A path in a message of one line, whatever characters or bytes it has."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

@@ -17,10 +17,11 @@ from lpl_jax.evaluation.networks import load_networks
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.experiment import Experiment
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 
 def evaluate_images(
-    path: str, experiment: Experiment, out: str | None, command: Sequence[str], side: int | None = None
+    path: PathLike, experiment: Experiment, out: PathLike | None, command: Sequence[str], side: int | None = None
 ) -> list[tuple[str, Card]]:
     """Scores a folder of images or an .npz; side: resized and cropped to it first."""
     config = experiment.evaluation
@@ -29,6 +30,7 @@ def evaluate_images(
         raise InputError("nothing to compare with: give --reference, a folder of images or an .npz file")
     if out is None:
         raise InputError("no place for the result: give --out FOLDER")
+    out = to_path(out, "--out", remote=True)
     images = image_sets.open_images(path, resolution=side, minimum=2)
     count = min(config.num_images, len(images))
     print(f"scoring {count} of the {len(images)} images of {path}", flush=True)
@@ -42,13 +44,13 @@ def evaluate_images(
         source=None,
         resolution=min(height, width),
         mesh=mesh,
-        folder=Path(out) / cards.FEATURES,
+        folder=out / cards.FEATURES,
         prompts=prompts,
     )
     made = {"images.source": str(path), "images.fingerprint": images.fingerprint, "images.rules": image_sets.RULES}
     if side is not None:
         made["images.resized"] = f"shorter side to {side}, centre crop"
-    _check_free(Path(out), describe(evaluator, made, min(height, width), count))
+    _check_free(out, describe(evaluator, made, min(height, width), count))
     card = evaluate(
         evaluator,
         set_rows(images),
@@ -63,13 +65,13 @@ def evaluate_images(
     return [(str(out), card)]
 
 
-def _check_free(out: Path, made: dict[str, Any]) -> None:
+def _check_free(out: AnyPath, made: dict[str, Any]) -> None:
     """A card is replaced by one that was made in the same way only."""
     if (out / "card.json").is_file() and cards.read_card(out).made != made:
         raise InputError(f"{out} holds the card of another evaluation: give another --out")
 
 
-def save_statistics(path: str, experiment: Experiment, out: Path) -> int:
+def save_statistics(path: PathLike, experiment: Experiment, out: AnyPath) -> int:
     """Writes what pytorch-fid and ADM's evaluator read: statistics of the Inception features of a set of images."""
     config = experiment.evaluation
     if config.features != "inception":

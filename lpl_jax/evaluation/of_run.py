@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpl_jax import parallel
@@ -16,6 +15,7 @@ from lpl_jax.evaluation.prompts import Prompts, read_prompts
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig, to_dict
 from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.runs import Run, checkpoints
 from lpl_jax.runs.sampling import ROUNDING, check_sampling
 
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 
 def evaluate_run(
-    run: Run, experiment: Experiment, lists: Lists, *, command: Sequence[str], out: str | Path | None = None
+    run: Run, experiment: Experiment, lists: Lists, *, command: Sequence[str], out: PathLike | None = None
 ) -> list[tuple[str, Card]]:
     """Evaluates checkpoints of a run, all combinations of the lists; writes a table and curves where there are several.
 
@@ -64,7 +64,7 @@ def evaluate_run(
     """
     check_shared(run, experiment)
     settings = _settings(run, experiment.sampling, lists)
-    out = Path(out) if out else run.workdir / cards.FOLDER
+    out = to_path(out, "--out", remote=True) if out else run.workdir / cards.FOLDER
     config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
     prompts = _prompts(run, config)
     condition = run.condition(prompts.lines if run.text else range(run.experiment.model.num_classes))

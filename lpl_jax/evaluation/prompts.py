@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpl_jax.data import LatentStore
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 
 class Prompts(NamedTuple):
@@ -16,7 +16,7 @@ class Prompts(NamedTuple):
     made: dict[str, Any]
 
 
-def read_prompts(path: str | Path, count: int | None = None) -> Prompts:
+def read_prompts(path: PathLike, count: int | None = None) -> Prompts:
     """The prompts at `path`: a text file with one on each line, or a latent store, of which the first captions count.
 
     count: at most so many of a store's.
@@ -24,7 +24,7 @@ def read_prompts(path: str | Path, count: int | None = None) -> Prompts:
     Raises:
       InputError: nothing there, an empty line, or a store without captions.
     """
-    path = Path(path)
+    path = to_path(path, "evaluation.prompts", remote=True)
     lines = store_captions(LatentStore(path), count) if path.is_dir() else _read_lines(path)
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return Prompts(tuple(lines), {"prompts.file": str(path), "prompts.count": len(lines), "prompts.hash": digest})
@@ -37,7 +37,7 @@ def store_captions(store: LatentStore, count: int | None = None) -> list[str]:
     return [store[index].captions[0] for index in range(min(len(store), count or len(store)))]
 
 
-def _read_lines(path: Path) -> Sequence[str]:
+def _read_lines(path: AnyPath) -> Sequence[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,6 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,8 @@ from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, st
 from lpl_jax.evaluation.image_sets import ImageSet, open_images
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.copies import local_copy
+from lpl_jax.io.paths import AnyPath, to_path
 
 KINDS = ("pool", "spatial")
 
@@ -39,7 +40,7 @@ def load_reference(
     *,
     resolution: int,
     mesh: Mesh,
-    folder: Path,
+    folder: AnyPath,
 ) -> Reference:
     """The reference that `config.reference` names, its features computed or read from `folder`.
 
@@ -49,15 +50,16 @@ def load_reference(
     Raises:
       InputError: no such file, images that are refused, statistics of other features.
     """
-    path, published = config.reference, {}
-    if path and Path(path).suffix == ".npz" and "mu" in _names(path):
+    path = to_path(config.reference, "evaluation.reference", remote=True) if config.reference else None
+    published = {}
+    if path and path.suffix == ".npz" and "mu" in _names(path):
         if config.features != "inception":
             raise InputError(f"{path} holds statistics of Inception features; evaluation.features={config.features!r}")
         kinds = KINDS if "mu_s" in _names(path) else ("pool",)
         published = {kind: read_statistics(path, kind) for kind in kinds}
     if path and published and "arr_0" not in _names(path):
         about = {
-            "reference.source": f"statistics {Path(path).name}",
+            "reference.source": f"statistics {path.name}",
             "reference.num_images": published["pool"].count or "not said in the file",
             "reference.statistics": statistics_hash(published["pool"]),
         }
@@ -75,7 +77,7 @@ def load_reference(
     )
     own = {kind: statistics(features.arrays[kind]) for kind in KINDS if kind in features.arrays}
     if published:
-        about["reference.source"] += f"; means and covariances as published in {Path(path).name}"
+        about["reference.source"] += f"; means and covariances as published in {path.name}"
     found = own | published
     about |= {"reference.num_images": count, "reference.statistics": statistics_hash(found["pool"])}
     return Reference(features, found, about)
@@ -89,9 +91,9 @@ def statistics_hash(stats: Statistics | Gaussian) -> str:
     return digest.hexdigest()
 
 
-def _names(path) -> list[str]:
+def _names(path: AnyPath) -> list[str]:
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(local_copy(path)) as file:
             return [name.removesuffix(".npy") for name in file.namelist()]
     except FileNotFoundError:
         raise InputError(f"reference {path}: no such file") from None

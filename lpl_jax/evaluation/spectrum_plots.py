@@ -1,21 +1,21 @@
 """Pictures and tables of power spectra: maps of log-ratios (paper, Fig. 4) and curves of errors (Fig. 5)."""
 
-import csv
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.spectrum import BANDS, SpectrumSum, band_limits, band_means, error_curve, log_power
+from lpl_jax.io.atomic import atomic_open, write_csv, write_npz
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 SCALE_QUANTILE = 0.995  # of |log-ratio|; beyond is the end colour, so that single frequencies do not set the scale
 PER_ROW = 4
 SMALLEST_RANGE = 1e-3  # of the colour scale, so that equal sets are not a picture of rounding errors
 
 
-def plot_maps(path: str | Path, maps: Mapping[str, np.ndarray]) -> None:
+def plot_maps(path: PathLike, maps: Mapping[str, np.ndarray]) -> None:
     """Log-ratio maps side by side on one colour scale, symmetric about 0, as a PNG, and their numbers beside it.
 
     The numbers go to the same name with .npz: `titles` (K,) and `log_ratios` (K, H, H), frequency 0 in the middle.
@@ -49,12 +49,13 @@ def plot_maps(path: str | Path, maps: Mapping[str, np.ndarray]) -> None:
         axis.set_ylabel("vertical frequency (cycles/image)")
     extend = "both" if np.abs(stacked).max() > limit else "neither"
     figure.colorbar(image, ax=axes, label=r"$\log_{10} P_A - \log_{10} P_B$", extend=extend, shrink=0.8 / rows)
-    figure.savefig(path, dpi=120)
+    with atomic_open(path) as file:
+        figure.savefig(file, dpi=120)
     plt.close(figure)
-    np.savez_compressed(path.with_suffix(".npz"), titles=np.array(list(maps)), log_ratios=stacked)
+    write_npz(path.with_suffix(".npz"), {"titles": np.array(list(maps)), "log_ratios": stacked}, compressed=True)
 
 
-def plot_errors(path: str | Path, sets: Mapping[str, SpectrumSum], reference: SpectrumSum) -> None:
+def plot_errors(path: PathLike, sets: Mapping[str, SpectrumSum], reference: SpectrumSum) -> None:
     """Error curves of sets against the reference, with the bands and their means, as a PNG, and a CSV beside it.
 
     The CSV has the same name and the columns frequency, log10_power:reference, and log10_power:NAME and error:NAME for
@@ -82,7 +83,8 @@ def plot_errors(path: str | Path, sets: Mapping[str, SpectrumSum], reference: Sp
     axis.grid(alpha=0.25)
     # Below the picture: names can be long, and curves go anywhere.
     figure.legend(loc="outside lower left", title=f"mean over {', '.join(BANDS)} band", alignment="left")
-    figure.savefig(path, dpi=120)
+    with atomic_open(path) as file:
+        figure.savefig(file, dpi=120)
     plt.close(figure)
     _write_table(path.with_suffix(".csv"), frequency, sets, reference, curves)
 
@@ -96,18 +98,16 @@ def _mark_bands(axis, resolution: int) -> None:
         axis.text(*position, band, transform=axis.get_xaxis_transform(), ha="center", va="top", color="grey")
 
 
-def _write_table(path: Path, frequency, sets, reference, curves) -> None:
+def _write_table(path: AnyPath, frequency, sets, reference, curves) -> None:
     columns = {"frequency": frequency, "log10_power:reference": log_power(reference.profile)}
     for name, spectra in sets.items():
         columns |= {f"log10_power:{name}": log_power(spectra.profile), f"error:{name}": curves[name]}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    lines = zip(*(column.tolist() for column in columns.values()), strict=True)
+    write_csv(path, [dict(zip(columns, line, strict=True)) for line in lines])
 
 
-def _png(path: str | Path) -> Path:
-    path = Path(path)
+def _png(path: PathLike) -> AnyPath:
+    path = to_path(path, "a picture", remote=True)
     if path.suffix.lower() != ".png":
         raise InputError(f"picture {path}: needed: a name that ends in .png")
     return path

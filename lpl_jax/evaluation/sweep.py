@@ -1,14 +1,14 @@
 """Several evaluations in one table and one picture (as Fig. 8, 10 and 19 of the paper)."""
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lpl_jax.evaluation.cards import METRICS, Card, key_of
+from lpl_jax.io.atomic import atomic_open, write_csv
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 
-def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: str | Path) -> Path:
+def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: PathLike) -> AnyPath:
     """sweep_KEY.csv, a row for each evaluation, and sweep_KEY.png, its metrics over what was varied; returns the first.
 
     KEY is a hash of all that made the cards: another sweep writes other files.
@@ -16,12 +16,9 @@ def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: str |
     Args:
       results: (the settings, the card) of each evaluation; the same settings by name in all.
     """
-    path = Path(folder) / f"sweep_{key_of({'cards': [card.made for _, card in results]})}.csv"
+    path = to_path(folder, "--out", remote=True) / f"sweep_{key_of({'cards': [card.made for _, card in results]})}.csv"
     rows = table(results)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     axis, *_ = varied(results) or [next(iter(results[0][0]))]
     draw(results, path.with_suffix(".png"), axis)
     return path
@@ -53,7 +50,7 @@ def varied(results: Sequence[tuple[Mapping[str, Any], Card]]) -> list[str]:
 
 def draw(
     results: Sequence[tuple[Mapping[str, Any], Card]],
-    path: str | Path,
+    path: PathLike,
     axis_name: str,
     *,
     levels: Mapping[str, Card] | None = None,
@@ -96,5 +93,6 @@ def draw(
     if any(lines) or levels:
         axes.flat[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    with atomic_open(path) as file:
+        figure.savefig(file, dpi=100)
     plt.close(figure)

@@ -134,9 +134,9 @@ def write_json(path: PathLike, content: Any, **options: Any) -> None:
 
 
 def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with the keys of the first row as its head."""
+    """A table: a column for each key, in the order in which they come; empty where a row lacks it."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -87,6 +87,10 @@ def entries(folder: AnyPath) -> list[AnyPath]:
 
 def files_below(folder: AnyPath) -> Iterator[AnyPath]:
     """All files in a folder and its subfolders, each folder's in the order of their names."""
+    if is_remote(folder):
+        system, name = file_system(str(folder))
+        yield from (folder / found.removeprefix(f"{name}/") for found in system.find(name))  # one request for all
+        return
     for path in entries(folder):
         yield from files_below(path) if path.is_dir() else [path]
 

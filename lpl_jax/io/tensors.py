@@ -12,13 +12,13 @@ from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import atomic_path
-from lpl_jax.io.paths import PathLike, to_path
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 # Name in safetensors -> name in PyTorch.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: AnyPath) -> dict:
     """The JSON object in a file. Raises InputError where the file is missing, damaged or holds something else."""
     try:
         content = json.loads(path.read_text())

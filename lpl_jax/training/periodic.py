@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,8 @@ from lpl_jax.data import ImageSource, LatentStore
 from lpl_jax.data.configured import data_source
 from lpl_jax.data.examples import is_stream
 from lpl_jax.experiment import Experiment
+from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.paths import AnyPath
 from lpl_jax.text import WordTokenizer
 from lpl_jax.training.logging import MetricLogger
 from lpl_jax.training.state import Frozen
@@ -28,7 +29,7 @@ def periodic_evaluation(
     tokenizer: WordTokenizer | None,
     *,
     mesh: Mesh,
-    workdir: Path,
+    workdir: AnyPath,
 ) -> Evaluate | None:
     """What is called every `evaluation.every` steps of a run, or None.
 
@@ -54,7 +55,7 @@ def make_evaluation(
     condition: np.ndarray,
     *,
     mesh: Mesh,
-    folder: Path,
+    folder: AnyPath,
 ) -> Evaluate:
     """function(step, params, logger): logs the metrics, and a grid of samples that is also saved in `folder`.
 
@@ -98,8 +99,8 @@ def make_evaluation(
             logger.write(step, {f"evaluation/{name}": found.value for name, found in metrics.items()})
         picture = grid(first_images(images, config.num_images, mesh), config.num_images)
         if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"step{step:07d}.png")
+            with atomic_open(folder / f"step{step:07d}.png") as file:
+                picture.save(file, "PNG")
         logger.image(step, "samples", np.asarray(picture))
 
     return evaluate

@@ -85,8 +85,8 @@ def test_an_old_file_stays_until_the_new_one_is_complete(folder):
 def test_what_is_written_is_read_back(folder):
     write_json(folder / "a.json", {"b": [1, 2]})
     assert json.loads((folder / "a.json").read_text()) == {"b": [1, 2]}
-    write_csv(folder / "a.csv", [{"x": 1, "y": "a,b"}, {"x": 2, "y": ""}])
-    assert (folder / "a.csv").read_text() == 'x,y\n1,"a,b"\n2,\n'
+    write_csv(folder / "a.csv", [{"x": 1, "y": "a,b"}, {"x": 2, "z": ""}])
+    assert (folder / "a.csv").read_text() == 'x,y,z\n1,"a,b",\n2,,\n'
     for compressed in (False, True):
         write_npz(folder / "a.npz", {"x": np.arange(3)}, compressed=compressed)
         with (folder / "a.npz").open("rb") as file:

@@ -196,7 +196,7 @@ def write_config(text):
 
 
 def damage(run):
-    file = max((run / "checkpoints/6").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    file = max((run / "checkpoints/6/ema_0.5").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)

@@ -1,4 +1,5 @@
-# `make quickstart` and `make test` set up .venv by themselves, from the pinned files in requirements/.
+# `make quickstart` and `make test` set up .venv by themselves, from the pinned files requirements.txt and
+# requirements/dev.txt.
 # Another Python: make PYTHON=python3.13 quickstart
 
 PYTHON ?= python3
@@ -27,7 +28,7 @@ format: .venv/dev.stamp
 lock: .venv/dev.stamp
 	$(BIN)/pip install --quiet uv==0.13.9
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header \
-		--upgrade requirements/base.in -o requirements/base.txt
+		--upgrade requirements/base.in -o requirements.txt
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
@@ -38,8 +39,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/base.stamp: .venv/python.stamp requirements/base.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt
+.venv/base.stamp: .venv/python.stamp requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, compile_table
 from lpl_jax.configs import paper
 from lpl_jax.cost.topology import GIB
-from lpl_jax.tools import compile_table
 
 BASE = "table5_l2"
 COMPARED = [name for name in paper.ROWS if name.startswith("table5_")]

@@ -9,7 +9,7 @@ import torch
 
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
-from lpl_jax.tools.parity import __main__ as tool
+from lpl_jax.tools.parity import program as tool
 from lpl_jax.tools.parity import autoencoders, denoisers, loss, samplers, text, twins
 from lpl_jax.tools.parity.comparison import Settings, close, equal, equal_by_name
 

@@ -74,7 +74,7 @@ def slice_flags(name: str, batch: int) -> list[str]:
     """Of `compile_check`, for the steps that are compared with each other."""
     return [
         f"--topology={name}",
-        f"--batch={batch}",
+        f"--batch-size={batch}",
         "--config.mesh.data=-1",
         f"--config.mesh.fsdp={min(compile_check.PARTS, CHIPS[name])}",
         "--config.autoencoder.dtype=bfloat16",

@@ -231,7 +231,7 @@ def _curves():
     averages = {"weights": ",".join(map(repr, decays["ema.decays"]))}
     yield from _pair("figure10", "Fig. 10", "512,eps,post", decays, "pretrain_eps", evaluate=averages)
     kept = {"train.keep_every": 10_000, "train.checkpoint_every": 10_000}
-    every = {"checkpoints": "all"}
+    every = {"checkpoint": "all"}
     scratch = kept | {"ema.start": 0}
     yield from _pair("figure14", "Fig. 14 and 16, from scratch at 256", "256,eps", scratch, evaluate=every)
     post = "256,eps,post"

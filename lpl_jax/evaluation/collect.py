@@ -12,9 +12,9 @@ from lpl_jax.evaluation.cards import FOLDER, METRICS, Card, matters, read_card
 from lpl_jax.evaluation.figures import captioned_rows, first_row
 from lpl_jax.evaluation.sweep import draw
 
-# What the lists of eval.py vary, in a card.
+# What the lists of `lpl eval` vary, in a card.
 VARIED = {
-    "checkpoints": "checkpoint.step",
+    "checkpoint": "checkpoint.step",
     "weights": "checkpoint.weights",
     "guidance": "sampling.guidance",
     "steps": "sampling.steps",

@@ -1,21 +1,29 @@
-"""What eval.py does: evaluations of a run's checkpoints, or of a set of images, and cards compared."""
+"""Evaluate the checkpoints of a run, or a set of images, against real images.
+
+    lpl eval --workdir runs/lpl --reference /data/imagenet/val
+    lpl eval --workdir runs/lpl --checkpoint 10000,20000 --weights params,0.9999
+    lpl eval --images samples/ --reference /data/imagenet/val --out results/theirs
+
+The sections sampling, mesh and evaluation of the config count; what the images depend on besides is the run's own.
+Features that were computed are not computed again. `lpl compare` sets the cards that it leaves side by side.
+"""
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lpl_jax import autoencoders, denoisers, distributed, parallel
+from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.autoencoders import weights_hash
+from lpl_jax.configs import base
 from lpl_jax.diffusion import ddim_grid, flow_grid
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
@@ -24,6 +32,7 @@ from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator, summ
 from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.evaluation.generate import ROUNDING, image_maker
+from lpl_jax.evaluation.metrics import DISTANCES
 from lpl_jax.evaluation.networks import load_networks
 from lpl_jax.evaluation.prompts import Prompts, read_prompts
 from lpl_jax.evaluation.reference import set_rows
@@ -33,8 +42,7 @@ from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.workdir import CHECKPOINTS, default_weights, read_experiment
 from lpl_jax.text import TextConditioner, load_conditioner
-from lpl_jax.tools import config_file
-from lpl_jax.tools.compare_cards import compare
+from lpl_jax.tools import cli, config_file, flags
 from lpl_jax.training.data import data_source
 
 FEATURES = "features"
@@ -42,12 +50,7 @@ FEATURES = "features"
 SHARED = ("resolution", "paradigm", "model", "autoencoder", "text")
 RESOLVED = ("model.latent_channels", "model.context_dim", "model.pooled_dim")
 FREE = (*RESOLVED, "model.dtype", "model.remat", "model.attention", "autoencoder.dtype", "text.dtype")
-LISTS = {
-    "checkpoints": "steps of checkpoints, or all (the newest)",
-    "weights": "params, or names of averages such as 0.9999 (the first average)",
-    "guidance": "guidance scales (sampling.guidance)",
-    "steps": "numbers of sampling steps (sampling.steps)",
-}
+LISTS = ("checkpoint", "weights", "guidance", "steps")  # flags that take several values
 
 
 class Setting(NamedTuple):
@@ -65,55 +68,61 @@ class Setting(NamedTuple):
         return f"step{self.checkpoint}_{weights}_steps{self.steps}_guidance{self.guidance:g}"
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """eval.py's own flags."""
-    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
-    text("workdir", help="folder of a run: evaluate its checkpoints")
-    text("images", help="folder of images, .npz or .npy: evaluate these")
-    text("out", help="folder for cards, pictures and features")
-    text("features", help="inception or classifier, short for --config.evaluation.features")
-    text("reference", help="short for --config.evaluation.reference")
-    flags.DEFINE_integer("resolution", None, "bring --images to this size first", flag_values=values)
-    text("statistics", help="write means and covariances of --images to this .npz, to be a reference later")
-    for name, help_text in LISTS.items():
-        flags.DEFINE_list(name, None, f"comma-separated {help_text}", flag_values=values)
-    distributed.define_flags(values)
+def parser() -> cli.Parser:
+    """The flags of `lpl eval`."""
+    result = cli.Parser(__doc__, prog="lpl eval")
+    add = result.add_argument
+    flags.add(result, "workdir")
+    flags.add(result, "images")
+    flags.add(result, "out", note="WORKDIR/evaluation")
+    add("--reference", type=cli.text, metavar="SET",
+        help="real images, or .npz statistics (runs: the images that the run learns from)")  # fmt: skip
+    add("--features", **cli.one_of(DISTANCES), help="inception: FID; classifier: ours, for comparisons only")
+    flags.add(result, "resolution", note="as --images are")
+    add("--statistics", type=flags.path, metavar="FILE.npz",
+        help="only write means and covariances of --images, as pytorch-fid and ADM have them")  # fmt: skip
+    flags.add_config(result, note="that of the run, or base")
+    # Every combination of these is evaluated, with a table and curves.
+    lists = result.add_argument_group("of a run; with several values, each combination is evaluated")
+    flags.add(lists, "checkpoint", several=True, words=("all",), note="the newest")
+    flags.add(lists, "weights", several=True, note="the first average")
+    flags.add(lists, "guidance", several=True, note="sampling.guidance")
+    flags.add(lists, "steps", several=True, note="sampling.steps")
+    flags.add_processes(result)
+    return result
 
 
-def main(argv: Sequence[str], base: ConfigDict) -> int:
-    """Arguments of eval.py without the program's name -> exit status.
-
-    base: the config where neither one nor a run is given.
-    """
-    if argv[:1] == ["compare"]:
-        return compare(argv[1:])
-    config, values = config_file.parse(argv, define_flags, _default_config(argv, base))
-    distributed.initialize_from(values)
-    if bool(values.workdir) == bool(values.images):
+def main(argv: Sequence[str]) -> int:
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
+    if bool(args.workdir) == bool(args.images):
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
+    default = base.get_config()
+    config = config_file.given(args, _config_of(args.workdir, default) if args.workdir else default)
+    flags.join_processes(args)
     for name in ("features", "reference"):
-        if getattr(values, name) is not None:
-            config.evaluation[name] = getattr(values, name)
+        if getattr(args, name) is not None:
+            config.evaluation[name] = getattr(args, name)
     experiment = build(config)
-    command = ["python", *cards.command_line(argv)]
-    if values.images:
-        if used := [name for name in LISTS if getattr(values, name)]:
+    command = ["lpl", "eval", *argv]
+    lists = {name: getattr(args, name) for name in LISTS}
+    if args.images:
+        if used := [name for name, values in lists.items() if values]:
             raise InputError(f"--{used[0]} is for runs; --images takes images as they are")
-        if values.statistics:
-            return save_statistics(values.images, experiment, Path(values.statistics))
-        results = evaluate_images(values.images, experiment, values.out, command, values.resolution)
-    elif values.resolution or values.statistics:
+        if args.statistics:
+            return save_statistics(args.images, experiment, args.statistics)
+        results = evaluate_images(args.images, experiment, args.out, command, args.resolution)
+    elif args.resolution or args.statistics:
         raise InputError("--resolution and --statistics are for --images")
     else:
-        lists = {name: getattr(values, name) for name in LISTS}
-        results = evaluate_run(Path(values.workdir), experiment, values.out, command, lists)
+        results = evaluate_run(args.workdir, experiment, args.out, command, lists)
     if jax.process_index() == 0:
         print(summary(results))
     return 0
 
 
 def evaluate_images(
-    path: str, experiment: Experiment, out: str | None, command: Sequence[str], side: int | None = None
+    path: str, experiment: Experiment, out: Path | None, command: Sequence[str], side: int | None = None
 ) -> list[tuple[str, Card]]:
     """Scores a folder of images or an .npz; side: resized and cropped to it first."""
     config = experiment.evaluation
@@ -177,9 +186,9 @@ def save_statistics(path: str, experiment: Experiment, out: Path) -> int:
 def evaluate_run(
     workdir: Path,
     experiment: Experiment,
-    out: str | None,
+    out: Path | None,
     command: Sequence[str],
-    lists: dict[str, list[str] | None] | None = None,
+    lists: Mapping[str, list | None] | None = None,
 ) -> list[tuple[str, Card]]:
     """Evaluates checkpoints of a run, all combinations of the lists; writes a table and curves where there are several.
 
@@ -265,15 +274,6 @@ def load_params(workdir: Path, run: Experiment, mesh: Mesh, weights: str, step: 
     return checkpoints.load_params(workdir / CHECKPOINTS, weights, step=step, target=target)
 
 
-def _default_config(argv: Sequence[str], base: ConfigDict) -> ConfigDict:
-    """Without --config: that of the run in --workdir, or the base config."""
-    for index, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name.lstrip("-") == "workdir" and (equals or index + 1 < len(argv)):
-            return _config_of(Path(value if equals else argv[index + 1]), base)
-    return base
-
-
 def _config_of(workdir: Path, base: ConfigDict) -> ConfigDict:
     """A run's config over the base one, which knows the types of the fields that the run leaves out."""
     config = ConfigDict(base)
@@ -295,10 +295,10 @@ def _settings(workdir: Path, run: Experiment, experiment: Experiment, lists: dic
     if not there:
         raise InputError(f"{workdir} has no checkpoint yet")
     chosen = (
-        there if lists.get("checkpoints") == ["all"] else _numbers(lists, "checkpoints", int) or there[-1:],
+        there if lists.get("checkpoint") == ["all"] else lists.get("checkpoint") or there[-1:],
         lists.get("weights") or [sampling.weights or default_weights(run)],
-        _numbers(lists, "guidance", float) or [sampling.guidance_at(run.resolution)],
-        _numbers(lists, "steps", int) or [sampling.steps],
+        lists.get("guidance") or [sampling.guidance_at(run.resolution)],
+        lists.get("steps") or [sampling.steps],
     )
     settings = [Setting(*values) for values in itertools.product(*chosen)]
     if absent := sorted({setting.checkpoint for setting in settings} - set(there)):
@@ -320,14 +320,6 @@ def check_sampling(paradigm, sampler: str | None, steps: int, spacing: str) -> N
         ddim_grid(paradigm, steps, spacing)
     else:
         flow_grid(paradigm, steps)
-
-
-def _numbers(lists: dict, name: str, kind: type) -> list:
-    try:
-        return [kind(text) for text in lists.get(name) or []]
-    except ValueError:
-        needed = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"--{name}={','.join(lists[name])}: comma-separated {needed} are needed") from None
 
 
 def _about(run: Experiment, workdir: Path, autoencoder, text: TextConditioner | None) -> dict[str, Any]:

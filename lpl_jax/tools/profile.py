@@ -1,17 +1,8 @@
 """What a training step costs: operations by part, XLA's own count and memory plan, and measured time.
 
-    python -m lpl_jax.tools.profile --config configs/imagenet.py:512,lpl
-    python -m lpl_jax.tools.profile --config configs/quickstart.py:lpl --run --out profile
-    python -m lpl_jax.tools.profile --table8
-
-    --config FILE[:ARGUMENTS]       config file; --config.SECTION.FIELD=VALUE changes a field of it
-    --compile                       compile the step: XLA's count of operations and its memory plan
-    --run                           also run it, on random latents: step time, images/s, MFU, peak memory
-    --repeats N                     timed steps, of which the median counts (10)
-    --peak_tflops X                 peak of one device in TFLOP/s, for MFU; known for common TPUs and GPUs
-    --out FOLDER                    write profile.json and profile.md there
-    --table8                        the paper's Tables 7 and 8 from our formulas, beside the printed values
-    --debug                         show the traceback of an error
+    lpl profile --config imagenet:512,lpl
+    lpl profile --config quickstart:lpl --run --out profile
+    lpl profile --table8
 
 No data set and no weights are needed: of the autoencoder only the architecture counts. What the numbers mean:
 docs/flops.md.
@@ -21,12 +12,9 @@ import dataclasses
 import functools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict
 
 from lpl_jax import autoencoders, parallel
 from lpl_jax.autoencoders import Autoencoder, AutoencoderConfig
@@ -37,7 +25,7 @@ from lpl_jax.evaluation.cards import context
 from lpl_jax.experiment import Experiment, build, resolve
 from lpl_jax.io.hub import is_hub_id
 from lpl_jax.text import TextConditioner, TextConfig, abstract_conditioner, load_conditioner
-from lpl_jax.tools import cli, config_file
+from lpl_jax.tools import cli, config_file, flags
 
 # Architectures behind hub ids, so that nothing has to be fetched to count operations.
 _asymmetric = functools.partial(AutoencoderConfig, mask_condition=True)
@@ -98,22 +86,37 @@ TOTALS = (
 )
 
 
+def parser() -> cli.Parser:
+    """The flags of `lpl profile`."""
+    result = cli.Parser(__doc__, prog="lpl profile")
+    add = result.add_argument
+    add("--compile", action="store_true", help="compile the step: XLA's count of operations and its memory plan")
+    text = "also run it, on random latents: step time, images/s, MFU, peak memory"
+    add("--run", action="store_true", help=text)
+    add("--repeats", type=cli.positive, metavar="N", default=10, help="timed steps, of which the median counts")
+    add(
+        "--peak-tflops", type=cli.number, metavar="X", help="peak of one device, for MFU"
+    ).note = "known for common TPUs and GPUs"
+    flags.add(result, "out")
+    text = "the paper's Tables 7 and 8 from our formulas, beside the printed values; stands alone"
+    add("--table8", action="store_true", help=text)
+    flags.add_config(result)
+    return result
+
+
 def main(argv: Sequence[str]) -> int:
-    """Arguments without the program's name -> exit status."""
-    config, values = config_file.parse(argv, _flags, ConfigDict() if "--table8" in argv else None)
-    if values.help:
-        print(__doc__)
-        return 0
-    if values.table8:
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
+    if args.table8:
         if len(argv) > 1:
             raise InputError("--table8 stands alone: it counts the paper's own configurations")
         print(table8(), end="")
         return 0
-    if values.peak_tflops is not None and not values.run:
-        raise InputError("--peak_tflops is for measured steps: give --run too")
-    for name, value in (("repeats", values.repeats), ("peak_tflops", values.peak_tflops)):
-        if value is not None and value <= 0:
-            raise InputError(f"--{name}={value} is not above 0")
+    config = config_file.given(args)
+    if args.peak_tflops is not None and not args.run:
+        raise InputError("--peak-tflops is for measured steps: give --run too")
+    if args.peak_tflops is not None and args.peak_tflops <= 0:
+        raise InputError(f"--peak-tflops {args.peak_tflops:g}: must be above 0")
     if "train" in config:
         with config.unlocked():
             config.train.init_from = None  # what a run starts from costs nothing
@@ -125,31 +128,20 @@ def main(argv: Sequence[str]) -> int:
         experiment,
         autoencoder,
         text,
-        compile=values.compile or values.run,
-        run=values.run,
-        repeats=values.repeats,
-        peak=values.peak_tflops,
+        compile=args.compile or args.run,
+        run=args.run,
+        repeats=args.repeats,
+        peak=args.peak_tflops,
     )
-    report = {"autoencoder": note} | report | {"context": context(["python", "-m", "lpl_jax.tools.profile", *argv])}
-    text = markdown(report)
-    print(text, end="")
-    if values.out:
-        folder = Path(values.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "profile.md").write_text(text)
-        (folder / "profile.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\nwritten to {folder}")
+    report = {"autoencoder": note} | report | {"context": context(["lpl", "profile", *argv])}
+    page = markdown(report)
+    print(page, end="")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "profile.md").write_text(page)
+        (args.out / "profile.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nwritten to {args.out}")
     return 0
-
-
-def _flags(values: flags.FlagValues) -> None:
-    boolean = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
-    boolean("compile", help="compile the step: XLA's count of operations and its memory plan")
-    boolean("run", help="run the step on random latents")
-    boolean("table8", help="the paper's Tables 7 and 8 from our formulas")
-    flags.DEFINE_integer("repeats", 10, "timed steps", flag_values=values)
-    flags.DEFINE_float("peak_tflops", None, "peak of one device, TFLOP/s", flag_values=values)
-    flags.DEFINE_string("out", None, "folder for profile.json and profile.md", flag_values=values)
 
 
 def open_autoencoder(experiment: Experiment) -> tuple[Autoencoder, str]:
@@ -280,7 +272,7 @@ def _compiled(compiled, traced):
 
 def _measured(measured):
     low, high = measured["step_seconds_range"]
-    use = "unknown peak: give --peak_tflops"
+    use = "unknown peak: give --peak-tflops"
     if measured["mfu"] is not None:
         use = f"{measured['mfu']:.1%} of {measured['peak_tflops']:g}"
     memory = ", ".join(f"{name} {_size(size)}" for name, size in measured["memory"].items())
@@ -366,7 +358,3 @@ def text_variants() -> list[str]:
         lines.append(f"| Condition: {name} | {' | '.join(cells)} |")
     printed = (ROWS[key].printed for key in ("256 text", "256 text LPL", "512", "512 text LPL"))
     return [*lines, f"| Condition: printed for CC12M | {' | '.join(f'{value:.3f}' for value in printed)} |"]
-
-
-if __name__ == "__main__":
-    cli.run_main(main, keep_programs=False)

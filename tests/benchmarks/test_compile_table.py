@@ -7,7 +7,7 @@ import pytest
 from benchmarks import compile_table
 from lpl_jax.cost import topology
 from lpl_jax.experiment import build
-from lpl_jax.tools import config_file
+from lpl_jax.tools import compile_check, config_file
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,11 @@ def test_cells_of_the_table_are_configs_that_exist():
     cells = compile_table.cells()
     assert len(cells) == 36 == len({cell.name for cell in cells})
     for cell in cells:
-        flags = [flag for flag in cell.arguments if flag.startswith("--config")]
-        experiment = build(config_file.parse([*flags, f"--config.train.batch_size={cell.batch}"])[0])
+        args = compile_check.parser().parse_args(cell.arguments)
+        assert (args.topology, args.batch_size) == (cell.slice, cell.batch)
+        config = config_file.given(args)
+        config.train.batch_size = args.batch_size
+        experiment = build(config)
         assert experiment.resolution == cell.resolution and (experiment.lpl is None) == (cell.loss == "none")
         slice_ = topology.parse(cell.slice)
         assert slice_.devices == compile_table.CHIPS[cell.slice] and cell.batch % slice_.devices == 0

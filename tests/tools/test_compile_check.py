@@ -39,7 +39,7 @@ def here(monkeypatch):
 def call(argv, folder, **environment):
     """The program as a user starts it: (finished process, its report)."""
     finished = subprocess.run(
-        [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv, f"--json={folder / 'report.json'}"],
+        [sys.executable, "-m", "lpl_jax", "compile-check", *argv, f"--json={folder / 'report.json'}"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
@@ -50,7 +50,7 @@ def call(argv, folder, **environment):
 
 def test_emulated_devices(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv(compile_check.CHILD, "cpu:8")  # this process has them
-    argv = [*TINY, *SPLIT, "--topology=cpu:8", "--batch=24", f"--json={tmp_path / 'report.json'}"]
+    argv = [*TINY, *SPLIT, "--topology=cpu:8", "--batch-size=24", f"--json={tmp_path / 'report.json'}"]
     assert compile_check.main([*argv, f"--hlo={tmp_path / 'hlo.txt'}"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert f"{compile_check.text(report)}written to" in capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_emulated_devices(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_of_its_own_has_as_many_devices_as_asked_for(tmp_path):
-    finished, report = call([*TINY, "--topology=cpu:3", "--batch=6"], tmp_path)
+    finished, report = call([*TINY, "--topology=cpu:3", "--batch-size=6"], tmp_path)
     assert finished.stderr == "" and report["devices"] == 3 and report["mesh"]["data"] == 3
 
 
@@ -261,7 +261,7 @@ def test_unknown_memory_has_no_largest_batch():
         ([*TINY], "no topology given"),
         ([*TINY, "--topology=v5e-17"], "v5e-17 is no slice that there is"),
         ([*TINY, "--topology=v5e-16"], 'pip install "lpl_jax\\[tpu-compile\\]"'),
-        ([*TINY, "--topology=cpu:8", "--batch=0"], "--batch=0 is not 1 or more"),
+        ([*TINY, "--topology=cpu:8", "--batch-size=0"], "--batch-size 0: must be 1 or more"),
         (["--topology=cpu:8"], "no config given"),
     ],
 )

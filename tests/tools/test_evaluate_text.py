@@ -1,4 +1,4 @@
-"""eval.py on a run that was trained on captions: images of the prompts, each scored against its own."""
+"""`lpl eval` on a run that was trained on captions: images of the prompts, each scored against its own."""
 
 import json
 
@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-import eval as program
 from lpl_jax import autoencoders, text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
@@ -15,6 +14,7 @@ from lpl_jax.evaluation.generate import generate
 from lpl_jax.experiment import build, resolve
 from lpl_jax.runs.workdir import load_run
 from lpl_jax.text.tokenizer import BOS, EOS, VOCABULARY_ORDER, WORD_END
+from lpl_jax.tools import evaluate as program
 
 PROMPTS = ["a red bird", "two dogs", "snow"]
 LENGTH = 12

@@ -9,8 +9,8 @@ import torch
 
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
-from lpl_jax.tools.parity import program as tool
 from lpl_jax.tools.parity import autoencoders, denoisers, loss, samplers, text, twins
+from lpl_jax.tools.parity import program as tool
 from lpl_jax.tools.parity.comparison import Settings, close, equal, equal_by_name
 
 
@@ -226,7 +226,7 @@ def test_which_parts_run():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sampler"], "part 'sampler' given; possible: autoencoders, loss, denoisers, samplers, text"),
+        (["sampler"], "there is no part 'sampler'; did you mean samplers?"),
         (["samplers", "--text", "x"], "--text belongs to text; given with samplers"),
         (["--autoencoder", "./nowhere"], "no autoencoder at './nowhere'"),
         (["--denoiser", "./nowhere"], "not a folder with a denoiser"),

@@ -4,17 +4,22 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+WITH_TPU = TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so
 
-.PHONY: quickstart test test-all lint format lock clean
+.PHONY: quickstart test test-slow test-all lint format lock clean
 
 quickstart: .venv/base.stamp
-	$(BIN)/python -m lpl_jax.tools.quickstart --config configs/quickstart.py --workdir runs/quickstart
+	$(BIN)/lpl quickstart
 
 test: .venv/dev.stamp lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Slow tests alone, or a part of them: make PART=2/5 test-slow
+test-slow: .venv/dev.stamp .venv/tpu.stamp
+	$(WITH_TPU) $(BIN)/python -m pytest -m slow $(if $(PART),--part $(PART))
+
 test-all: .venv/dev.stamp .venv/tpu.stamp lint
-	TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow"
+	$(WITH_TPU) $(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -39,7 +44,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/base.stamp: .venv/python.stamp requirements.txt
+.venv/base.stamp: .venv/python.stamp requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

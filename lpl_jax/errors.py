@@ -1,4 +1,4 @@
-"""The one exception for things that a user can mend, and how a name that is not known is answered."""
+"""The one exception for things that a user can mend."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,8 +12,7 @@ class InputError(ValueError):
     """
 
 
-def nearest(given: str, possible: Iterable[str]) -> str:
-    """The end of a message on a name that is not known: the name it is nearest to, or all that there are."""
-    possible = list(possible)
-    close = difflib.get_close_matches(given, possible, n=1)
-    return f"did you mean {close[0]}?" if close else f"possible: {', '.join(possible) or 'none'}"
+def nearest(name: object, possible: Iterable[str]) -> str:
+    """ " (did you mean NAME?)" with the one of the possible names that is most like this one; "" where none is."""
+    found = difflib.get_close_matches(str(name), list(possible), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]}?)" if found else ""

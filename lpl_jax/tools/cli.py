@@ -17,6 +17,12 @@ OVERRIDE = "--config."  # of the flags that change a field of a config
 _FLAG = re.compile("--?[A-Za-z]")
 
 
+def answer(name: str, possible: Iterable[str]) -> str:
+    """The end of a message on a name that is not known: the nearest that is, else all that are."""
+    possible = list(possible)
+    return nearest(name, possible) or f"; possible: {', '.join(possible)}"
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         """With the default, or what stands for it."""
@@ -65,14 +71,14 @@ class Parser(argparse.ArgumentParser):
                 if self.verbs is None:
                     continue
                 if argument not in self.verbs.choices:
-                    raise InputError(f"{self.prog} has no verb {argument!r}; {nearest(argument, self.verbs.choices)}")
+                    raise InputError(f"{self.prog} has no verb {argument!r}{answer(argument, self.verbs.choices)}")
                 return  # what follows is for the verb
             if self.overrides and name.startswith(OVERRIDE):
                 if not equals:
                     raise InputError(f"{name} has no value: {name}=VALUE")
             elif name not in known:
                 flags = [flag for flag in known if flag.startswith("--")]
-                raise InputError(f"unknown flag {name}; {nearest('--' + name.lstrip('-'), flags)}")
+                raise InputError(f"unknown flag {name}{answer('--' + name.lstrip('-'), flags)}")
 
     def error(self, message: str):
         """Raises InputError, for all that argparse finds wrong."""
@@ -138,7 +144,7 @@ def one_of(choices: Iterable[str]) -> dict[str, Any]:
 
     def choice(given: str) -> str:
         if given not in choices:
-            raise argparse.ArgumentTypeError(f"{given} is not possible; {nearest(given, choices)}")
+            raise argparse.ArgumentTypeError(f"{given} is not possible{answer(given, choices)}")
         return given
 
     return {"type": choice, "metavar": "|".join(choices)}

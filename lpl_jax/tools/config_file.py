@@ -16,8 +16,8 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from lpl_jax.errors import InputError, nearest
-from lpl_jax.tools.cli import OVERRIDE
+from lpl_jax.errors import InputError
+from lpl_jax.tools.cli import OVERRIDE, answer
 
 PACKAGE = Path(__file__).resolve().parents[1] / "configs"
 HELPERS = ("__init__", "recipe")  # of the package's configs, none themselves
@@ -81,7 +81,7 @@ def find(name: str) -> Path:
             if path.is_file():
                 return path
     known = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in HELPERS)
-    raise InputError(f"config file {name}: no such file; {nearest(place.stem, known)}")
+    raise InputError(f"config file {name}: no such file{answer(place.stem, known)}")
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -115,7 +115,7 @@ def _find(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
         if not isinstance(here, ConfigDict):
             raise InputError(f"{name} is a value, it has no field {part!r}")
         if part not in here:
-            raise InputError(f"{name} has no field {part!r}; {_answer(config, here, part, field)}")
+            raise InputError(f"{name} has no field {part!r}{_answer(config, here, part, field)}")
         here, name = here[part], f"{name}.{part}"
     if isinstance(here, ConfigDict):
         raise InputError(f"{name} is a section: give {name}.FIELD=VALUE, FIELD one of {', '.join(here)}")
@@ -125,7 +125,7 @@ def _find(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
 def _answer(config: ConfigDict, section: ConfigDict, part: str, field: str) -> str:
     """What may be meant by a part that a section does not have: a field of this name elsewhere, or a name like it."""
     elsewhere = [name for name in _fields(config) if name.rpartition(".")[2] == field]
-    return f"did you mean {' or '.join(elsewhere)}?" if elsewhere and part == field else nearest(part, section)
+    return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere and part == field else answer(part, section)
 
 
 def _fields(config: ConfigDict, section: str = "config") -> Iterator[str]:

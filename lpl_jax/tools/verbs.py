@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import lpl_jax
 from lpl_jax import compile_cache, xla_flags
-from lpl_jax.errors import InputError, nearest
+from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
 
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int | None:
         print(f"lpl_jax {lpl_jax.__version__}")
         return 0
     if name not in VERBS:
-        raise InputError(f"lpl has no verb {name!r}; {nearest(name, VERBS)}")
+        raise InputError(f"lpl has no verb {name!r}{cli.answer(name, VERBS)}")
     if VERBS[name].tuned:
         xla_flags.set_for_gpu()
     if VERBS[name].kept:

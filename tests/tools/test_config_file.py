@@ -96,10 +96,10 @@ def test_tuples_and_values_of_several_types():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.stepps=3", "config.train has no field 'stepps'; did you mean steps?"),
-        ("trian.steps=3", "config has no field 'trian'; did you mean train?"),
-        ("train.learning_rate=3", "config.train has no field 'learning_rate'; did you mean config.optimizer.learning_"),
-        ("weight_decay=0", "config has no field 'weight_decay'; did you mean config.optimizer.weight_decay?"),
+        ("train.stepps=3", "config.train has no field 'stepps' (did you mean steps?)"),
+        ("trian.steps=3", "config has no field 'trian' (did you mean train?)"),
+        ("train.learning_rate=3", "config.train has no field 'learning_rate' (did you mean config.optimizer.learning_"),
+        ("weight_decay=0", "config has no field 'weight_decay' (did you mean config.optimizer.weight_decay?)"),
         ("nothing=0", "config has no field 'nothing'; possible: autoencoder, comparison, data, "),
         ("train=3", "config.train is a section: give config.train.FIELD=VALUE, FIELD one of accumulate, "),
         ("train.steps.x=3", "config.train.steps is a value, it has no field 'x'"),
@@ -126,7 +126,7 @@ def test_configs_are_found_here_and_then_in_the_package(tmp_path, monkeypatch):
     Path("imagenet.py").write_text("")
     assert config_file.find("imagenet") == Path("imagenet.py") and config_file.find(names[3]) == own
     assert config_file.find(str(tmp_path / "imagenet")) == tmp_path / "imagenet.py"
-    with pytest.raises(InputError, match=r"^config file imagenett: no such file; did you mean imagenet\?$"):
+    with pytest.raises(InputError, match=r"^config file imagenett: no such file \(did you mean imagenet\?\)$"):
         config_file.find("imagenett")
 
 

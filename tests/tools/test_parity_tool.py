@@ -226,7 +226,7 @@ def test_which_parts_run():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sampler"], "there is no part 'sampler'; did you mean samplers?"),
+        (["sampler"], "there is no part 'sampler' (did you mean samplers?)"),
         (["samplers", "--text", "x"], "--text belongs to text; given with samplers"),
         (["--autoencoder", "./nowhere"], "no autoencoder at './nowhere'"),
         (["--denoiser", "./nowhere"], "not a folder with a denoiser"),

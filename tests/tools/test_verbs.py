@@ -13,7 +13,6 @@ import pytest
 
 import lpl_jax
 from lpl_jax import tools
-from lpl_jax.errors import nearest
 from lpl_jax.tools import cli, config_file, sweep, verbs
 
 ROOT = Path(lpl_jax.__file__).parents[1]
@@ -120,18 +119,18 @@ def test_misspelt_flags_are_answered_by_the_right_ones(words, capsys):
     for flag in flags_of(PARSERS[words]):
         for wrong in {f"--{misspelt(flag[2:])}", flag.replace("-", "_").replace("__", "--", 1), flag[1:]} - {flag}:
             answer = refused([*words.split(), f"{wrong}=1"], capsys)
-            assert answer == f"error: unknown flag {wrong}; did you mean {flag}?\n"
+            assert answer == f"error: unknown flag {wrong} (did you mean {flag}?)\n"
 
 
 @pytest.mark.parametrize("words", PARSERS)
 def test_misspelt_verbs_are_answered_by_the_right_ones(words, capsys):
     *above, name = words.split()
-    assert f"has no verb {misspelt(name)!r}; did you mean {name}?" in refused([*above, misspelt(name)], capsys)
+    assert f"has no verb {misspelt(name)!r} (did you mean {name}?)" in refused([*above, misspelt(name)], capsys)
 
 
 def test_names_that_are_like_no_other_are_answered_by_all():
-    assert nearest("x", ["one", "two"]) == "possible: one, two"
-    assert nearest("tow", ["one", "two"]) == "did you mean two?"
+    assert cli.answer("x", ["one", "two"]) == "; possible: one, two"
+    assert cli.answer("tow", ["one", "two"]) == " (did you mean two?)"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from lpl_jax.errors import InputError, nearest
+from lpl_jax.errors import InputError
 from lpl_jax.tools import cli, flags
 from lpl_jax.tools.parity import report
 from lpl_jax.tools.parity.comparison import Comparison, Group, Settings
@@ -80,7 +80,7 @@ def parser() -> cli.Parser:
 def choose_parts(named: Sequence[str], paths: dict[str, str | None]) -> list[str]:
     """The parts to run, in the order of PARTS. Raises InputError for an unknown one, and for a path that none uses."""
     if unknown := [part for part in named if part not in PARTS]:
-        raise InputError(f"there is no part {unknown[0]!r}; {nearest(unknown[0], PARTS)}")
+        raise InputError(f"there is no part {unknown[0]!r}{cli.answer(unknown[0], PARTS)}")
     given = [option for option, path in paths.items() if path is not None]
     for option in given:
         if named and not set(named) & set(PATHS[option]):

@@ -53,7 +53,7 @@ def test_samplers_and_both_files_of_the_report(run, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "parity.json").read_text())
     for what in (report["command"], report["date"], "seed 7", report["result"], report["device"]):
         assert what in saved
-    assert report["command"].startswith("python -m lpl_jax.tools.parity samplers --seed 7")
+    assert report["command"].startswith("lpl parity samplers --seed 7")
     for package in ("lpl_jax", "python", "jax", "flax", "numpy", "torch", "diffusers", "transformers", "torchdiffeq"):
         assert f"{package} {report['versions'][package]}" in saved
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in saved.splitlines() if line[:1] == "|"][

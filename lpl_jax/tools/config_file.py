@@ -42,6 +42,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Raises InputError: a file that is not there, or fails, or an override that is not possible.
     """
+    if "://" in spec:
+        raise InputError(f"--config {spec} is remote; it takes local files only")
     name, colon, arguments = spec.partition(":")
     file = module(name)
     if not callable(getattr(file, "get_config", None)):

@@ -139,6 +139,11 @@ def test_arguments_and_overrides_reach_the_config(tmp_path):
         assert (config.data.source, config.train.steps, config.is_locked) == (expected, 5, True)
 
 
+def test_remote_files_are_refused():
+    with pytest.raises(InputError, match="^--config gs://bucket/config.py is remote; it takes local files only$"):
+        config_file.load("gs://bucket/config.py")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

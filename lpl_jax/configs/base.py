@@ -1,6 +1,6 @@
 """Every field of a config, with its default. Other configs start from this one and change a few.
 
-    python train.py --config configs/base.py --workdir runs/mine --config.train.steps=1000
+    lpl train --config base --workdir runs/mine --config.train.steps=1000
 
 A field at None (a placeholder) takes the default of its part or of the named preset; give it a value to change that.
 The same file describes one CPU and a TPU pod: sizes are global, and the mesh says how they are split.
@@ -185,7 +185,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.sampling.per_class = 4  # images of each class in a grid
     c.sampling.weights = placeholder(str)  # params or the name of an average; None: the first average
 
-    c.evaluation = ConfigDict()  # what eval.py measures, and how
+    c.evaluation = ConfigDict()  # what `lpl eval` measures, and how
     c.evaluation.num_images = 50_000  # images to generate, or to take of a given set
     c.evaluation.batch_size = 64  # images at a time, over all devices; changes no number
     c.evaluation.seed = 0  # of the generated images, of subsets and of the bootstrap
@@ -201,6 +201,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     c.evaluation.k_density = placeholder(int)  # nearest neighbours of density and coverage, where they differ
     c.evaluation.splits = 10  # parts of the Inception score
     c.evaluation.resamples = 20  # bootstrap resamples of the distances; 0: no intervals
-    c.evaluation.every = placeholder(int)  # train.py: steps between small evaluations during training; None: never
+    c.evaluation.every = placeholder(int)  # `lpl train`: steps between small evaluations during training; None: never
     c.evaluation.every_images = 256  # images of such a small evaluation, with the classifier's features
     return c

@@ -1,4 +1,4 @@
-"""Small evaluations while a run trains: a grid of samples and cheap metrics, through the evaluator of eval.py."""
+"""Small evaluations while a run trains: a grid of samples and cheap metrics, through the evaluator of `lpl eval`."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,19 +1,25 @@
-# `make quickstart` and `make test` set up .venv by themselves, from the pinned files in requirements/.
+# `make quickstart` and `make test` set up .venv by themselves, from the pinned files requirements.txt and
+# requirements/dev.txt.
 # Another Python: make PYTHON=python3.13 quickstart
 
 PYTHON ?= python3
 BIN := .venv/bin
+WITH_TPU = TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so
 
-.PHONY: quickstart test test-all lint format lock clean
+.PHONY: quickstart test test-slow test-all lint format lock clean
 
 quickstart: .venv/base.stamp
-	$(BIN)/python -m lpl_jax.tools.quickstart --config configs/quickstart.py --workdir runs/quickstart
+	$(BIN)/lpl quickstart
 
 test: .venv/dev.stamp lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Slow tests alone, or a part of them: make PART=2/5 test-slow
+test-slow: .venv/dev.stamp .venv/tpu.stamp
+	$(WITH_TPU) $(BIN)/python -m pytest -m slow $(if $(PART),--part $(PART))
+
 test-all: .venv/dev.stamp .venv/tpu.stamp lint
-	TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow"
+	$(WITH_TPU) $(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -27,7 +33,7 @@ format: .venv/dev.stamp
 lock: .venv/dev.stamp
 	$(BIN)/pip install --quiet uv==0.13.9
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header \
-		--upgrade requirements/base.in -o requirements/base.txt
+		--upgrade requirements/base.in -o requirements.txt
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
@@ -38,8 +44,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/base.stamp: .venv/python.stamp requirements/base.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt
+.venv/base.stamp: .venv/python.stamp requirements.txt pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

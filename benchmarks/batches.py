@@ -32,7 +32,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lpl_jax.data import LatentStore, Manifest, TextInfo, batches  # noqa: E402
 from lpl_jax.data.store import Shard  # noqa: E402
-from lpl_jax.tools.cli import parser, run_main  # noqa: E402
+from lpl_jax.tools.cli import Parser, run_main  # noqa: E402
 
 BATCH = 64  # of one host: a quarter of 256
 RECORDS = {256: 8192, 512: 2048}
@@ -159,7 +159,7 @@ def _child(arguments: list[str]) -> dict:
 
 
 def main(argv) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--quick", action="store_true", help="an eighth of the records, short readings")
     flags.add_argument("--repeats", type=int, default=3, help="readings of each case")
     flags.add_argument("--seconds", type=float, default=3.0, help="length of a reading")

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks import common
-from lpl_jax.tools.cli import parser, run_main
+from lpl_jax.tools.cli import Parser, run_main
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 SIDES = ((16, 512), (32, 512), (64, 256), (128, 128))  # of maps and channels, for a 128 px image
@@ -138,7 +138,7 @@ def _library(program: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--plain", action="store_true", help="only XLA's convolution: to compare flags")
     flags.add_argument("--scale", type=int, default=1, help="divide sides and channels by this, for tests")
     flags.add_argument("--repeats", type=int, default=5, help="timed turns")

@@ -33,7 +33,7 @@ from benchmarks import common
 from benchmarks.gpu_sections import FULL, MINIATURE, SECTIONS, Record, Scale
 from lpl_jax import xla_flags
 from lpl_jax.errors import InputError
-from lpl_jax.tools.cli import parser, run_main
+from lpl_jax.tools.cli import Parser, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL_SECONDS = 520
@@ -127,11 +127,11 @@ def report(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--miniature", action="store_true", help="tiny sizes, on any machine")
     flags.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
     flags.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="time limit of all sections together")
-    flags.add_argument("--in_process", action="store_true", help="run the sections here: no time limits")
+    flags.add_argument("--in-process", action="store_true", help="run the sections here: no time limits")
     flags.add_argument("--results", type=Path, default=common.RESULTS, help="folder for the result")
     flags.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     flags.add_argument("--part", type=Path, help=argparse.SUPPRESS)

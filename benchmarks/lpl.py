@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import common
 from lpl_jax import xla_flags
 from lpl_jax.errors import InputError
-from lpl_jax.tools.cli import parser, run_main
+from lpl_jax.tools.cli import Parser, run_main
 
 PAPER_SHARE = 0.307  # that the paper's Table 8 implies (docs/flops.md)
 BASE = "without LPL"
@@ -222,7 +222,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--size", choices=SIZES, default="small", help="model and autoencoder")
     flags.add_argument("--resolution", type=int, help="image side, pixels, instead of the size's")
     flags.add_argument("--batch", type=int, help="images of a step, instead of the size's")

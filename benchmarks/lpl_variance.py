@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from lpl_jax.tools.cli import parser, run_main
+from lpl_jax.tools.cli import Parser, run_main
 
 RESOLUTION, TAU = 64, 3.0  # the paper's threshold, at the size that is measured
 SHARES = (None, 1 / 2, 1 / 4, 1 / 8, 1 / 12, 1 / 16)  # of a batch; rounded down to equal parts of the groups
@@ -125,7 +125,7 @@ def measure(pool, *, batch: int, groups: int, **options) -> list[dict]:
 
 
 def main(argv) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--pool", type=int, default=4096, help="decoded rows")
     flags.add_argument("--batches", type=int, default=2000, help="batches that are drawn")
     flags.add_argument("--batch", type=int, default=256, help="images of a batch")

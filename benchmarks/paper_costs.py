@@ -2,7 +2,7 @@
 
     python -m benchmarks.paper_costs [--out FOLDER] [--only NAME ...]
 
-Each is an experiment of configs/paper.py that `lpl_jax.tools.compile_check` compiles for a v5e-16: 512 px, 16 images a
+Each is an experiment of configs/paper.py that `lpl compile-check` compiles for a v5e-16: 512 px, 16 images a
 chip, latents cached, XLA's attention, state split over the chips, networks in bfloat16; with LPL 5 of 16 images are
 decoded, the paper's share. Nothing runs, so there is no throughput. Needs what compile_check needs;
 half a minute a row.
@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, compile_table
 from lpl_jax.configs import paper
 from lpl_jax.cost.topology import GIB
-from lpl_jax.tools import compile_table
 
 BASE = "table5_l2"
 COMPARED = [name for name in paper.ROWS if name.startswith("table5_")]
@@ -44,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(name: str) -> list[str]:
-    """Of `compile_check`."""
+    """Of `lpl compile-check`."""
     row, extra = paper.ROWS[name], []
     if row.changes.get("comparison.kind") == "latent_lpips":
         extra.append("--config.comparison.network=any")  # its weights are not needed, only their shapes
     if "lpl" in row.arguments.split(","):
         extra.append(f"--config.loss.lpl_capacity={DECODED}")
-    return [f"--config=configs/paper.py:{name}", *compile_table.slice_flags(SLICE, BATCH), *extra]
+    return [f"--config=paper:{name}", *compile_table.slice_flags(SLICE, BATCH), *extra]
 
 
 def measure(name: str) -> dict[str, Any]:

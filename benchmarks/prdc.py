@@ -28,7 +28,7 @@ sys.path[0] = str(HERE.parent)  # of this file's folder, where it would hide the
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lpl_jax.tools.cli import parser, run_main  # noqa: E402
+from lpl_jax.tools.cli import Parser, run_main  # noqa: E402
 
 METHODS = {"lpl_jax float64": "float64", "lpl_jax float32": "float32", "prdc": None}
 SIZES = {True: (2000, 256), False: (10000, 2048)}
@@ -137,7 +137,7 @@ def machine() -> dict:
 
 
 def main(argv) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--quick", action="store_true", help="a small size")
     flags.add_argument("--count", type=int, help="samples in each set, instead of the size's")
     flags.add_argument("--width", type=int, help="dimensions, instead of the size's")

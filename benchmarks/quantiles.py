@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import common
 from lpl_jax.cost import topology as topologies
 from lpl_jax.cost.topology import Topology
-from lpl_jax.tools.cli import parser, run_main
+from lpl_jax.tools.cli import Parser, run_main
 
 SHAPES = {False: ((1, 256, 256, 128), (1, 512, 512, 32)), True: ((1, 64, 64, 16),)}
 METHODS = ("counting", "top_k")
@@ -134,7 +134,7 @@ def plans(topology: Topology, quick: bool) -> dict:
 
 
 def main(argv) -> int:
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--topology", help="compile for this TPU, such as v5e:1x1, in place of running")
     flags.add_argument("--quick", action="store_true", help="small shapes")
     flags.add_argument("--resolution", type=int, default=128, help="side of the image of the whole loss")

@@ -7,7 +7,7 @@
 PyTorch's side is a twin of the public example (diffusers, `examples/research_projects/lpl`; its loss is the twin that
 the tests compare ours with): diffusers' AutoencoderKL with the same random weights, its decoder without
 post_quant_conv, the samples under the gate (timestep < 200) picked by a boolean index, the loss in float32. It is timed
-eager and under torch.compile, each also with channels-last weights where --channels_last is given. Ours is the preset
+eager and under torch.compile, each also with channels-last weights where --channels-last is given. Ours is the preset
 "reference", with as many rows decoded as are under the gate. Values and gradients are compared before anything is
 timed. Runs take turns; ratios are medians over turns. The result is printed and written to benchmarks/results.
 """
@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import common
 from lpl_jax import xla_flags
 from lpl_jax.errors import InputError
-from lpl_jax.tools.cli import parser, run_main
+from lpl_jax.tools.cli import Parser, run_main
 
 TIMESTEPS, ACTIVE_STEPS = 1000, 200
 GRADIENT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # largest difference over largest value
@@ -203,14 +203,14 @@ def _goals(ratios: dict[str, float], device: str) -> list[dict[str, Any]]:
 
 def arguments(argv: Sequence[str]):
     """Flags and their values."""
-    flags = parser(__doc__.splitlines()[0])
+    flags = Parser(__doc__.splitlines()[0])
     flags.add_argument("--size", choices=("tiny", "sd"), default="sd", help="autoencoder: SD's widths, or for tests")
     flags.add_argument("--resolution", type=int, default=128, help="image side, pixels")
     flags.add_argument("--images", type=int, default=1, help="images under the gate, which are decoded")
     flags.add_argument("--batch", type=int, help="images of the batch; default: all are under the gate")
     flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both frameworks")
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the decoder")
-    flags.add_argument("--channels_last", action="store_true", help="PyTorch's convolutions in its NHWC layout")
+    flags.add_argument("--channels-last", action="store_true", help="PyTorch's convolutions in its NHWC layout")
     flags.add_argument("--modes", choices=MODES, nargs="+", default=MODES, help="of PyTorch")
     flags.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
     flags.add_argument("--repeats", type=int, default=5, help="timed turns")

@@ -1,7 +1,7 @@
-"""Several processes as one program: flags, and the call that must come before any other use of jax.
+"""Several processes as one program: the call that must come before any other use of jax, by these flags.
 
     --distributed                                            the cluster says the rest (TPU pod, SLURM, Open MPI)
-    --coordinator HOST:PORT --num_processes N --process_id I    started by hand; process 0 listens on HOST:PORT
+    --coordinator HOST:PORT --num-processes N --process-id I    started by hand; process 0 listens on HOST:PORT
 
 Every process runs the same command (but for its process_id) and sees the same files.
 """
@@ -11,34 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
-
 from lpl_jax.errors import InputError
 
 # A process that fails waits so long for the others, which may wait for it: then the whole job ends.
 SHUTDOWN_SECONDS = 60
 MESSAGE_BYTES = 1024
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """The flags of `initialize`."""
-    given = dict(flag_values=values)
-    flags.DEFINE_boolean("distributed", False, "one of several processes; the cluster says which", **given)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, with --num_processes and --process_id", **given)
-    flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", **given)
-    flags.DEFINE_integer("process_id", None, "number of this process from 0, with --coordinator", **given)
-    flags.DEFINE_integer("connect_timeout", 300, "seconds in which all processes must have started", **given)
-
-
-def initialize_from(values: flags.FlagValues) -> None:
-    """`initialize` with the flags of `define_flags`."""
-    initialize(
-        auto=values.distributed,
-        coordinator=values.coordinator,
-        num_processes=values.num_processes,
-        process_id=values.process_id,
-        timeout=values.connect_timeout,
-    )
 
 
 def initialize(
@@ -63,9 +40,11 @@ def initialize(
     if not auto and not given:
         return
     if auto and given:
-        raise InputError(f"--distributed takes everything from the cluster, and --{given[0]} is given: use one of them")
+        raise InputError(
+            f"--distributed takes everything from the cluster, and {_flag(given[0])} is given: use one of them"
+        )
     if timeout < 1:
-        raise InputError(f"--connect_timeout={timeout}: must be 1 or more seconds")
+        raise InputError(f"--connect-timeout={timeout}: must be 1 or more seconds")
     if given:
         _check(by_hand)
         if process_id:
@@ -82,7 +61,7 @@ def initialize(
     except ValueError as error:
         raise InputError(
             f"--distributed: no TPU pod, SLURM or Open MPI job found ({error}); "
-            "give --coordinator HOST:PORT --num_processes N --process_id I"
+            "give --coordinator HOST:PORT --num-processes N --process-id I"
         ) from error
     except RuntimeError as error:
         place = coordinator or "the coordinator of the cluster"
@@ -94,13 +73,17 @@ def _check(given: dict[str, Any]) -> None:
     """All of them, and possible together."""
     if missing := [name for name, value in given.items() if value is None]:
         present = next(name for name, value in given.items() if value is not None)
-        raise InputError(f"--{present} also needs --{' and --'.join(missing)}")
+        raise InputError(f"{_flag(present)} also needs {' and '.join(map(_flag, missing))}")
     host, _, port = given["coordinator"].rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"--coordinator={given['coordinator']}: give HOST:PORT, such as 10.0.0.1:8476")
     count, index = given["num_processes"], given["process_id"]
     if count < 1 or not 0 <= index < count:
-        raise InputError(f"--process_id={index} with --num_processes={count}: possible are 0 to N - 1")
+        raise InputError(f"--process-id={index} with --num-processes={count}: possible are 0 to N - 1")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _reach(coordinator: str, timeout: float) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,23 @@ LONGEST = ("test_step.py", "test_loop.py", "test_gpu.py", "test_quickstart.py", 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--part", metavar="I/N", help="only the files of part I of N, from 1; each is in one part")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--part"):
+        part, parts = map(int, config.getoption("--part").split("/"))
+        if not 1 <= part <= parts:
+            raise pytest.UsageError(f"--part {part}/{parts}: parts are numbered from 1 to {parts}")
+        items[:] = [item for item in items if part_of(item.path, parts) == part]
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def part_of(path, parts):
+    """The part that a file is in, 1 to parts: by its name, so that it does not depend on the others."""
+    name = path.relative_to(Path(__file__).parent).as_posix()
+    return zlib.crc32(name.encode()) % parts + 1
 
 
 @pytest.fixture(scope="session")

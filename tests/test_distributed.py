@@ -37,12 +37,12 @@ def free_port() -> int:
     ("arguments", "message"),
     [
         (dict(auto=True, coordinator="a:1"), "--distributed takes everything.*--coordinator is given"),
-        (dict(coordinator="a:1"), "--coordinator also needs --num_processes and --process_id"),
-        (dict(process_id=0, num_processes=2), "--num_processes also needs --coordinator"),
+        (dict(coordinator="a:1"), "--coordinator also needs --num-processes and --process-id"),
+        (dict(process_id=0, num_processes=2), "--num-processes also needs --coordinator"),
         (dict(coordinator="localhost", num_processes=2, process_id=0), "localhost: give HOST:PORT"),
         (dict(coordinator="a:99999", num_processes=2, process_id=0), "a:99999: give HOST:PORT"),
-        (dict(coordinator="a:1", num_processes=2, process_id=2), "--process_id=2 with --num_processes=2"),
-        (dict(auto=True, timeout=0), "--connect_timeout=0"),
+        (dict(coordinator="a:1", num_processes=2, process_id=2), "--process-id=2 with --num-processes=2"),
+        (dict(auto=True, timeout=0), "--connect-timeout=0"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, message):
@@ -103,15 +103,17 @@ class Pair:
         self.workdir = folder / "run"
         flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        program = f"import jax\nimport jax.numpy as jnp\nimport train\n{inspect.getsource(small_step)}\n"
-        program += "from lpl_jax.tools import cli\nfrom lpl_jax.training import step\nstep.train_step = small_step\n"
+        program = f"import jax\nimport jax.numpy as jnp\n{inspect.getsource(small_step)}\n"
+        program += (
+            "from lpl_jax.tools import cli, train\nfrom lpl_jax.training import step\nstep.train_step = small_step\n"
+        )
         program = ["-c", program + "cli.run_main(train.main)"] if small else ["train.py"]
         command = [sys.executable, *program, f"--config={folder / 'config.py'}", f"--workdir={self.workdir}"]
-        command += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=60", *overrides]
+        command += [f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2", "--connect-timeout=60", *overrides]
         self._files = [(folder / f"output{index}.txt").open("w+") for index in (0, 1)]
         self.processes = [
             subprocess.Popen(
-                [*command, f"--process_id={index}"],
+                [*command, f"--process-id={index}"],
                 cwd=ROOT,
                 env=environment,
                 stdout=file,

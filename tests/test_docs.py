@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
 FOLDERS = "lpl_jax|docs|tests|configs|benchmarks|scripts|requirements"
 CLASS_NAME_IN_FILES = "lpl_jax.MMDiT"  # written into weights, and no Python name
-NOT_YET = {"lpl_jax.open_run"}
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -73,7 +72,7 @@ def test_files_that_are_named_exist(document):
 @each_document
 def test_names_of_the_package_exist(document):
     named = set(re.findall(r"(?<![\w./-])lpl_jax(?:\.[A-Za-z_]\w*)+", document.read_text())) - {CLASS_NAME_IN_FILES}
-    assert {name for name in named if not resolves(name)} <= NOT_YET
+    assert {name for name in named if not resolves(name)} == set()
 
 
 def test_every_figure_is_shown():

@@ -1,6 +1,6 @@
 """The config of all defaults, which other configs start from; docs/config.md has every field and its meaning.
 
-    lpl train --config configs/base.py --workdir runs/mine --config.train.steps=1000
+    lpl train --config base --workdir runs/mine --config.train.steps=1000
 
 A field at None takes the default of its part or of the named preset; give it a value to change that. The same file
 describes one CPU and a TPU pod: sizes are global, and the mesh says how they are split.

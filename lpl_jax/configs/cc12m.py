@@ -1,10 +1,10 @@
 """CC12M in the paper's recipe: text to image at 256 px from scratch, then post-training at 256 or 512 px.
 
-    python -m lpl_jax.tools.prepare --source '/data/cc12m/{00000..01242}.tar' --resolution 256 \
+    lpl prepare --source '/data/cc12m/{00000..01242}.tar' --resolution 256 \
         --autoencoder cross-attention/asymmetric-autoencoder-kl-x-1-5 --tokenizer openai/clip-vit-large-patch14 \
         --out /data/cc12m256
-    python train.py --config configs/cc12m.py:256 --workdir runs/pretrain --config.data.store=/data/cc12m256
-    python train.py --config configs/cc12m.py:512,post,lpl --workdir runs/lpl512 \
+    lpl train --config cc12m:256 --workdir runs/pretrain --config.data.store=/data/cc12m256
+    lpl train --config cc12m:512,post,lpl --workdir runs/lpl512 \
         --config.train.init_from=runs/pretrain --config.data.store=/data/cc12m512
 
 Arguments are those of configs/imagenet.py (256 | 512, eps | v | flow, lpl | reference, economical, post, size of the

@@ -1,9 +1,9 @@
 """ImageNet-1k in the paper's recipe: 256 px from scratch, then post-training at 256 or 512 px with or without LPL.
 
-    python -m lpl_jax.tools.prepare --source /data/imagenet/train --autoencoder stabilityai/sdxl-vae --resolution 256 \
+    lpl prepare --source /data/imagenet/train --autoencoder stabilityai/sdxl-vae --resolution 256 \
         --out /data/latents256
-    python train.py --config configs/imagenet.py:256 --workdir runs/pretrain --config.data.store=/data/latents256
-    python train.py --config configs/imagenet.py:512,post,lpl --workdir runs/lpl512 \
+    lpl train --config imagenet:256 --workdir runs/pretrain --config.data.store=/data/latents256
+    lpl train --config imagenet:512,post,lpl --workdir runs/lpl512 \
         --config.train.init_from=runs/pretrain --config.data.store=/data/latents512
 
 Arguments, comma separated (defaults first):

@@ -1,9 +1,9 @@
 """Every row of the paper's tables and every curve of its figures that is a training run, by name (docs/paper.md).
 
-    python train.py --config configs/paper.py:table3_flow_lpl --workdir runs/paper/table3_flow_lpl \
+    lpl train --config paper:table3_flow_lpl --workdir runs/paper/table3_flow_lpl \
         --config.train.init_from=runs/paper/pretrain_flow --config.data.store=/data/latents512
 
-`python -m lpl_jax.tools.sweep` runs several of them, evaluates them and sets the paper's numbers beside ours. A row
+`lpl sweep` runs several of them, evaluates them and sets the paper's numbers beside ours. A row
 starts from `configs/imagenet.py` or `configs/cc12m.py` with some arguments and changes fields; docs/decisions.md says
 what was chosen where the paper is silent.
 """
@@ -33,7 +33,7 @@ class Row:
       changes: dotted field -> value.
       init: name of the row whose last checkpoint it starts from; None starts from scratch.
       paper: metric -> the printed value.
-      evaluate: lists for eval.py, by flag; empty: the last checkpoint, once.
+      evaluate: lists for `lpl eval`, by flag; empty: the last checkpoint, once.
       dataset: one of `DATASETS`.
       against: name of the row that this one is compared with.
       gain: metric -> the printed change from the row `against`, where the values themselves are not printed.
@@ -232,7 +232,7 @@ def _curves():
     averages = {"weights": ",".join(map(repr, decays["ema.decays"]))}
     yield from _pair("figure10", "Fig. 10", "512,eps,post", decays, "pretrain_eps", evaluate=averages)
     kept = {"train.keep_every": 10_000, "train.checkpoint_every": 10_000}
-    every = {"checkpoints": "all"}
+    every = {"checkpoint": "all"}
     scratch = kept | {"ema.start": 0}
     yield from _pair("figure14", "Fig. 14 and 16, from scratch at 256", "256,eps", scratch, evaluate=every)
     post = "256,eps,post"

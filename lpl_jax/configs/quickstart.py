@@ -1,12 +1,12 @@
 """The main job in miniature, on a CPU: `make quickstart` runs base, then post and post,lpl from its checkpoint.
 
-    python train.py --config configs/quickstart.py --workdir runs/base
-    python train.py --config configs/quickstart.py:post,lpl --workdir runs/lpl --config.train.init_from=runs/base
+    lpl train --config quickstart --workdir runs/base
+    lpl train --config quickstart:post,lpl --workdir runs/lpl --config.train.init_from=runs/base
 
 Data: random crops of the photographs inside scikit-image, 64 px; the class is the photograph. With `text` the same
 network learns from captions, through the bundled text tower:
 
-    python train.py --config configs/quickstart.py:text --workdir runs/text --config.data.source=FOLDER_OF_TARS
+    lpl train --config quickstart:text --workdir runs/text --config.data.source=FOLDER_OF_TARS
 """
 
 from lpl_jax.configs import base

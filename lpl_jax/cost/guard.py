@@ -1,5 +1,5 @@
 """Whether the compiled training step has grown: its operations, memory and communication at tiny size, against values
-that are kept in a file and renewed on purpose (`python -m lpl_jax.tools.compile_check --update-guard FILE`).
+that are kept in a file and renewed on purpose (`lpl compile-check --update-guard FILE`).
 
 The step is compiled for emulated CPU devices: what grows there by more than the tolerance, grows elsewhere, too. The
 values depend on the version of jax.
@@ -19,7 +19,7 @@ from lpl_jax.cost.compile_report import compile_report
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build, resolve
 
-UPDATE = "python -m lpl_jax.tools.compile_check --update-guard"
+UPDATE = "lpl compile-check --update-guard"
 TOLERANCE = 0.05
 # paper796 in small, wide enough that matrices are split over a mesh (`parallel.MIN_SHARD_SIZE`).
 CONFIG = {

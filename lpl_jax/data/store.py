@@ -348,7 +348,7 @@ def shards_of(unit_records: dict[int, dict[str, Any]]) -> tuple[Shard, ...]:
 def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
     """The manifest, and whether the store is finished."""
     if not folder.is_dir():
-        raise InputError(f"latent store {folder}: no such folder; python -m lpl_jax.tools.prepare makes one")
+        raise InputError(f"latent store {folder}: no such folder; lpl prepare makes one")
     path = folder / MANIFEST
     if path.is_file():
         return Manifest.from_json(path.read_text(), path), True
@@ -363,7 +363,7 @@ def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
     if not partial:
         raise InputError(
             f"latent store {folder}: is not finished, {len(done)} of its {len(units)} parts are there and it has no "
-            f"{MANIFEST}; the same call of python -m lpl_jax.tools.prepare goes on with it"
+            f"{MANIFEST}; the same call of lpl prepare goes on with it"
         )
     skipped = sum(len(record["skipped"]) for record in done.values())
     return dataclasses.replace(manifest, shards=shards_of(done), skipped=skipped), False

@@ -3,9 +3,7 @@
 import datetime
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -160,11 +158,6 @@ def key_of(made: Mapping[str, Any]) -> str:
 def matters(field: str) -> bool:
     """Whether cards that differ in this field of `made` measure different things."""
     return field.startswith(COMPARABLE) and field not in HARMLESS
-
-
-def command_line(argv: Sequence[str]) -> list[str]:
-    """The program as it was called."""
-    return [Path(sys.argv[0]).name or "python", *argv]
 
 
 def _cell(metric: Metric | None) -> str:

@@ -13,9 +13,9 @@ from lpl_jax.evaluation.sweep import draw
 from lpl_jax.io.atomic import atomic_open, write_csv, write_text
 from lpl_jax.io.paths import AnyPath
 
-# What the lists of eval.py vary, in a card.
+# What the lists of `lpl eval` vary, in a card.
 VARIED = {
-    "checkpoints": "checkpoint.step",
+    "checkpoint": "checkpoint.step",
     "weights": "checkpoint.weights",
     "guidance": "sampling.guidance",
     "steps": "sampling.steps",

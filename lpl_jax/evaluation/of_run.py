@@ -28,10 +28,10 @@ FREE = (*RESOLVED, "model.dtype", "model.remat", "model.attention", "autoencoder
 class Lists(NamedTuple):
     """What a run is evaluated with, in all combinations; an empty one stands for the run's own.
 
-    checkpoints: steps; None: all there are.
+    checkpoint: steps, or ("all",).
     """
 
-    checkpoints: Sequence[int] | None = ()
+    checkpoint: Sequence[int | str] = ()
     weights: Sequence[str] = ()
     guidance: Sequence[float] = ()
     steps: Sequence[int] = ()
@@ -120,7 +120,7 @@ def _prompts(run: Run, config: EvaluationConfig) -> Prompts | None:
 
 def _settings(run: Run, sampling: SamplingConfig, lists: Lists) -> list[Setting]:
     """All combinations of what is given, in the order of the lists."""
-    steps = run.steps if lists.checkpoints is None else [run.step(step) for step in lists.checkpoints or (None,)]
+    steps = run.steps if list(lists.checkpoint) == ["all"] else [run.step(step) for step in lists.checkpoint or (None,)]
     for guidance in lists.guidance:
         if not (math.isfinite(guidance) and guidance >= 0):
             raise InputError(f"guidance {guidance:g} is not possible: it must be finite and at least 0")

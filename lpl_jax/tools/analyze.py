@@ -1,8 +1,10 @@
-"""Analyses of a latent space on real images: the paper's Fig. 11, 12 and 13 for any autoencoder and any images.
+"""Analyse a latent space on real images: the paper's Fig. 11, 12 and 13 for any autoencoder and any images.
 
-python -m lpl_jax.tools.analyze interp --autoencoder stabilityai/sdxl-vae --images PHOTOS --resolution 512 --out interp
-python -m lpl_jax.tools.analyze irregularity --images photos --out irregularity
-python -m lpl_jax.tools.analyze outliers --images photos --taps up_2 --channels 2,8 --out outliers
+    lpl analyze interp --images photos --out out/interp --autoencoder stabilityai/sdxl-vae --resolution 512
+    lpl analyze irregularity --images photos --out out/irregularity
+    lpl analyze outliers --images photos --taps up_2 --channels 2,8 --out out/outliers
+
+What they show: docs/analyses.md.
 """
 
 import csv
@@ -22,21 +24,17 @@ from lpl_jax.data.sources import PHOTOS
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.losses import LPLConfig
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, flags
 
 PHOTO_RESOLUTION = 256
 SHOWN_IMAGES = 4  # in a figure of heat maps
 
 
 def main(argv: Sequence[str]) -> int:
-    args = _parser().parse_args(argv)
-    for name in ("count", "batch"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: must be at least 1")
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must not be negative")
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
-    autoencoder = autoencoders.load(args.autoencoder, subfolder=args.subfolder)
+    autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
     args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is noticed before the work
     args.run(args, autoencoder, names, images)
     return 0
@@ -67,7 +65,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
     config = interpolation.distance_config(autoencoder)
     keys = [(method, factor) for method in methods for factor in factors]
     errors, shown, original = {key: [] for key in keys}, {}, None
-    batches = _batches(len(images), args.batch)
+    batches = _batches(len(images), args.batch_size)
     with tqdm(total=len(batches) * len(keys), desc="interp", unit="resampling") as bar:
         for rows, valid in batches:
             batch = _to_float(images[rows])
@@ -115,7 +113,7 @@ def _interp_row(method, factor, errors, latent_shape, image_shape) -> dict:
 
 def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
     """Fig. 12: irregularity.csv and irregularity.png, the latter of the first images."""
-    options = dict(patch=args.patch, stride=args.stride, noise=args.noise, draws=args.draws, batch_size=args.batch)
+    options = dict(patch=args.patch, stride=args.stride, noise=args.noise, draws=args.draws, batch_size=args.batch_size)
     maps = []
     with tqdm(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
         for index in range(len(images)):
@@ -161,7 +159,7 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
             name = outlier_maps.tap_names(autoencoder)[tap]
             raise InputError(f"--channels {unknown[0]}: {name} has channels 0 to {maps.shape[-1] - 1}")
     parts = {tap: [] for tap in taps}
-    for rows, valid in tqdm(_batches(len(images), args.batch), desc="outliers", unit="batch"):
+    for rows, valid in tqdm(_batches(len(images), args.batch_size), desc="outliers", unit="batch"):
         latents = interpolation.encode(autoencoder, _to_float(images[rows]))
         for tap, maps in zip(taps, outlier_maps.features(autoencoder, latents, taps), strict=True):
             measured = outlier_maps.measure(maps, tap, config)[1]
@@ -263,56 +261,45 @@ def _write(path: Path, rows: Sequence[Mapping]) -> None:
         writer.writerows(rows)
 
 
-def _parser():
-    parser = cli.parser("Analyses of a latent space (paper, Fig. 11, 12, 13).")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_command_parser)
-    add = _command(commands, "interp", interp, "Fig. 11: resampled latents and what they decode to")
-    add("--methods", default=",".join(map(str, interpolation.DEFAULT_METHODS)), help="SPACE-MODE, ..., ...")
-    add(
-        "--factors",
-        default=",".join(f"{s:g}" for s in interpolation.DEFAULT_FACTORS),
-        help="sizes are divided by these",
-    )
-    add("--batch", type=int, default=8, help="images at once")
-    add = _command(commands, "irregularity", irregular, "Fig. 12: image error of noise on one patch of the latent")
-    add("--noise", default="half_variance", help=" or ".join(irregularity.NOISES))
-    add("--patch", type=int, default=irregularity.PATCH, help="side of the patch in latent pixels")
-    add("--stride", type=int, help="between patches in latent pixels (default: the patch's side)")
-    add("--draws", type=int, default=4, help="draws of noise that are averaged")
-    add("--batch", type=int, default=32, help="patches decoded at once")
-    add = _command(commands, "outliers", outliers, "Fig. 13: extreme values in decoder features and their masks")
-    add("--taps", default=str(outlier_maps.DEFAULT_TAP), help="names (mid, up_0 ...) or numbers from 0, with commas")
-    add("--channels", help="show these channels, too (numbers from 0, with commas)")
-    add("--top", type=int, default=2, help="show so many channels with the largest max/median ratio")
-    add("--show", type=int, default=0, help="number of the image that is shown, from 0")
-    add("--preset", default="paper", help="paper or reference: filters of the mask")
-    add("--batch", type=int, default=8, help="images at once")
-    return parser
+def parser() -> cli.Parser:
+    """The flags of `lpl analyze`."""
+    result = cli.Parser(__doc__, prog="lpl analyze")
+    verbs = result.add_subparsers(dest="command")
+    add = _command(verbs, "interp", interp, "Fig. 11: resampled latents and what they decode to", batch_size=8)
+    add("--methods", type=cli.text, metavar="SPACE-MODE[,...]",
+        default=",".join(map(str, interpolation.DEFAULT_METHODS)), help="ways of resampling")  # fmt: skip
+    factors = ",".join(f"{s:g}" for s in interpolation.DEFAULT_FACTORS)
+    add("--factors", type=cli.text, metavar="S[,...]", default=factors, help="sizes are divided by these")
+    about = "Fig. 12: image error of noise on one patch of the latent"
+    add = _command(verbs, "irregularity", irregular, about, batch_size=32)
+    add("--noise", **cli.one_of(irregularity.NOISES), default="half_variance", help="what is put on a patch")
+    add("--patch", type=cli.positive, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
+    add("--stride", type=cli.positive, metavar="N", help="between patches, latent pixels").note = "the patch's side"
+    add("--draws", type=cli.positive, metavar="N", default=4, help="draws of noise that are averaged")
+    about = "Fig. 13: extreme values in decoder features and their masks"
+    add = _command(verbs, "outliers", outliers, about, batch_size=8)
+    add("--taps", type=cli.text, metavar="TAP[,...]", default=str(outlier_maps.DEFAULT_TAP),
+        help="names (mid, up_0 ...) or numbers from 0")  # fmt: skip
+    add("--channels", type=cli.text, metavar="N[,...]", help="show these channels, too, by their numbers from 0")
+    add("--top", type=cli.not_negative, metavar="N", default=2, help="channels with the largest max/median ratio shown")
+    add("--show", type=cli.not_negative, metavar="N", default=0, help="number of the image that is shown, from 0")
+    add("--preset", **cli.one_of(("paper", "reference")), default="paper", help="filters of the mask")
+    return result
 
 
-def _command(commands, name: str, run: Callable, description: str) -> Callable:
-    """Adds a command with the options that all have; returns its `add_argument`."""
-    parser = commands.add_parser(name, help=description, description=description)
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("--images", required=True, help="photos (those of scikit-image), or a folder, .npz or .npy of images")
-    add("--out", required=True, type=Path, help="folder for tables and pictures")
-    add("--autoencoder", default="bundled", help="bundled, a folder in diffusers layout, or a hub id")
-    add("--subfolder", help="the autoencoder's folder inside that of a pipeline, such as vae")
-    add(
-        "--resolution", type=int, help=f"resize and crop to this side (default: {PHOTO_RESOLUTION} for photos, else no)"
-    )
-    add("--count", type=int, default=8, help="images at most, drawn by the seed")
-    add("--seed", type=int, default=0, help="of the choice of images, their crops and the noise")
-    add("--no-images", action="store_true", help="pictures without the images and their decodes, tables as ever")
-    return add
-
-
-def _command_parser(*, prog: str, description: str, **_):
-    parser = cli.parser(description)
-    parser.prog = prog
-    return parser
-
-
-if __name__ == "__main__":
-    cli.run_main(main)
+def _command(verbs, name: str, run: Callable, about: str, batch_size: int) -> Callable:
+    """Adds a command with the flags that all have; returns its `add_argument`."""
+    example = f"    lpl analyze {name} --images photos --out out/{name}"
+    result = verbs.add_parser(name, help=about, description=f"{about}\n\n{example}")
+    result.set_defaults(run=run)
+    flags.add(result, "images", required=True)
+    flags.add(result, "out", required=True)
+    flags.add(result, "autoencoder", default="bundled")
+    flags.add(result, "autoencoder-subfolder")
+    flags.add(result, "resolution", note=f"{PHOTO_RESOLUTION} for photos, else as they are")
+    flags.add(result, "count", default=8)
+    flags.add(result, "seed", default=0)
+    flags.add(result, "batch-size", default=batch_size)
+    text = "pictures without the images and their decodes, tables as ever"
+    result.add_argument("--no-images", action="store_true", help=text)
+    return result.add_argument

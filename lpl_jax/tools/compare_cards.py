@@ -1,4 +1,10 @@
-"""eval.py compare: result cards side by side."""
+"""Print result cards side by side and mark what differs in how they were made.
+
+    lpl compare runs/base/evaluation/* runs/lpl/evaluation/* --out results/both
+
+A card is what `lpl eval` leaves: the folder of an evaluation, or the card.json in it. With --out also comparison.md and
+the spectra of all are written there.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -7,16 +13,22 @@ from pathlib import Path
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
 from lpl_jax.evaluation.evaluate import read_spectra, write_spectra
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, flags
 
 
-def compare(argv: Sequence[str]) -> int:
-    """Prints cards side by side; with --out also draws their spectra together."""
-    parser = cli.parser("Print result cards side by side and mark what differs in how they were made.")
-    parser.prog = "eval.py compare"
-    parser.add_argument("cards", nargs="+", type=Path, help="folders of evaluations, or their card.json")
-    parser.add_argument("--out", type=Path, help="write comparison.md and the spectra of all into this folder")
-    args = parser.parse_args(argv)
+def parser() -> cli.Parser:
+    """The flags of `lpl compare`."""
+    result = cli.Parser(__doc__, prog="lpl compare")
+    result.add_argument(
+        "cards", nargs="+", type=flags.path, metavar="CARD", help="folder of an evaluation, or its card"
+    )
+    flags.add(result, "out")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
     folders = [path.parent if path.name == "card.json" else path for path in args.cards]
     # A pattern like RUN/evaluation/* also matches what lies beside the cards.
     if missing := [folder for folder in folders if not folder.exists()]:
@@ -28,7 +40,7 @@ def compare(argv: Sequence[str]) -> int:
         if runs := [folder for folder in others if (folder / cards.FOLDER).is_dir()]:
             print(f"evaluations of a run lie in {runs[0] / cards.FOLDER}", file=sys.stderr)
     if len(folders) < 2:
-        raise InputError("compare needs two or more result cards: eval.py compare A B ...")
+        raise InputError("compare needs two or more result cards: lpl compare A B ...")
     names = short_names(folders)
     found = {name: cards.read_card(folder) for name, folder in zip(names, folders, strict=True)}
     print(cards.compare(found, same=False), end="")

@@ -1,20 +1,7 @@
 """What a run's training step takes on each device of a machine that is not there: memory, operations, communication.
 
-    python -m lpl_jax.tools.compile_check --config configs/imagenet.py:512,lpl --topology v5e-16 \
-        --config.mesh.fsdp=16 --config.autoencoder.dtype=bfloat16
-    python -m lpl_jax.tools.compile_check --config configs/quickstart.py:lpl --topology cpu:8
-
-    --config FILE[:ARGUMENTS]       config file; --config.SECTION.FIELD=VALUE changes a field of it
-    --topology NAME                 v5e:4x4, v5p:2x2x4 (chips along each axis) | v5e-16, v5p-16 (the cloud's names)
-                                    | cpu:8 (emulated devices)
-    --batch N                       images of a step over all devices, in place of train.batch_size
-    --find-batch                    the largest batch that fits: compiled, not only computed
-    --codegen                       compile to the end; for TPUs the report is else made as soon as memory is planned,
-                                    before machine code is generated: seconds in place of minutes
-    --json FILE                     write the report there
-    --hlo FILE                      write the text of the optimised program there
-    --update-guard FILE             measure the tiny step and keep its values, which tests/guard compares with
-    --debug                         show the traceback of an error
+    lpl compile-check --config imagenet:512,lpl --topology v5e-16 --config.mesh.fsdp=16
+    lpl compile-check --config quickstart:lpl --topology cpu:8
 
 The step is the training loop's own, in full size, compiled ahead of time: no TPU, no data set and no weights are
 needed, and nothing of full size is allocated. For TPUs libtpu has to be installed: pip install "lpl_jax[tpu-compile]".
@@ -30,14 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict
-
 from lpl_jax.cost import plan
 from lpl_jax.cost import topology as topologies
 from lpl_jax.cost.topology import GIB, MESSAGES, Topology
 from lpl_jax.errors import InputError
-from lpl_jax.tools import cli, config_file
+from lpl_jax.tools import cli, config_file, flags
 
 # Set in the process that compiles, whose environment fits the topology; JAX is imported there only.
 CHILD = "LPL_JAX_COMPILE_FOR"
@@ -45,35 +29,47 @@ CHILD = "LPL_JAX_COMPILE_FOR"
 PLANS = "LPL_JAX_PLANS"
 PARTS = 16  # of the state on a slice: widths of the models have no factor 256, and over so many most would stay whole
 SHOWN = 4  # of the arrays that the partitioner copies to every device
-DASHES = {"--find-batch": "--find_batch", "--update-guard": "--update_guard"}
+
+
+def parser() -> cli.Parser:
+    """The flags of `lpl compile-check`."""
+    result = cli.Parser(__doc__, prog="lpl compile-check")
+    add = result.add_argument
+    add("--topology", type=cli.text, metavar="NAME", help="v5e:4x4, v5p:2x2x4 (chips along each axis), v5e-16, v5p-16 "
+        "(the cloud's names), or cpu:8 (emulated devices)")  # fmt: skip
+    flags.add(result, "batch-size", note="train.batch_size")
+    add("--find-batch", action="store_true", help="the largest batch that fits: compiled, not only computed")
+    add("--codegen", action="store_true", help="compile to the end; for TPUs the report is else made as soon as memory "
+        "is planned, before machine code is generated: seconds in place of minutes")  # fmt: skip
+    add("--json", type=flags.path, metavar="FILE", help="write the report there")
+    add("--hlo", type=flags.path, metavar="FILE", help="write the text of the optimised program there")
+    text = "measure the tiny step that tests/guard compares with, and keep its values; stands alone"
+    add("--update-guard", action="store_true", help=text)
+    flags.add_config(result)
+    return result
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments without the program's name -> exit status: 0, or 1 where the step does not fit."""
-    argv = [DASHES.get(arg, arg) for arg in argv]
-    config, values = config_file.parse(argv, _flags, ConfigDict() if "--update_guard" in argv else None)
-    if values.help:
-        print(__doc__)
-        return 0
-    if values.update_guard:
-        return update_guard(Path(values.update_guard), argv)
-    if values.topology is None:
+    """Arguments behind the verb -> exit status: 0, or 1 where the step does not fit."""
+    args = parser().parse_args(argv)
+    if args.update_guard:
+        return update_guard(args.update_guard, argv)
+    config = config_file.given(args)
+    if args.topology is None:
         raise InputError("no topology given: --topology v5e-16, or cpu:8 for emulated devices")
-    topology = topologies.parse(values.topology)
+    topology = topologies.parse(args.topology)
     if topology.platform == "tpu":
         topologies.check_libtpu()
-    if values.batch is not None and values.batch < 1:
-        raise InputError(f"--batch={values.batch} is not 1 or more")
     # The loop that looks for a batch compiles in processes of its own.
-    planning = topology.platform == "tpu" and not values.codegen and not values.find_batch
+    planning = topology.platform == "tpu" and not args.codegen and not args.find_batch
     if os.environ.get(CHILD) != topology.name:
         return _in_child(topology, argv, planning)
-    report = check(config, topology, argv, batch=values.batch, find=values.find_batch, hlo=values.hlo)
+    report = check(config, topology, argv, batch=args.batch_size, find=args.find_batch, hlo=args.hlo)
     print(text(report), end="")
-    if values.json:
-        Path(values.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(values.json).write_text(json.dumps(report, indent=1) + "\n")
-        print(f"written to {values.json}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written to {args.json}")
     status = 1 if report["fits"] is False else 0
     if planning:  # the compiler is still at work
         sys.stdout.flush()
@@ -83,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _in_child(topology: Topology, argv: Sequence[str], planning: bool = False, **options) -> int:
     environment = os.environ | topologies.environment(topology) | {CHILD: topology.name}
-    command = [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv]
+    command = [sys.executable, "-m", "lpl_jax", "compile-check", *argv]
     with tempfile.TemporaryDirectory() as folder:
         messages = Path(folder) / "messages"
         environment |= {MESSAGES: str(messages)}
@@ -111,16 +107,6 @@ def update_guard(file: Path, argv: Sequence[str]) -> int:
     return 0
 
 
-def _flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("topology", None, "what to compile for", flag_values=values)
-    flags.DEFINE_integer("batch", None, "images of a step", flag_values=values)
-    flags.DEFINE_boolean("find_batch", False, "the largest batch that fits", flag_values=values)
-    flags.DEFINE_boolean("codegen", False, "compile to the end", flag_values=values)
-    flags.DEFINE_string("update_guard", None, "renew the values in this file", flag_values=values)
-    flags.DEFINE_string("hlo", None, "file for the text of the program", flag_values=values)
-    flags.DEFINE_string("json", None, "file for the report", flag_values=values)
-
-
 def check(
     config,
     topology: Topology,
@@ -128,7 +114,7 @@ def check(
     *,
     batch: int | None = None,
     find: bool = False,
-    hlo: str | None = None,
+    hlo: Path | None = None,
 ) -> dict[str, Any]:
     """The report of a ConfigDict's step, see `cost.compile_report`; with `find` of the largest batch that fits.
 
@@ -189,7 +175,8 @@ def _report_of_child(topology: Topology, argv: Sequence[str], images: int) -> di
     planning = "--codegen" not in argv
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
-        other = [*argv, "--nofind_batch", f"--batch={images}", f"--json={report}"]  # the last of a flag counts
+        other = [flag for flag in argv if flag != "--find-batch"]
+        other += [f"--batch-size={images}", f"--json={report}"]  # the last of a flag counts
         status = _in_child(topology, other, planning, stdout=subprocess.DEVNULL)
         if not report.exists():
             raise InputError(f"--find-batch: a batch of {images} could not be compiled (status {status})")
@@ -309,7 +296,3 @@ def _size(size: float) -> str:
         if size >= unit:
             return f"{size / unit:,.2f} {name}"
     return f"{size / 2**10:,.2f} KiB"
-
-
-if __name__ == "__main__":
-    cli.run_main(main)

@@ -1,116 +1,154 @@
-"""A config file and its overrides on the command line, for `train.py`, `eval.py` and the tools.
+"""Config files and what a command line changes in them: --config imagenet:256,lpl --config.train.steps=1000
 
---config configs/imagenet.py:256,lpl --config.train.steps=1000 --config.data.source=/data/imagenet/train
+A name is looked for in the working directory first, then in the package: `imagenet`, `imagenet.py` and
+`configs/imagenet.py` are the same. Behind a colon stand arguments of the file's `get_config`.
 """
 
-from collections.abc import Sequence
+import argparse
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from lpl_jax.errors import InputError
+from lpl_jax.tools.cli import OVERRIDE, answer
+
+PACKAGE = Path(__file__).resolve().parents[1] / "configs"
+HELPERS = ("__init__", "recipe")  # of the package's configs, none themselves
+NOTHING = ("", "None")
+WORDS = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
-def parse(argv: Sequence[str], define=None, default: ConfigDict | None = None) -> tuple[ConfigDict, flags.FlagValues]:
-    """The ConfigDict that `--config FILE[:ARGUMENTS]` and `--config.section.field=value` describe, and all flags.
+def given(args: argparse.Namespace, default: ConfigDict | None = None) -> ConfigDict:
+    """The config of a command line: `args.config` (or the default, which is changed) with `args.overrides`.
 
-    Args:
-      argv: arguments without the program's name.
-      define: adds the program's own flags to a FlagValues.
-      default: the config where no --config is given; overrides then change this one.
-    Raises:
-      InputError: no config, a file that cannot be loaded, an unknown flag or field, or a value of the wrong type.
+    Raises InputError: no config, or what `load` and `override` raise.
     """
-    values = flags.FlagValues()
-    arguments = ["program", *argv]
-    if define is not None:
-        define(values)
-    flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this help", flag_values=values, short_name="h")
+    if args.config is not None:
+        return load(args.config, args.overrides)
+    if default is None:
+        raise InputError("no config given: --config FILE, such as --config quickstart")
+    return override(default, args.overrides)
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of one `FILE[:ARGUMENTS]`, with the fields of `--config.SECTION.FIELD=VALUE` changed.
+
+    Raises InputError: a file that is not there, or fails, or an override that is not possible.
+    """
+    if "://" in spec:
+        raise InputError(f"--config {spec} is remote; it takes local files only")
+    name, colon, arguments = spec.partition(":")
+    file = module(name)
+    if not callable(getattr(file, "get_config", None)):
+        raise InputError(f"config file {name} has no function get_config")
     try:
-        if default is not None and _spec(argv) is None:
-            config_flags.DEFINE_config_dict("config", default, flag_values=values, sys_argv=arguments)
-        else:
-            config_flags.DEFINE_config_file(
-                "config", None, "config file, with arguments behind a colon", flag_values=values, sys_argv=arguments
-            )
-        rest = values(arguments)[1:]
-        config = values.config
+        config = file.get_config(arguments) if colon else file.get_config()
     except InputError:
         raise
-    except flags.UnrecognizedFlagError as error:
-        raise InputError(f"unknown flag --{error.flagname}; possible: {_flag_names(values)}") from error
-    except (AttributeError, KeyError) as error:
-        raise InputError(_unknown_field(argv, error, default)) from error
     except Exception as error:  # a config file is a program: it may fail in any way
-        raise InputError(_reason(error, _spec(argv))) from error
-    if values.help:
-        return config, values
-    if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; possible: {_flag_names(values)}")
-    if config is None:
-        raise InputError("no config given: --config FILE, such as --config configs/quickstart.py")
-    if not isinstance(config, ConfigDict):  # a stand-in that fails once it is read, with the loader's report
-        raise InputError(f"config file {_spec(argv)}: {_load_error(config)}")
-    return config, values
+        raise InputError(f"config file {spec} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"config file {spec}: get_config returns {type(config).__name__}, not a ConfigDict")
+    return override(config, overrides)
 
 
-def load(spec: str) -> ConfigDict:
-    """The config of one `FILE[:ARGUMENTS]`. Raises InputError as `parse` does."""
-    return parse([f"--config={spec}"])[0]
-
-
-def _flag_names(values: flags.FlagValues) -> str:
-    return ", ".join(f"--{name}" for name in sorted(values) if not name.startswith("config") and len(name) > 1) + (
-        ", --config, --config.SECTION.FIELD=VALUE"
-    )
-
-
-def _unknown_field(argv: Sequence[str], error: Exception, default: ConfigDict | None) -> str:
-    """Which override names a field that the config does not have, and the fields it could have meant."""
-    spec = _spec(argv)
-    if spec is None and default is None:
-        return f"unknown field in an override: {error}"
-    config = default if spec is None else load(spec)
-    for arg in argv:
-        flag = arg.split("=")[0].lstrip("-")
-        if not flag.startswith("config."):
-            continue
-        here, path = config, "config"
-        for part in flag.split(".")[1:]:
-            if not isinstance(here, ConfigDict) or part not in here:
-                fields = ", ".join(here) if isinstance(here, ConfigDict) else "none, it is a value"
-                return f"{path} has no field {part!r}; possible: {fields}"
-            here, path = here[part] if here.get_type(part) is not None else None, f"{path}.{part}"
-    return f"config file {spec}: {error}"
-
-
-def _spec(argv: Sequence[str]) -> str | None:
-    """What follows --config."""
-    for index, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name.lstrip("-") == "config":
-            return value if equals else argv[index + 1]
-    return None
-
-
-def _load_error(config) -> str:
+def module(name: str) -> ModuleType:
+    """A config file as a module. Raises InputError: it is not there, or fails."""
+    path = find(name)
+    loader = SourceFileLoader(f"lpl_config_{path.stem}", str(path))
+    found = module_from_spec(spec_from_loader(loader.name, loader))
+    sys.modules[loader.name] = found  # dataclasses look their module up
     try:
-        config.to_dict()
-    except OSError as error:
-        return str(error).strip().splitlines()[-1].strip()
-    except AttributeError:
-        pass
-    return f"get_config returns {type(config).__name__}, not a ConfigDict"
+        loader.exec_module(found)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"config file {name} fails: {type(error).__name__}: {error}") from error
+    return found
 
 
-def _reason(error: Exception, spec: str | None) -> str:
-    """One line for a value of the wrong type, or for what went wrong while a config file was run."""
-    root = error
-    while root.__cause__ is not None or root.__context__ is not None:
-        root = root.__cause__ or root.__context__
-    if isinstance(root, InputError):
-        return str(root)
-    if str(error).startswith("flag --config.") and "\n" not in str(error):
-        return str(error)
-    return f"config file {spec} fails: {type(root).__name__}: {root}"
+def find(name: str) -> Path:
+    """The file of a config: as given or with .py, here, in configs/ or in the package. Raises InputError."""
+    place, short = Path(name).expanduser(), name.removeprefix("configs/")
+    folders = () if place.is_absolute() else (Path("configs"), PACKAGE)
+    for candidate in (place, *(folder / short for folder in folders)):
+        for path in (candidate, candidate.with_name(f"{candidate.name}.py")):
+            if path.is_file():
+                return path
+    known = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in HELPERS)
+    raise InputError(f"config file {name}: no such file{answer(place.stem, known)}")
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Changes the fields that `--config.SECTION.FIELD=VALUE` name, the last one of a field counts; returns the config.
+
+    None and an empty value are None where a field may be unset, which a placeholder says.
+    Raises InputError: an unknown section or field, or a value that it cannot have.
+    """
+    config.lock()
+    values: dict[str, list[str]] = {}  # by field: parts of a tuple may come one by one
+    for each in overrides:
+        path, _, value = each.removeprefix(OVERRIDE).partition("=")
+        values.setdefault(path, []).append(value)
+    for path, texts in values.items():
+        holder, field = _find(config, path)
+        if texts[-1] not in NOTHING:
+            _set(config, path, [text for text in texts if text not in NOTHING], holder.get_type(field))
+        elif _may_be_unset(holder, field):
+            holder[field] = None
+        else:
+            needed = f"it needs a value, such as {holder[field]!r}"
+            raise InputError(f"config.{path}={texts[-1]} is not possible: {needed}")
+    return config
+
+
+def _find(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+    """The section of a field, and its name there. Raises InputError where there is none."""
+    here, name = config, "config"
+    *sections, field = path.split(".")
+    for part in [*sections, field]:
+        if not isinstance(here, ConfigDict):
+            raise InputError(f"{name} is a value, it has no field {part!r}")
+        if part not in here:
+            raise InputError(f"{name} has no field {part!r}{_answer(config, here, part, field)}")
+        here, name = here[part], f"{name}.{part}"
+    if isinstance(here, ConfigDict):
+        raise InputError(f"{name} is a section: give {name}.FIELD=VALUE, FIELD one of {', '.join(here)}")
+    return functools.reduce(ConfigDict.__getitem__, sections, config), field
+
+
+def _answer(config: ConfigDict, section: ConfigDict, part: str, field: str) -> str:
+    """What may be meant by a part that a section does not have: a field of this name elsewhere, or a name like it."""
+    elsewhere = [name for name in _fields(config) if name.rpartition(".")[2] == field]
+    return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere and part == field else answer(part, section)
+
+
+def _fields(config: ConfigDict, section: str = "config") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{section}.{name}")
+        else:
+            yield f"{section}.{name}"
+
+
+def _may_be_unset(section: ConfigDict, field: str) -> bool:
+    value = dict(section.items(preserve_field_references=True))[field]
+    return value is None or isinstance(value, FieldReference)
+
+
+def _set(config: ConfigDict, path: str, texts: Sequence[str], kind: type) -> None:
+    """Gives a field the value that these texts mean for its type."""
+    argv, values = ["lpl", *(f"{OVERRIDE}{path}={text}" for text in texts)], flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except Exception as error:  # of many kinds, by the type of the field
+        needed = WORDS.get(kind, f"of type {kind.__name__}")
+        raise InputError(f"config.{path}={texts[-1]} is not possible: it must be {needed}") from error

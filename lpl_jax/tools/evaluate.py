@@ -1,95 +1,87 @@
-"""What eval.py does: evaluations of a run's checkpoints, or of a set of images, and cards compared."""
+"""Evaluate the checkpoints of a run, or a set of images, against real images.
 
-import functools
+    lpl eval --workdir runs/lpl --reference /data/imagenet/val
+    lpl eval --workdir runs/lpl --checkpoint 10000,20000 --weights params,0.9999
+    lpl eval --images samples/ --reference /data/imagenet/val --out results/theirs
+
+The sections sampling, mesh and evaluation of the config count; what the images depend on besides is the run's own.
+Features that were computed are not computed again. `lpl compare` sets the cards that it leaves side by side.
+"""
+
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
-from lpl_jax import distributed
+from lpl_jax.configs import base
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import cards
 from lpl_jax.evaluation.evaluate import summary
+from lpl_jax.evaluation.metrics import DISTANCES
 from lpl_jax.evaluation.of_images import evaluate_images, save_statistics
 from lpl_jax.evaluation.of_run import Lists, evaluate_run
 from lpl_jax.experiment import build, to_dict
+from lpl_jax.io.paths import PathLike
 from lpl_jax.runs import open_run
-from lpl_jax.tools import config_file
-from lpl_jax.tools.compare_cards import compare
+from lpl_jax.tools import cli, config_file, flags
 
-LISTS = {
-    "checkpoints": "steps of checkpoints, or all (the newest)",
-    "weights": "params, or names of averages such as 0.9999 (the first average)",
-    "guidance": "guidance scales (sampling.guidance)",
-    "steps": "numbers of sampling steps (sampling.steps)",
-}
+LISTS = ("checkpoint", "weights", "guidance", "steps")  # flags that take several values
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """eval.py's own flags."""
-    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
-    text("workdir", help="folder of a run: evaluate its checkpoints")
-    text("images", help="folder of images, .npz or .npy: evaluate these")
-    text("out", help="folder for cards, pictures and features")
-    text("features", help="inception or classifier, short for --config.evaluation.features")
-    text("reference", help="short for --config.evaluation.reference")
-    flags.DEFINE_integer("resolution", None, "bring --images to this size first", flag_values=values)
-    text("statistics", help="write means and covariances of --images to this .npz, to be a reference later")
-    for name, help_text in LISTS.items():
-        flags.DEFINE_list(name, None, f"comma-separated {help_text}", flag_values=values)
-    distributed.define_flags(values)
+def parser() -> cli.Parser:
+    """The flags of `lpl eval`."""
+    result = cli.Parser(__doc__, prog="lpl eval")
+    add = result.add_argument
+    flags.add(result, "workdir")
+    flags.add(result, "images")
+    flags.add(result, "out", note="WORKDIR/evaluation")
+    add("--reference", type=cli.text, metavar="SET",
+        help="real images, or .npz statistics (runs: the images that the run learns from)")  # fmt: skip
+    add("--features", **cli.one_of(DISTANCES), help="inception: FID; classifier: ours, for comparisons only")
+    flags.add(result, "resolution", note="as --images are")
+    add("--statistics", type=flags.path, metavar="FILE.npz",
+        help="only write means and covariances of --images, as pytorch-fid and ADM have them")  # fmt: skip
+    flags.add_config(result, note="that of the run, or base")
+    # Every combination of these is evaluated, with a table and curves.
+    lists = result.add_argument_group("of a run; with several values, each combination is evaluated")
+    flags.add(lists, "checkpoint", several=True, words=("all",), note="the newest")
+    flags.add(lists, "weights", several=True, note="the first average")
+    flags.add(lists, "guidance", several=True, note="sampling.guidance")
+    flags.add(lists, "steps", several=True, note="sampling.steps")
+    flags.add_processes(result)
+    return result
 
 
-def main(argv: Sequence[str], base: ConfigDict) -> int:
-    """Arguments of eval.py without the program's name -> exit status.
-
-    base: the config where neither one nor a run is given.
-    """
-    if argv[:1] == ["compare"]:
-        return compare(argv[1:])
-    config, values = config_file.parse(argv, define_flags, _default_config(argv, base))
-    distributed.initialize_from(values)
-    if bool(values.workdir) == bool(values.images):
+def main(argv: Sequence[str]) -> int:
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
+    if bool(args.workdir) == bool(args.images):
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
+    default = base.get_config()
+    config = config_file.given(args, _config_of(args.workdir, default) if args.workdir else default)
+    flags.join_processes(args)
     for name in ("features", "reference"):
-        if getattr(values, name) is not None:
-            config.evaluation[name] = getattr(values, name)
+        if getattr(args, name) is not None:
+            config.evaluation[name] = getattr(args, name)
     experiment = build(config)
-    command = ["python", *cards.command_line(argv)]
-    if values.images:
-        if used := [name for name in LISTS if getattr(values, name)]:
+    command = ["lpl", "eval", *argv]
+    lists = {name: getattr(args, name) for name in LISTS}
+    if args.images:
+        if used := [name for name, values in lists.items() if values]:
             raise InputError(f"--{used[0]} is for runs; --images takes images as they are")
-        if values.statistics:
-            return save_statistics(values.images, experiment, Path(values.statistics))
-        results = evaluate_images(values.images, experiment, values.out, command, values.resolution)
-    elif values.resolution or values.statistics:
+        if args.statistics:
+            return save_statistics(args.images, experiment, args.statistics)
+        results = evaluate_images(args.images, experiment, args.out, command, args.resolution)
+    elif args.resolution or args.statistics:
         raise InputError("--resolution and --statistics are for --images")
     else:
-        given = {name: getattr(values, name) for name in LISTS}
-        lists = Lists(
-            None if given["checkpoints"] == ["all"] else _numbers(given, "checkpoints", int),
-            given["weights"] or (),
-            _numbers(given, "guidance", float),
-            _numbers(given, "steps", int),
-        )
-        results = evaluate_run(open_run(values.workdir), experiment, lists, out=values.out, command=command)
+        chosen = Lists(**{name: values for name, values in lists.items() if values})
+        results = evaluate_run(open_run(args.workdir), experiment, chosen, out=args.out, command=command)
     if jax.process_index() == 0:
         print(summary(results))
     return 0
 
 
-def _default_config(argv: Sequence[str], base: ConfigDict) -> ConfigDict:
-    """Without --config: that of the run in --workdir, or the base config."""
-    for index, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name.lstrip("-") == "workdir" and (equals or index + 1 < len(argv)):
-            return _config_of(Path(value if equals else argv[index + 1]), base)
-    return base
-
-
-def _config_of(workdir: Path, base: ConfigDict) -> ConfigDict:
+def _config_of(workdir: PathLike, base: ConfigDict) -> ConfigDict:
     """A run's config over the base one, which knows the types of the fields that the run leaves out."""
     config = ConfigDict(base)
     with config.unlocked(), config.ignore_type():
@@ -101,11 +93,3 @@ def _config_of(workdir: Path, base: ConfigDict) -> ConfigDict:
                 if field is not None:
                     config[section][name] = field
     return config
-
-
-def _numbers(lists: dict, name: str, kind: type) -> list:
-    try:
-        return [kind(text) for text in lists.get(name) or []]
-    except ValueError:
-        needed = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"--{name}={','.join(lists[name])}: comma-separated {needed} are needed") from None

@@ -1,13 +1,13 @@
-"""Encodes a source of images into a latent store, once, before training.
+"""Encode a source of images into a latent store, once, before training.
 
-python -m lpl_jax.tools.prepare --source photos --resolution 64 --out stores/photos-64
-python -m lpl_jax.tools.prepare --source IMAGENET/train --autoencoder VAE_FOLDER --resolution 256 --out stores/in256
-python -m lpl_jax.tools.prepare --source tfds:imagenet2012 --split train ...
-python -m lpl_jax.tools.prepare --source 'gs://BUCKET/cc12m/{00000..01242}.tar' --tokenizer CLIP_FOLDER ...
+    lpl prepare --source photos --resolution 64 --out stores/photos-64
+    lpl prepare --source IMAGENET/train --autoencoder VAE_FOLDER --resolution 256 --out stores/in256
+    lpl prepare --source tfds:imagenet2012 --split train --resolution 256 --out stores/in256
+    lpl prepare --source 'gs://BUCKET/cc12m/{00000..01242}.tar' --tokenizer CLIP_FOLDER --resolution 256 --out cc12m
 
 A call that was killed goes on where it was when it is repeated. Several hosts share the work: the same call on each,
-with --distributed (or --coordinator ...) as for train.py, or with --host-index I --host-count N where they know nothing
-of each other. All write into the same folder. See docs/data.md.
+with --distributed (or --coordinator ...), or with --host-index I --host-count N where they know nothing of each other.
+All write into the same folder. See docs/data.md.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,12 @@ from lpl_jax.data.images import CROP_RULES
 from lpl_jax.data.skips import parse_limit
 from lpl_jax.data.store import DTYPES
 from lpl_jax.errors import InputError
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, flags
 
 
 def main(argv: Sequence[str]) -> int:
-    args = _parser().parse_args(argv)
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
     host_index, host_count = _host(args)
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
     if args.second_caption_key and not args.caption_key:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder),
         args.out,
         text=_text(args),
-        batch_size=args.batch,
+        batch_size=args.batch_size,
         dtype=args.dtype,
         shard_records=args.shard_records,
         read_threads=args.threads,
@@ -69,13 +70,7 @@ def _text(args) -> TextOptions:
 
 def _host(args) -> tuple[int, int]:
     """This host's number, and how many there are."""
-    distributed.initialize(
-        auto=args.distributed,
-        coordinator=args.coordinator,
-        num_processes=args.num_processes,
-        process_id=args.process_id,
-        timeout=args.connect_timeout,
-    )
+    flags.join_processes(args)
     if (args.host_index is None) != (args.host_count is None):
         raise InputError("--host-index and --host-count: give both or none")
     if args.host_count is None:
@@ -87,52 +82,50 @@ def _host(args) -> tuple[int, int]:
     return args.host_index, args.host_count
 
 
-def _parser():
-    parser = cli.parser("Encode images into a latent store.")
-    add = parser.add_argument
-    add("--source", required=True, help="photos, tfds:NAME, tar files of a webdataset, or a folder of images")
-    add("--autoencoder", default="bundled", help="bundled, a folder in diffusers layout, or a hub id")
-    add("--autoencoder-subfolder", help="the autoencoder's folder inside a pipeline, such as vae")
-    add("--resolution", type=int, required=True, help="side of the square images in pixels")
-    add("--out", required=True, help="folder of the new store, or of one to go on with")
-    add("--crop", choices=CROP_RULES, help="default: random_crop for photos, else resize_center_crop")
-    add("--crops", type=int, help="photos: random crops of each photograph (default: 256)")
-    add("--split", help="tfds: the split (default: train)")
-    add("--data-dir", help="tfds: where prepared data sets lie")
-    add("--seed", type=int, default=0, help="seed of random crops and of --limit")
-    add("--limit", type=int, help="encode only so many images, drawn at random; of a webdataset the first of each tar")
-    add("--batch", type=int, default=64, help="images encoded at once")
-    add("--dtype", choices=DTYPES, default="float16", help="type in which the moments are kept")
-    add("--shard-records", type=int, default=16384, help="images per file; a webdataset makes one file of each tar")
-    add("--threads", type=int, default=4, help="threads that read and decode images")
+def parser() -> cli.Parser:
+    """The flags of `lpl prepare`."""
+    result = cli.Parser(__doc__, prog="lpl prepare")
+    add = result.add_argument
+    add("--source", type=cli.text, metavar="SOURCE", required=True,
+        help="photos, tfds:NAME, tar files of a webdataset, or a folder of images")  # fmt: skip
+    flags.add(result, "out", required=True)
+    flags.add(result, "resolution", required=True)
+    flags.add(result, "autoencoder", default="bundled")
+    flags.add(result, "autoencoder-subfolder")
     add(
-        "--max-skipped",
-        help="unusable images to pass over: a number, or a share such as 1%% (default: 0; tar files: 1%%)",
-    )
-    text = parser.add_argument_group("captions")
-    add = text.add_argument
-    add(
-        "--caption-key",
-        help="txt (file beside the image) or field of its json; tfds: feature (default: tar files: txt)",
-    )
-    add("--second-caption-key", help="a second caption of each image, to be mixed in training")
-    add("--tokenizer", help="bundled, a CLIP folder, or a hub id (default: that of --embed-text, else bundled)")
-    add("--tokenizer-subfolder", help="its folder inside a pipeline, such as tokenizer")
-    add("--tokens", type=int, default=TextOptions.length, help="numbers kept of each caption")
-    add("--embed-text", help="also keep the outputs of this text tower: bundled, a CLIP folder, or a hub id")
-    add("--embed-subfolder", help="its folder inside a pipeline, such as text_encoder")
-    add("--embed-layer", choices=LAYERS, default=TextOptions.layer, help="states of it that are kept")
-    hosts = parser.add_argument_group("several hosts")
-    add = hosts.add_argument
-    add("--host-index", type=int, help="number of this host from 0, with --host-count")
-    add("--host-count", type=int, help="hosts that share the work and know nothing of each other")
-    add("--distributed", action="store_true", help="one of several processes; the cluster says which")
-    add("--coordinator", help="HOST:PORT of process 0, with --num_processes and --process_id")
-    add("--num_processes", type=int, help="number of processes, with --coordinator")
-    add("--process_id", type=int, help="number of this process from 0, with --coordinator")
-    add("--connect_timeout", type=int, default=300, help="seconds in which all processes must have started")
-    return parser
+        "--crop", **cli.one_of(CROP_RULES), help="of images that are not square"
+    ).note = "random_crop for photos, else resize_center_crop"
+    add("--crops", type=cli.positive, metavar="N", help="photos: random crops of each photograph").note = 256
+    add("--split", type=cli.text, metavar="NAME", help="tfds: the split").note = "train"
+    add("--data-dir", type=cli.text, metavar="FOLDER", help="tfds: where prepared data sets lie")
+    flags.add(result, "seed", default=0)
+    flags.add(result, "limit")
+    flags.add(result, "batch-size", default=64)
+    add("--dtype", **cli.one_of(DTYPES), default="float16", help="type in which the moments are kept")
+    add("--shard-records", type=cli.positive, metavar="N", default=16384,
+        help="images of a file; a webdataset makes one file of each tar")  # fmt: skip
+    add("--threads", type=cli.positive, metavar="N", default=4, help="threads that read and decode images")
+    add("--max-skipped", type=cli.text, metavar="N", help="unusable images to pass over: a number, or a share such as "
+        "1%%").note = "0; tar files: 1%"  # fmt: skip
+    _add_captions(result.add_argument_group("captions").add_argument)
+    flags.add_processes(result)
+    add = result.add_argument_group("several hosts that know nothing of each other").add_argument
+    add("--host-index", type=cli.not_negative, metavar="I", help="number of this host from 0, with --host-count")
+    add("--host-count", type=cli.positive, metavar="N", help="hosts that share the work")
+    return result
 
 
-if __name__ == "__main__":
-    cli.run_main(main)
+def _add_captions(add) -> None:
+    add("--caption-key", type=cli.text, metavar="NAME", help="txt (file beside the image), field of its json, or "
+        "feature of tfds; none: no captions").note = "txt for tar files, else none"  # fmt: skip
+    add("--second-caption-key", type=cli.text, metavar="NAME",
+        help="a second caption of each image, to be mixed in training")  # fmt: skip
+    add(
+        "--tokenizer", type=cli.text, metavar="PLACE", help="bundled, a CLIP folder, or a hub id"
+    ).note = "that of --embed-text, else bundled"
+    add("--tokenizer-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as tokenizer")
+    add("--tokens", type=cli.positive, metavar="N", default=TextOptions.length, help="numbers kept of each caption")
+    add("--embed-text", type=cli.text, metavar="PLACE",
+        help="also keep the outputs of this text tower: bundled, a CLIP folder, or a hub id")  # fmt: skip
+    add("--embed-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as text_encoder")
+    add("--embed-layer", **cli.one_of(LAYERS), default=TextOptions.layer, help="states of it that are kept")

@@ -1,30 +1,15 @@
 """What a training step costs: operations by part, XLA's own count and memory plan, and measured time.
 
-    python -m lpl_jax.tools.profile --config configs/imagenet.py:512,lpl
-    python -m lpl_jax.tools.profile --config configs/quickstart.py:lpl --run --out profile
-    python -m lpl_jax.tools.profile --table8
-
-    --config FILE[:ARGUMENTS]       config file; --config.SECTION.FIELD=VALUE changes a field of it
-    --compile                       compile the step: XLA's count of operations and its memory plan
-    --run                           also run it, on random latents: step time, images/s, MFU, peak memory
-    --repeats N                     timed steps, of which the median counts (10)
-    --peak_tflops X                 peak of one device in TFLOP/s, for MFU; known for common TPUs and GPUs
-    --out FOLDER                    write profile.json and profile.md there
-    --table8                        the paper's Tables 7 and 8 from our formulas, beside the printed values
-    --debug                         show the traceback of an error
+    lpl profile --config imagenet:512,lpl
+    lpl profile --config quickstart:lpl --run --out profile
+    lpl profile --table8
 
 No data set and no weights are needed: of the autoencoder only the architecture counts. What the numbers mean:
 docs/flops.md.
 """
 
-import functools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from absl import flags
-from ml_collections import ConfigDict
 
 from lpl_jax.cost import flops, paper_tables
 from lpl_jax.cost.architectures import open_autoencoder, open_text
@@ -32,7 +17,8 @@ from lpl_jax.cost.profile import profile_step
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import context
 from lpl_jax.experiment import build, resolve
-from lpl_jax.tools import cli, config_file
+from lpl_jax.io.atomic import write_json, write_text
+from lpl_jax.tools import cli, config_file, flags
 
 PARTS = {
     "encoder": "encoder forward",
@@ -46,22 +32,37 @@ PARTS = {
 DECODER_PARTS = ("clean_decode", "predicted_decode", "predicted_backward")
 
 
+def parser() -> cli.Parser:
+    """The flags of `lpl profile`."""
+    result = cli.Parser(__doc__, prog="lpl profile")
+    add = result.add_argument
+    add("--compile", action="store_true", help="compile the step: XLA's count of operations and its memory plan")
+    text = "also run it, on random latents: step time, images/s, MFU, peak memory"
+    add("--run", action="store_true", help=text)
+    add("--repeats", type=cli.positive, metavar="N", default=10, help="timed steps, of which the median counts")
+    add(
+        "--peak-tflops", type=cli.number, metavar="X", help="peak of one device, for MFU"
+    ).note = "known for common TPUs and GPUs"
+    flags.add(result, "out")
+    text = "the paper's Tables 7 and 8 from our formulas, beside the printed values; stands alone"
+    add("--table8", action="store_true", help=text)
+    flags.add_config(result)
+    return result
+
+
 def main(argv: Sequence[str]) -> int:
-    """Arguments without the program's name -> exit status."""
-    config, values = config_file.parse(argv, _flags, ConfigDict() if "--table8" in argv else None)
-    if values.help:
-        print(__doc__)
-        return 0
-    if values.table8:
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
+    if args.table8:
         if len(argv) > 1:
             raise InputError("--table8 stands alone: it counts the paper's own configurations")
         print(paper_tables.table8(), end="")
         return 0
-    if values.peak_tflops is not None and not values.run:
-        raise InputError("--peak_tflops is for measured steps: give --run too")
-    for name, value in (("repeats", values.repeats), ("peak_tflops", values.peak_tflops)):
-        if value is not None and value <= 0:
-            raise InputError(f"--{name}={value} is not above 0")
+    config = config_file.given(args)
+    if args.peak_tflops is not None and not args.run:
+        raise InputError("--peak-tflops is for measured steps: give --run too")
+    if args.peak_tflops is not None and args.peak_tflops <= 0:
+        raise InputError(f"--peak-tflops {args.peak_tflops:g}: must be above 0")
     if "train" in config:
         with config.unlocked():
             config.train.init_from = None  # what a run starts from costs nothing
@@ -73,34 +74,19 @@ def main(argv: Sequence[str]) -> int:
         experiment,
         autoencoder,
         text,
-        compile=values.compile or values.run,
-        run=values.run,
-        repeats=values.repeats,
-        peak=values.peak_tflops,
+        compile=args.compile or args.run,
+        run=args.run,
+        repeats=args.repeats,
+        peak=args.peak_tflops,
     )
-    report = {"autoencoder": note} | report | {"context": context(["python", "-m", "lpl_jax.tools.profile", *argv])}
-    text = markdown(report)
-    print(text, end="")
-    if values.out:
-        folder = Path(values.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "profile.md").write_text(text)
-        (folder / "profile.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\nwritten to {folder}")
+    report = {"autoencoder": note} | report | {"context": context(["lpl", "profile", *argv])}
+    page = markdown(report)
+    print(page, end="")
+    if args.out:
+        write_text(args.out / "profile.md", page)
+        write_json(args.out / "profile.json", report)
+        print(f"\nwritten to {args.out}")
     return 0
-
-
-def _flags(values: flags.FlagValues) -> None:
-    boolean = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
-    boolean("compile", help="compile the step: XLA's count of operations and its memory plan")
-    boolean("run", help="run the step on random latents")
-    boolean("table8", help="the paper's Tables 7 and 8 from our formulas")
-    flags.DEFINE_integer("repeats", 10, "timed steps", flag_values=values)
-    flags.DEFINE_float("peak_tflops", None, "peak of one device, TFLOP/s", flag_values=values)
-    flags.DEFINE_string("out", None, "folder for profile.json and profile.md", flag_values=values)
-
-
-# --- text ---
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -182,7 +168,7 @@ def _compiled(compiled, traced):
 
 def _measured(measured):
     low, high = measured["step_seconds_range"]
-    use = "unknown peak: give --peak_tflops"
+    use = "unknown peak: give --peak-tflops"
     if measured["mfu"] is not None:
         use = f"{measured['mfu']:.1%} of {measured['peak_tflops']:g}"
     memory = ", ".join(f"{name} {_size(size)}" for name, size in measured["memory"].items())
@@ -198,7 +184,3 @@ def _measured(measured):
 
 def _size(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"
-
-
-if __name__ == "__main__":
-    cli.run_main(main, keep_programs=False)

@@ -1,8 +1,8 @@
 """The main job in miniature, on real photographs, in a few minutes on a CPU.
 
-    python -m lpl_jax.tools.quickstart --config configs/quickstart.py --workdir runs/quickstart
+    lpl quickstart --workdir runs/quickstart
 
-encodes crops of photographs into a latent store, trains a class-conditional MMDiT, post-trains it twice from the same
+It encodes crops of photographs into a latent store, trains a class-conditional MMDiT, post-trains it twice from one
 checkpoint, without and with the Latent Perceptual Loss, samples from both, and leaves in the folder
 
     latents/, heldout/                    the latent stores: training crops, and other crops of the same photographs
@@ -29,29 +29,30 @@ from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
 from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
-from lpl_jax.tools import cli, config_file
-from lpl_jax.training import Objective, Result, losses, train
+from lpl_jax.tools import cli, config_file, flags
+from lpl_jax.training import Frozen, Objective, Result, losses, make_objective, train
 from lpl_jax.training.logging import read_metrics
-from lpl_jax.training.objective import make_objective
-from lpl_jax.training.state import Frozen
 
 HELDOUT_SEED = 1_000_003  # crops that no training run of a small seed draws
 
 
-def quickstart(config_path: str, workdir: Path) -> int:
-    """All of it; returns the exit status. Every part that is complete already is not done again."""
+def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int:
+    """All of it; returns the exit status. Every part that is complete already is not done again.
+
+    config: FILE[:ARGUMENTS] that takes the arguments post and lpl, too. overrides: of all three runs.
+    """
     started = time.perf_counter()
     configs = {
-        "base": config_file.load(config_path),
-        "without_lpl": config_file.load(f"{config_path}:post"),
-        "with_lpl": config_file.load(f"{config_path}:post,lpl"),
+        "base": config_file.load(config, overrides),
+        "without_lpl": config_file.load(_with(config, "post"), overrides),
+        "with_lpl": config_file.load(_with(config, "post,lpl"), overrides),
     }
     experiments = {}
-    for name, config in configs.items():
-        config.data.store = str(workdir / "latents")
+    for name, values in configs.items():
+        values.data.store = str(workdir / "latents")
         if name != "base":
-            config.train.init_from = str(workdir / "base")
-        experiments[name] = build(config)
+            values.train.init_from = str(workdir / "base")
+        experiments[name] = build(values)
     autoencoder = autoencoders.load(**dataclasses.asdict(experiments["base"].autoencoder))
     heldout = _prepare(experiments["base"], autoencoder, workdir)
 
@@ -75,6 +76,12 @@ def quickstart(config_path: str, workdir: Path) -> int:
     (workdir / "summary.md").write_text(summary + "\n")
     print(f"\n{summary}\nPictures: {workdir / 'grid.png'}, {workdir / 'losses.png'}")
     return 0
+
+
+def _with(config: str, more: str) -> str:
+    """FILE[:ARGUMENTS] with more arguments."""
+    file, _, arguments = config.partition(":")
+    return f"{file}:{','.join(filter(None, (arguments, more)))}"
 
 
 def _prepare(experiment: Experiment, autoencoder, workdir: Path) -> LatentStore:
@@ -149,13 +156,15 @@ def _psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:
     return float(np.mean(10 * np.log10(255**2 / error)))
 
 
+def parser() -> cli.Parser:
+    """The flags of `lpl quickstart`."""
+    result = cli.Parser(__doc__, prog="lpl quickstart")
+    flags.add(result, "workdir", default=Path("runs/quickstart"))
+    flags.add_config(result, default="quickstart")
+    return result
+
+
 def main(argv: Sequence[str]) -> int:
-    parser = cli.parser("Train a small latent diffusion model without and with the Latent Perceptual Loss.")
-    parser.add_argument("--config", default="configs/quickstart.py", help="config file that takes post and lpl")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
-    args = parser.parse_args(argv)
-    return quickstart(args.config, args.workdir)
-
-
-if __name__ == "__main__":
-    cli.run_main(main)
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
+    return quickstart(args.config, args.workdir, args.overrides)

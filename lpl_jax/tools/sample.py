@@ -1,8 +1,8 @@
-"""Pictures of a trained run: prompts or classes in, PNG files and a grid out.
+"""Draw images with a trained run: prompts or classes in, PNG files and a grid out.
 
-    python -m lpl_jax.tools.sample --workdir runs/cc12m --prompt "a kitten with its paws up" --prompt "a stone wall"
-    python -m lpl_jax.tools.sample --workdir runs/cc12m --prompts prompts.txt --guidance 2 --out samples
-    python -m lpl_jax.tools.sample --workdir runs/imagenet --label 207 --label 88 --count 8 --weights 0.9999
+    lpl sample --workdir runs/cc12m --prompt "a kitten with its paws up" --prompt "a stone wall"
+    lpl sample --workdir runs/cc12m --prompts prompts.txt --guidance 2 --out samples
+    lpl sample --workdir runs/imagenet --label 207 --label 88 --count 8 --weights 0.9999
 
     OUT/0003_a-stone-wall.png    number and prompt (or class), one image each
     OUT/grid.png                 all of them under their prompts, a row each
@@ -28,15 +28,14 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.runs import Run, open_run
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, flags
 
 SLUG = 40  # characters of a prompt in a file name
 
 
 def main(argv: Sequence[str]) -> int:
-    args = _parser().parse_args(argv)
-    if args.count < 1:
-        raise InputError(f"--count {args.count}: at least one image of each prompt")
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
     run = open_run(args.workdir)
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
     sampling = run.sampling(**{name: value for name, value in given.items() if value is not None})
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
-    sample = run.sampler(batch_size=args.batch, mesh=mesh, **options, **chosen)
+    sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
     images = sample([each for each in shown for _ in range(args.count)])
     if jax.process_index() == 0:
         out = args.out or run.workdir / "samples"
@@ -92,27 +91,27 @@ def _shown(run: Run, args) -> tuple[list, list[str]]:
     return prompts, prompts
 
 
-def _parser():
-    parser = cli.parser("Draw images with a trained run.")
-    parser.prog = "python -m lpl_jax.tools.sample"
-    add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run")
-    add("--prompt", action="append", help="text of a run on captions; may be given several times")
-    add("--prompts", type=Path, help="text file with a prompt on each line, or a latent store with captions")
-    add("--limit", type=int, help="use only the first so many captions of a store")
-    add("--label", type=int, action="append", help="class of a run on classes; may be given several times")
-    add("--count", type=int, default=4, help="images of each prompt or class")
-    add("--seed", type=int, default=0, help="of the noise that images start from")
-    add("--guidance", type=float, help="guidance scale; 1: none (default: the run's)")
-    add("--steps", type=int, help="steps of the sampler (default: the run's)")
-    add("--sampler", help="ddim, euler or rk4, as the paradigm allows (default: the run's)")
-    add("--spacing", help="timesteps of ddim: trailing or leading (default: the run's)")
-    add("--weights", help="params, or the name of an average such as 0.9999 (default: the first average)")
-    add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
-    add("--batch", type=int, default=16, help="images drawn at a time")
-    add("--out", type=Path, help="folder of the pictures (default: WORKDIR/samples)")
-    return parser
-
-
-if __name__ == "__main__":
-    cli.run_main(main)
+def parser() -> cli.Parser:
+    """The flags of `lpl sample`."""
+    result = cli.Parser(__doc__, prog="lpl sample")
+    add = result.add_argument
+    flags.add(result, "workdir", required=True)
+    add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
+    add(
+        "--prompts", type=flags.path, metavar="PLACE", help="text file of prompts, one a line, or a store with captions"
+    )
+    flags.add(result, "limit")
+    add("--label", action="append", type=cli.not_negative, metavar="N", help="class; may be given several times")
+    flags.add(result, "count", default=4)
+    flags.add(result, "out", note="WORKDIR/samples")
+    flags.add(result, "seed", default=0)
+    flags.add(result, "guidance", note="the run's")
+    flags.add(result, "steps", note="the run's")
+    add(
+        "--sampler", type=cli.text, metavar="NAME", help="ddim, euler or rk4, as the paradigm allows"
+    ).note = "the run's"
+    add("--spacing", type=cli.text, metavar="NAME", help="timesteps of ddim: trailing or leading").note = "the run's"
+    flags.add(result, "weights", note="the first average")
+    flags.add(result, "checkpoint", note="the newest")
+    flags.add(result, "batch-size", default=16)
+    return result

@@ -1,14 +1,14 @@
-"""Looks into a latent store.
+"""Look into a latent store.
 
-python -m lpl_jax.tools.store verify STORE                checksums and every record; status 1 where something is wrong
-python -m lpl_jax.tools.store stats STORE                 classes, latents, captions, sizes
-python -m lpl_jax.tools.store show STORE --out sheet.png    decoded images with their captions or classes
+    lpl store verify STORE                  checksums and every record; status 1 where something is wrong
+    lpl store stats STORE                   classes, latents, captions, sizes
+    lpl store show STORE --out sheet.png    decoded images with their captions or classes
+
+What is in a store: docs/data.md.
 """
 
-import functools
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from lpl_jax import autoencoders
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, flags
 
 MANY_CLASSES = 20  # more are summarised
 SMALLEST = 128  # pixels of an image on the sheet; smaller ones are enlarged by a whole number
@@ -28,7 +28,8 @@ MARGIN = 6
 
 
 def main(argv: Sequence[str]) -> int:
-    args = _parser().parse_args(argv)
+    """Arguments behind the verb -> exit status."""
+    args = parser().parse_args(argv)
     store = LatentStore(args.store, partial=args.unfinished)
     return {"verify": _verify, "stats": _stats, "show": _show}[args.verb](store, args)
 
@@ -85,8 +86,6 @@ def _classes(names: Sequence[str], counts: np.ndarray) -> list[str]:
 
 
 def _show(store: LatentStore, args) -> int:
-    if args.count < 1:
-        raise InputError(f"--count={args.count}: must be a positive number of images")
     if not len(store):
         raise InputError(f"latent store {store.path}: holds no image yet")
     autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
@@ -135,28 +134,28 @@ def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> 
     return page
 
 
-def _parser():
-    parser = cli.parser("Look into a latent store.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    add_verb = functools.partial(verbs.add_parser, allow_abbrev=False)
-    checks = add_verb("verify", help="checksums and every record")
-    stats = add_verb("stats", help="classes, latents, captions, sizes")
-    show = add_verb("show", help="decoded images on one sheet")
-    for verb in (checks, stats, show):
-        verb.add_argument("store", type=Path, help="folder of the latent store")
+def parser() -> cli.Parser:
+    """The flags of `lpl store`."""
+    result = cli.Parser(__doc__, prog="lpl store")
+    verbs = result.add_subparsers(dest="verb")
+
+    def add_verb(name: str, text: str, more: str = "") -> cli.Parser:
+        verb = verbs.add_parser(name, help=text, description=f"{text}\n\n    lpl store {name} stores/photos-64{more}")
+        verb.add_argument("store", type=flags.path, metavar="STORE", help="folder of the latent store")
         verb.add_argument("--unfinished", action="store_true", help="also one that is still being made")
-        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    stats.add_argument("--records", type=int, default=4096, help="look at so many records, drawn at random")
-    add = show.add_argument
-    add("--out", type=Path, required=True, help="image file of the sheet, such as sheet.png")
-    add("--count", type=int, default=16, help="images, drawn at random")
-    add("--columns", type=int, default=4, help="images side by side")
-    add("--seed", type=int, default=0, help="which ones are drawn")
-    add("--autoencoder", default="bundled", help="what the store was made with: bundled, a folder, or a hub id")
-    add("--autoencoder-subfolder", help="the autoencoder's folder inside a pipeline, such as vae")
-    add("--mirrored", action="store_true", help="the mirror images")
-    return parser
+        return verb
 
-
-if __name__ == "__main__":
-    cli.run_main(main)
+    add_verb("verify", "checksums and every record; status 1 where something is wrong")
+    stats = add_verb("stats", "classes, latents, captions, sizes")
+    stats.add_argument(
+        "--records", type=cli.positive, metavar="N", default=4096, help="look at so many, drawn at random"
+    )
+    show = add_verb("show", "decoded images with their captions or classes on one sheet", " --out sheet.png")
+    flags.add(show, "out", required=True)
+    flags.add(show, "count", default=16)
+    show.add_argument("--columns", type=cli.positive, metavar="N", default=4, help="images side by side")
+    flags.add(show, "seed", default=0)
+    flags.add(show, "autoencoder", default="bundled")
+    flags.add(show, "autoencoder-subfolder")
+    show.add_argument("--mirrored", action="store_true", help="the mirror images")
+    return result

@@ -1,9 +1,10 @@
 """Named experiments one after the other: train, evaluate, and the paper's numbers beside ours.
 
-    python -m lpl_jax.tools.sweep --rows 'table3_*' --workdir runs/paper --stores /data/latents \
-        -- --config.evaluation.reference=/data/imagenet/val
+    lpl sweep --rows 'table3_*' --stores /data/latents --config.evaluation.reference=/data/imagenet/val
+    lpl sweep --rows 'table2_*' --stores /data/latents -- cc12m:--config.evaluation.reference=/data/cc12m/val
+    lpl sweep --list
 
-Behind -- a flag may be for the rows of one data set, or with such names, alone:
+Flags of `lpl train` and `lpl eval` stand behind --, and may be for the rows of one data set, or with such names, alone:
 cc12m:--config.evaluation.reference=/data/cc12m/val 'table5_latent_lpips*:--config.comparison.network=FILE'.
 A row that another one starts from is run before it. Rows that train the same, such as the baselines of several tables,
 share one run, and its evaluation if that is the same too. What is done is not done again: call it again after it was
@@ -17,7 +18,6 @@ stopped. With --print the commands are printed instead, for a cluster; with --co
 
 import difflib
 import fnmatch
-import importlib.util
 import json
 import re
 import shlex
@@ -29,14 +29,15 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from lpl_jax.errors import InputError
-from lpl_jax.tools import cli, config_file
+from lpl_jax.tools import cli, config_file, flags
 
 EVALUATED = "evaluated.json"
 FLAG = re.compile(r"(?:(?P<rows>[^:=]+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
 REFERENCE = ("--config.evaluation.reference=", "--reference=")
 SETTINGS = ("--config.evaluation.", "--config.sampling.")
-EVALUATION_ONLY = (*SETTINGS, *REFERENCE, "--features=", "--checkpoints=", "--weights=", "--guidance=", "--steps=")
+EVALUATION_ONLY = (*SETTINGS, *REFERENCE, "--features=", "--checkpoint=", "--weights=", "--guidance=", "--steps=")
 PERIODIC = "--config.evaluation.every="  # evaluations during training
+COMMAND = (sys.executable, "-m", "lpl_jax")
 OWN = ("--config=", "--workdir=", "--config.train.init_from=", "--out=", "--images=")
 SIGNALLED = (130, 143)
 
@@ -48,20 +49,11 @@ class Shared(NamedTuple):
     evaluation: str
 
 
-def load(path: Path) -> ModuleType:
-    """A config file with `ROWS`: name -> row, with the attributes of those in configs/paper.py."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a config file with ROWS, such as configs/paper.py")
-    sys.path.insert(0, str(path.resolve().parents[1]))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a config file is a program: it may fail in any way
-        raise InputError(f"{path} fails: {type(error).__name__}: {error}") from error
+def load(name: str) -> ModuleType:
+    """A config file with `ROWS`: name -> row, with the attributes of those in the config paper."""
+    module = config_file.module(name)
     if not isinstance(getattr(module, "ROWS", None), dict):
-        raise InputError(f"{path} has no ROWS: a dict of named experiments is needed")
+        raise InputError(f"config file {name} has no ROWS: a dict of named experiments is needed, as in paper")
     return module
 
 
@@ -111,23 +103,24 @@ def share(module: ModuleType, extra: Sequence[str] = ()) -> tuple[dict[str, Shar
 
 
 def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The experiment of a row, with the flags that it is given, and its lists for eval.py.
+    """The experiment of a row, with the flags that it is given, and its lists for `lpl eval`.
 
     Raises InputError for flags that are not known, and configs that cannot be.
     """
-    from lpl_jax import distributed
     from lpl_jax.experiment import build
-    from lpl_jax.tools import evaluate
+    from lpl_jax.tools import evaluate, train
 
     config = module.get_config(row.name)
     if row.init is not None:
         config.train.init_from = row.init
     if given := training_flags(row, extra):
-        config, _ = config_file.parse(given, distributed.define_flags, default=config)
+        args = train.parser().parse_args(["--config=its", "--workdir=own", *given])
+        config_file.override(config, args.overrides)
     lists = dict(row.evaluate)
     if given := evaluation_flags(row, extra):
-        config, values = config_file.parse(given, evaluate.define_flags, default=config)
-        lists = {name: getattr(values, name) for name in evaluate.LISTS if getattr(values, name)}
+        args = evaluate.parser().parse_args(given)
+        config_file.override(config, args.overrides)
+        lists = {name: getattr(args, name) for name in evaluate.LISTS if getattr(args, name)}
     return build(config), lists
 
 
@@ -137,7 +130,7 @@ def flags_of(row, extra: Sequence[str]) -> list[str]:
     for match in map(FLAG.fullmatch, extra):
         everyones = match["rows"] in (None, row.dataset)
         if everyones and row.training_set and match["flag"].startswith(REFERENCE):
-            continue  # it is compared with what it learned from, eval.py's default
+            continue  # it is compared with what it learned from, the default
         if everyones or is_for(match["rows"], row):
             found.append(match["flag"])
     return found
@@ -149,14 +142,14 @@ def is_for(rows: str, row) -> bool:
 
 
 def training_flags(row, extra: Sequence[str]) -> list[str]:
-    """Those for train.py. Settings of evaluations are for it where some are made during training."""
+    """Those for `lpl train`. Settings of evaluations are for it where some are made during training."""
     given = flags_of(row, extra)
     periodic = any(flag.startswith(PERIODIC) for flag in given)
     return [flag for flag in given if not flag.startswith(EVALUATION_ONLY) or (periodic and flag.startswith(SETTINGS))]
 
 
 def evaluation_flags(row, extra: Sequence[str]) -> list[str]:
-    """Those for eval.py; given lists stand in place of the row's."""
+    """Those for `lpl eval`; given lists stand in place of the row's."""
     given = [flag for flag in flags_of(row, extra) if flag.startswith(EVALUATION_ONLY)]
     return [*(f"--{flag}={values}" for flag, values in row.evaluate.items()), *given]
 
@@ -164,9 +157,9 @@ def evaluation_flags(row, extra: Sequence[str]) -> list[str]:
 # --- commands ---
 
 
-def train_command(row, file: Path, workdir: Path, stores: Path | None, extra: Sequence[str], shared) -> list[str]:
+def train_command(row, file: str, workdir: Path, stores: Path | None, extra: Sequence[str], shared) -> list[str]:
     """The command that trains a row."""
-    command = [sys.executable, "train.py", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
+    command = [*COMMAND, "train", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
     if row.init is not None:
         command.append(f"--config.train.init_from={workdir / shared[row.init].run}")
     if stores is not None:
@@ -184,7 +177,7 @@ def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module:
     """The command that evaluates a row on the run of its own or of another row."""
     from lpl_jax.evaluation.cards import FEATURES, FOLDER
 
-    command = [sys.executable, "eval.py", f"--workdir={workdir / run}"]
+    command = [*COMMAND, "eval", f"--workdir={workdir / run}"]
     if run != row.name:
         # Its own place for cards; features and images that both need are made once.
         command.append(f"--out={workdir / row.name / FOLDER}")
@@ -199,9 +192,14 @@ def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module:
 # --- running them ---
 
 
+def shown(command: Sequence[str]) -> str:
+    """A command as a user gives it."""
+    return shlex.join(["lpl", *command[len(COMMAND) :]])
+
+
 def train(command: Sequence[str], row) -> int:
     """Trains a row; returns the exit status."""
-    print(f"\n== {row.name}: {row.where}\n{shlex.join(command)}", flush=True)
+    print(f"\n== {row.name}: {row.where}\n{shown(command)}", flush=True)
     return subprocess.run(command).returncode  # it resumes, and knows when it is done
 
 
@@ -210,11 +208,11 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     from lpl_jax.runs import checkpoints
 
     folder = workdir / row.name
-    state = {"command": list(command[1:]), "step": checkpoints.latest_step(workdir / run / "checkpoints")}
+    state = {"command": list(command[len(COMMAND) :]), "step": checkpoints.latest_step(workdir / run / "checkpoints")}
     if is_evaluated(folder, state):
         print(f"{row.name}: evaluated already")
         return 0
-    print(f"\n== {row.name}: {row.where}\n{shlex.join(command)}", flush=True)
+    print(f"\n== {row.name}: {row.where}\n{shown(command)}", flush=True)
     if status := subprocess.run(command).returncode:
         return status
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +232,7 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
     for row in rows:
         run, evaluated = shared[row.name]
         first = module.ROWS[evaluated]
-        training = train_command(module.ROWS[run], args.file, args.workdir, args.stores, extra, shared)
+        training = train_command(module.ROWS[run], args.config, args.workdir, args.stores, extra, shared)
         evaluation = evaluate_command(first, args.workdir, extra, run, module)
         steps = {("train", run): training, ("evaluate", evaluated): evaluation}
         steps = {step: command for step, command in steps.items() if step not in done}
@@ -243,7 +241,7 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
             others = [f"the run of {run}"] * (run != row.name)
             others += [f"the evaluation of {evaluated}"] * (evaluated not in (row.name, run))
             print("; ".join([f"# {row.name}: {row.where}", *others]))
-            print("".join(f"{shlex.join(['python', *command[1:]])}\n" for command in steps.values()), end="")
+            print("".join(f"{shown(command)}\n" for command in steps.values()), end="")
             continue
         for (what, _), command in steps.items():
             status = (
@@ -277,28 +275,35 @@ def printed(row) -> str:
     return ", ".join([*values, *(f"{value:g} {unit}" for unit, value in row.cost.items())])
 
 
+def parser() -> cli.Parser:
+    """The flags of `lpl sweep`."""
+    result = cli.Parser(__doc__, prog="lpl sweep")
+    add = result.add_argument
+    add("--rows", nargs="+", default=(), metavar="NAME", help="names of experiments; * stands for anything").note = None
+    flags.add(result, "workdir", default=Path("runs/paper"))
+    text = "folder of latent stores, one for each size and autoencoder"
+    add("--stores", type=flags.path, metavar="FOLDER", help=text)
+    add("--list", action="store_true", help="print all experiments and do nothing")
+    add("--print", action="store_true", help="print the commands and do nothing")
+    add("--collect", action="store_true", help="only make the tables of what is there")
+    flags.add_config(result, default="paper")
+    return result
+
+
 def main(argv: Sequence[str]) -> int:
+    """Arguments behind the verb -> exit status."""
     argv, extra = _split(argv)
-    parser = cli.parser(__doc__.splitlines()[0])
-    parser.prog = "python -m lpl_jax.tools.sweep"
-    parser.epilog = (
-        "Arguments behind -- go to train.py and eval.py; cc12m:--FLAG=VALUE is for rows of CC12M, "
-        "'table5_*:--FLAG=VALUE' for rows with such names."
-    )
-    parser.add_argument("--rows", nargs="+", default=(), help="names of experiments; * stands for anything")
-    parser.add_argument("--list", action="store_true", help="print all experiments and do nothing")
-    parser.add_argument("--file", type=Path, default=Path("configs/paper.py"), help="config file that has them")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/paper"), help="folder of the runs and tables")
-    parser.add_argument("--stores", type=Path, help="folder of latent stores, one for each size and autoencoder")
-    parser.add_argument("--print", action="store_true", help="print the commands and do nothing")
-    parser.add_argument("--collect", action="store_true", help="only make the tables of what is there")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
+    extra = [*args.overrides, *extra]
+    _check_own(extra)
     if args.list + args.print + args.collect > 1:
         raise InputError("--list, --print and --collect do different things: give one of them")
-    module = load(args.file)
+    if ":" in args.config:
+        raise InputError(f"--config {args.config}: give the file alone; --rows says which of its experiments")
+    module = load(args.config)
     for rows in {match["rows"] for match in map(FLAG.fullmatch, extra)} - {None}:
         if not any(is_for(rows, row) for row in module.ROWS.values()):
-            raise InputError(f"{rows}:--...: no row of {args.file} is of data set {rows!r} or has such a name")
+            raise InputError(f"{rows}:--...: no row of {args.config} is of data set {rows!r} or has such a name")
     shared, faults = share(module, extra)
     if args.list:
         print(listing(module.ROWS, shared))
@@ -329,10 +334,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         raise InputError(
             f"behind -- stand flags with a value, [DATASET or ROWS:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}"
         )
-    if odd := [argument for argument in extra if FLAG.fullmatch(argument)["flag"].startswith(OWN)]:
-        raise InputError(f"{odd[0]}: the sweep gives each row its own")
     return argv[:place], extra
 
 
-if __name__ == "__main__":
-    cli.run_main(main)
+def _check_own(extra: Sequence[str]) -> None:
+    if own := [argument for argument in extra if FLAG.fullmatch(argument)["flag"].startswith(OWN)]:
+        raise InputError(f"{own[0]}: the sweep gives each row its own")

@@ -31,7 +31,7 @@ def open_store(
     path = to_path(data.store, "data.store", remote=True) if data.store else workdir / "latents"
     if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
         if jax.process_count() > 1:
-            raise InputError(f"latent store {path} does not exist: make it first, python -m lpl_jax.tools.prepare")
+            raise InputError(f"latent store {path} does not exist: make it first, lpl prepare")
         if experiment.text is not None and data.source == "photos":
             raise InputError(
                 f"latent store {path} does not exist, and data.source='photos' has no captions to make it from: give "

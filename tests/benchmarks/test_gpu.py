@@ -17,7 +17,7 @@ ROOT = Path(gpu.__file__).resolve().parents[1]
 
 def run(folder, *options):
     """(exit status, name of the result, result) of a run in this process."""
-    status = gpu.main(["--miniature", "--in_process", f"--results={folder}", *options])
+    status = gpu.main(["--miniature", "--in-process", f"--results={folder}", *options])
     (path,) = folder.iterdir()
     return status, path.name, json.loads(path.read_text())
 
@@ -107,7 +107,7 @@ def test_a_failing_section_stops_no_other(tmp_path, monkeypatch, capsys):
         record(loss={"errors": [0.5], "tolerances": [0.1], "within": False})
 
     monkeypatch.setattr(gpu, "SECTIONS", {"loss": (broken, 9), "numerics": (outside, 9)})
-    assert gpu.main(["--miniature", "--in_process", f"--results={tmp_path}"]) == 1
+    assert gpu.main(["--miniature", "--in-process", f"--results={tmp_path}"]) == 1
     (path,) = tmp_path.iterdir()
     sections = json.loads(path.read_text())["sections"]
     assert sections["loss"]["status"] == "failed: RuntimeError: no such kernel" and sections["loss"]["found"] == 1

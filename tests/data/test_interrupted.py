@@ -19,7 +19,7 @@ ROOT = Path(lpl_jax.__file__).parents[1]
 
 
 def start(shards, out, tiny_folder, *options):
-    command = [sys.executable, "-m", "lpl_jax.tools.prepare", "--source", str(shards), "--resolution", "16"]
+    command = [sys.executable, "-m", "lpl_jax", "prepare", "--source", str(shards), "--resolution", "16"]
     command += ["--out", str(out), "--autoencoder", str(tiny_folder), "--batch", "1", "--tokens", "9", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -92,7 +92,7 @@ def test_two_processes_write_one_store(many, undisturbed, tmp_path, tiny_folder,
     else:
         port = free_port()
         flags = [
-            ("--coordinator", f"127.0.0.1:{port}", "--num_processes", "2", "--process_id", str(i)) for i in range(2)
+            ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", str(i)) for i in range(2)
         ]
     processes = [start(many, out, tiny_folder, "--max-skipped", "8", *given) for given in flags]
     texts = [finish(process) for process in processes]

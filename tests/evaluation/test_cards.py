@@ -14,7 +14,7 @@ from lpl_jax.evaluation.sweep import varied, write_sweep
 def card(fid=3.5, **made):
     facts = {"num_images": 100, "features.weights": "abc", "checkpoint.step": 10, "sampling.guidance": 1.5} | made
     metrics = {"fid": Metric(fid, fid - 1, fid + 1), "precision": Metric(0.75)}
-    return Card(metrics, {"recall": "no images"}, facts, cards.context(["python", "eval.py", "--x"]))
+    return Card(metrics, {"recall": "no images"}, facts, cards.context(["lpl", "eval", "--x"]))
 
 
 def test_a_card_survives_its_file_and_says_everything(tmp_path):
@@ -22,7 +22,7 @@ def test_a_card_survives_its_file_and_says_everything(tmp_path):
     path = cards.write_card(written, tmp_path / "out")
     assert cards.read_card(path) == cards.read_card(tmp_path / "out") == written
     assert {"jax", "flax", "numpy", "python", "lpl_jax"} <= set(written.context["versions"])
-    assert written.context["command"] == "python eval.py --x"
+    assert written.context["command"] == "lpl eval --x"
     page = (tmp_path / "out" / "card.md").read_text()
     for expected in ("| FID | 3.5 | 2.5 to 4.5 | lower |", "| precision | 0.75 | - | higher |", "- recall: no images"):
         assert expected in page

@@ -25,7 +25,7 @@ def read(path):
 
 
 def test_interp(argv, tmp_path, capsys):
-    options = ["--methods", "pixel-bilinear,latent-nearest", "--factors", "1,2", "--count", "3", "--batch", "2"]
+    options = ["--methods", "pixel-bilinear,latent-nearest", "--factors", "1,2", "--count", "3", "--batch-size", "2"]
     assert main(argv("interp", tmp_path, *options)) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and out.startswith("3 images, 4 resamplings: latent MSE orders pairs of them ")
@@ -49,7 +49,19 @@ def test_interp(argv, tmp_path, capsys):
 
 
 def test_irregularity(argv, tmp_path, capsys):
-    options = ["--count", "2", "--draws", "1", "--stride", "3", "--batch", "4", "--noise", "fixed_norm", "--no-images"]
+    options = [
+        "--count",
+        "2",
+        "--draws",
+        "1",
+        "--stride",
+        "3",
+        "--batch-size",
+        "4",
+        "--noise",
+        "fixed_norm",
+        "--no-images",
+    ]
     assert main(argv("irregularity", tmp_path, *options)) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.startswith("2 images, 9 positions, 1 draws, fixed_norm: error ")
@@ -62,7 +74,20 @@ def test_irregularity(argv, tmp_path, capsys):
 
 
 def test_outliers(argv, tmp_path, capsys):
-    options = ["--count", "3", "--batch", "2", "--taps", "mid,up_2", "--channels", "5", "--top", "1", "--show", "2"]
+    options = [
+        "--count",
+        "3",
+        "--batch-size",
+        "2",
+        "--taps",
+        "mid,up_2",
+        "--channels",
+        "5",
+        "--top",
+        "1",
+        "--show",
+        "2",
+    ]
     assert main(argv("outliers", tmp_path, *options)) == 0
     out = capsys.readouterr().out
     assert [line.split(":")[0] for line in out.splitlines()] == ["mid", "up_2"]
@@ -101,16 +126,16 @@ def test_a_folder_gives_as_many_as_asked_for(image_folder):
         ("interp", ["--methods", "latent-cubic"], "method 'latent-cubic' is not one of"),
         ("interp", ["--factors", "0.5"], "--factors 0.5: must be numbers of 1 or more"),
         ("interp", ["--factors", "two"], "--factors 'two': needed: numbers"),
-        ("interp", ["--count", "0"], "--count 0: must be at least 1"),
+        ("interp", ["--count", "0"], "--count 0: must be 1 or more"),
         ("interp", ["--images", "nowhere"], "image set nowhere does not exist"),
         ("interp", ["--autoencoder", "nowhere"], "no autoencoder at 'nowhere'"),
         ("interp", ["--resolution", "30"], "needs sides divisible by 8"),
         ("irregularity", ["--patch", "9"], "patch=9: must be 1 to 8"),
-        ("irregularity", ["--noise", "white"], "noise='white' is not one of"),
-        ("irregularity", ["--draws", "0"], "draws=0: must be at least 1"),
+        ("irregularity", ["--noise", "white"], "--noise white is not possible; possible: "),
+        ("irregularity", ["--draws", "0"], "--draws 0: must be 1 or more"),
         ("outliers", ["--taps", "up_9"], "tap 'up_9'"),
         ("outliers", ["--channels", "99"], "--channels 99: up_2 has channels 0 to 7"),
-        ("outliers", ["--preset", "other"], "lpl.preset='other'"),
+        ("outliers", ["--preset", "other"], "--preset other is not possible; possible: paper, reference"),
         ("outliers", ["--show", "8"], "--show 8: must be 0 to 7"),
         ("outliers", ["--top", "0"], "--top 0: must be at least 0, and at least 1"),
     ],

@@ -15,7 +15,7 @@ from lpl_jax import autoencoders
 from lpl_jax.cost import compile_report, hlo, topology
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build, resolve
-from lpl_jax.tools import compile_check, compile_table, config_file
+from lpl_jax.tools import compile_check
 
 ROOT = Path(compile_check.__file__).parents[2]
 TINY = [
@@ -39,7 +39,7 @@ def here(monkeypatch):
 def call(argv, folder, **environment):
     """The program as a user starts it: (finished process, its report)."""
     finished = subprocess.run(
-        [sys.executable, "-m", "lpl_jax.tools.compile_check", *argv, f"--json={folder / 'report.json'}"],
+        [sys.executable, "-m", "lpl_jax", "compile-check", *argv, f"--json={folder / 'report.json'}"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
@@ -50,7 +50,7 @@ def call(argv, folder, **environment):
 
 def test_emulated_devices(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv(compile_check.CHILD, "cpu:8")  # this process has them
-    argv = [*TINY, *SPLIT, "--topology=cpu:8", "--batch=24", f"--json={tmp_path / 'report.json'}"]
+    argv = [*TINY, *SPLIT, "--topology=cpu:8", "--batch-size=24", f"--json={tmp_path / 'report.json'}"]
     assert compile_check.main([*argv, f"--hlo={tmp_path / 'hlo.txt'}"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert f"{compile_check.text(report)}written to" in capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_emulated_devices(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_of_its_own_has_as_many_devices_as_asked_for(tmp_path):
-    finished, report = call([*TINY, "--topology=cpu:3", "--batch=6"], tmp_path)
+    finished, report = call([*TINY, "--topology=cpu:3", "--batch-size=6"], tmp_path)
     assert finished.stderr == "" and report["devices"] == 3 and report["mesh"]["data"] == 3
 
 
@@ -261,7 +261,7 @@ def test_unknown_memory_has_no_largest_batch():
         ([*TINY], "no topology given"),
         ([*TINY, "--topology=v5e-17"], "v5e-17 is no slice that there is"),
         ([*TINY, "--topology=v5e-16"], 'pip install "lpl_jax\\[tpu-compile\\]"'),
-        ([*TINY, "--topology=cpu:8", "--batch=0"], "--batch=0 is not 1 or more"),
+        ([*TINY, "--topology=cpu:8", "--batch-size=0"], "--batch-size 0: must be 1 or more"),
         (["--topology=cpu:8"], "no config given"),
     ],
 )
@@ -269,35 +269,3 @@ def test_mistakes_are_named(argv, message, monkeypatch):
     monkeypatch.setattr(topology, "has_libtpu", lambda: False)
     with pytest.raises(InputError, match=message):
         compile_check.main(argv)
-
-
-# --- the table ---
-
-
-def test_cells_of_the_table_are_configs_that_exist():
-    cells = compile_table.cells()
-    assert len(cells) == 36 == len({cell.name for cell in cells})
-    for cell in cells:
-        flags = [flag for flag in cell.arguments if flag.startswith("--config")]
-        experiment = build(config_file.parse([*flags, f"--config.train.batch_size={cell.batch}"])[0])
-        assert experiment.resolution == cell.resolution and (experiment.lpl is None) == (cell.loss == "none")
-        slice_ = topology.parse(cell.slice)
-        assert slice_.devices == compile_table.CHIPS[cell.slice] and cell.batch % slice_.devices == 0
-
-
-def test_table_shows_both_steps_and_what_is_missing():
-    def report(peak, compiled):
-        return {
-            "state": 2**30, "hbm": 16 * 2**30, "fits": peak < 16, "memory": {"peak": peak * 2**30},
-            "flops": {"compiled": compiled * 1e12, "traced": compiled * 2e12},
-            "collectives": {"all-gather": {"count": 1, "bytes": 2**29}},
-        }  # fmt: skip
-
-    results = {"paper796 256 none v5e-16": report(4, 10), "paper796 256 lpl v5e-16": report(5, 15)}
-    results |= {"paper796 512 none v5e-16": report(20, 10), "paper796 512 economical v5e-16": report(21, 12)}
-    lines = compile_table.table(results).splitlines()
-    assert len(lines) == 2 + 16 + 4
-    assert "| paper796 | 512 | v5e-16 | 16 | 5 of 16 | 1.00 | 20.00 (does not fit) | - | - |" in lines[2]
-    assert "| paper796 | 512 | v5e-16 | 16 | economical | 1.00 | 20.00 (does not fit) | 21.00 " in lines[3]
-    values = "| 1.00 | 4.00 | 5.00 | 1.25 | 16.00 | 0.50 | 0.50 | 10.0 | 15.0 | 1.50 |"
-    assert f"| paper796 | 256 | v5e-16 | 64 | 5 of 16 {values}" in lines[4]

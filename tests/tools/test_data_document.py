@@ -12,23 +12,19 @@ import pytest
 from PIL import Image
 
 import lpl_jax
-import train as train_program
 from lpl_jax.data import LatentStore
 from lpl_jax.runs import checkpoints
-from lpl_jax.tools import prepare, store
+from lpl_jax.tools import verbs
 
 DOCUMENT = Path(lpl_jax.__file__).parents[1] / "docs/data.md"
-PROGRAMS = {"lpl_jax.tools.prepare": prepare.main, "lpl_jax.tools.store": store.main, "train.py": train_program.main}
 # What makes a job of minutes one of seconds; nothing else is changed.
 SMALL = ["model.hidden=16", "model.depth=2", "train.batch_size=8", "train.steps=1", "train.log_every=1"]
 
 
 def documented():
-    """(program, arguments) of each command line of the document, continued lines joined."""
+    """Arguments of `lpl` in each command line of the document, continued lines joined."""
     text = DOCUMENT.read_text().replace("\\\n", " ")
-    for line in re.findall(r"^    python (.+)$", text, re.M):
-        program, *arguments = shlex.split(line.removeprefix("-m "))
-        yield program, arguments
+    return [shlex.split(line) for line in re.findall(r"^    lpl (.+)$", text, re.M)]
 
 
 def picture(seed, size=(70, 64)):
@@ -62,16 +58,15 @@ def place(tmp_path, monkeypatch):
 
 
 def test_the_document_has_three_ways_of_three_commands():
-    programs = [program for program, _ in documented()]
-    assert programs == ["lpl_jax.tools.prepare", "lpl_jax.tools.store", "train.py"] * 3 + ["lpl_jax.tools.store"] * 2
+    assert [arguments[0] for arguments in documented()] == ["prepare", "store", "train"] * 3 + ["store"] * 2
 
 
 @pytest.mark.slow
 def test_the_documented_commands(place, capsys):
-    for program, arguments in documented():
-        if program == "train.py":
+    for arguments in documented():
+        if arguments[0] == "train":
             arguments += [f"--config.{change}" for change in SMALL]
-        assert PROGRAMS[program](arguments) == 0, (program, arguments)
+        assert verbs.main(arguments) == 0, arguments
     for name in ("images", "captioned", "shards"):
         assert len(LatentStore(f"stores/{name}")) == 8
         assert np.asarray(Image.open(f"stores/{name}.png")).std() > 5

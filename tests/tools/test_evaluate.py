@@ -1,4 +1,4 @@
-"""eval.py from the command line, on a tiny run and on images of other people."""
+"""`lpl eval` and `lpl compare` from the command line, on a tiny run and on images of other people."""
 
 import csv
 import json
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as program
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
@@ -19,6 +18,7 @@ from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.experiment import build, resolve
 from lpl_jax.runs import checkpoints
 from lpl_jax.tools import compare_cards
+from lpl_jax.tools import evaluate as program
 from lpl_jax.training import train
 from lpl_jax.training.logging import read_metrics
 
@@ -89,7 +89,7 @@ def test_the_same_call_again_computes_no_features(run, evaluated, image_folder, 
 
 def test_a_sweep_evaluates_all_combinations(run, image_folder, tmp_path, capsys):
     arguments = ["--workdir", str(run), "--reference", str(image_folder), *FAST, "--out", str(tmp_path)]
-    program.main([*arguments, "--checkpoints", "2,3", "--weights", "params,0.9"])
+    program.main([*arguments, "--checkpoint", "2,3", "--weights", "params,0.9"])
     (path,) = tmp_path.glob("sweep_*.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -116,7 +116,7 @@ def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):
     assert a.metrics == b.metrics
     assert a.made["images.fingerprint"] != b.made["images.fingerprint"]
     capsys.readouterr()
-    program.main(["compare", str(evaluated), str(tmp_path / "a"), "--out", str(tmp_path / "both")])
+    compare_cards.main([str(evaluated), str(tmp_path / "a"), "--out", str(tmp_path / "both")])
     shown = capsys.readouterr().out
     assert "Not comparable" not in shown  # the same reference, network and number
     assert "| checkpoint.step | 3 | - |" in shown
@@ -128,7 +128,7 @@ def test_other_settings_have_a_card_of_their_own(run, evaluated, image_folder, t
     assert len(list((run / "evaluation").glob("step3_*"))) == 2
     folders = list(map(str, (run / "evaluation").iterdir()))  # features/ is among them
     capsys.readouterr()
-    assert program.main(["compare", *folders]) == 0
+    assert compare_cards.main(folders) == 0
     shown = capsys.readouterr()
     assert "metrics.k (!)" in shown.out and "left out, no result cards: " in shown.err
     images = ["--images", str(image_folder), "--reference", str(image_folder), "--out", str(tmp_path)]
@@ -169,11 +169,11 @@ def test_small_evaluations_during_training(tiny_config, image_folder, tmp_path):
     [
         ([], "one of --workdir RUN .* and --images"),
         (["--workdir", "{run}", "--images", "x"], "one of --workdir RUN"),
-        (["--workdir", "{run}", "--checkpoints", "7"], "no checkpoint of step 7.*2, 3"),
+        (["--workdir", "{run}", "--checkpoint", "7"], "no checkpoint of step 7.*2, 3"),
         (["--workdir", "{run}", "--weights", "0.7"], "weights '0.7'.*params, 0.5, 0.9"),
-        (["--workdir", "{run}", "--guidance", "much"], "--guidance=much: comma-separated numbers"),
+        (["--workdir", "{run}", "--guidance", "much"], "--guidance much: must be a number"),
         (["--workdir", "{run}", "--steps", "2,5000"], "steps must be an integer between 1 and 1000, got 5000"),
-        (["--workdir", "{run}", "--steps", "1.5"], "--steps=1.5: comma-separated whole numbers"),
+        (["--workdir", "{run}", "--steps", "1.5"], "--steps 1.5: must be a whole number"),
         (["--workdir", "{run}", "--guidance", "1,-1"], "guidance -1 is not possible"),
         (["--workdir", "{run}", "--resolution", "64"], "--resolution and --statistics are for --images"),
         (["--workdir", "{run}", "--config.evaluation.k=0"], "evaluation.k=0"),
@@ -198,10 +198,10 @@ def test_mistakes_are_named(run, image_folder, tmp_path, arguments, message):
     places = dict(run=run, images=image_folder, tmp=tmp_path / "empty", stats=stats)
     (tmp_path / "empty").mkdir()
     given = [argument.format(**places) for argument in arguments]
-    if given[:1] != ["compare"]:
-        given += ["--features", "classifier"]
     with pytest.raises(InputError, match=message):
-        program.main(given)
+        if given[:1] == ["compare"]:
+            compare_cards.main(given[1:])
+        program.main([*given, "--features", "classifier"])
     assert not list((tmp_path / "empty").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""eval.py on a run that was trained on captions: images of the prompts, each scored against its own."""
+"""`lpl eval` on a run that was trained on captions: images of the prompts, each scored against its own."""
 
 import json
 
@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-import eval as program
 from lpl_jax import autoencoders, text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
@@ -14,6 +13,7 @@ from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_featur
 from lpl_jax.experiment import build, resolve
 from lpl_jax.runs import open_run
 from lpl_jax.text.tokenizer import vocabulary_of
+from lpl_jax.tools import evaluate as program
 
 PROMPTS = ["a red bird", "two dogs", "snow"]
 LENGTH = 12

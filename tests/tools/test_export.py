@@ -20,7 +20,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
 from lpl_jax.io import tensors
 from lpl_jax.runs import Run, checkpoints, open_run
-from lpl_jax.tools import cli, config_file, export
+from lpl_jax.tools import cli, config_file, import_run, verbs
 
 CONFIG = """
 from lpl_jax.configs import base
@@ -59,7 +59,7 @@ def here(root, tmp_path, monkeypatch):
 
 def call(argv, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.run_main(export.main, argv.split())
+        cli.run_main(verbs.main, argv.split())
     return caught.value.code, *capsys.readouterr()
 
 
@@ -93,14 +93,14 @@ def read_about(place):
     ("run", "place", "flags", "layout"),
     [
         ("labels", "new/one.safetensors", "", "lpl_jax"),
-        ("labels", "new/folder", "--layout lpl_jax --weights params --step 3", "lpl_jax"),
+        ("labels", "new/folder", "--layout lpl_jax --weights params --checkpoint 3", "lpl_jax"),
         ("text", "new/folder", "--weights 0.9", "diffusers"),
-        ("text", "one.safetensors", "--layout lpl_jax --step 3", "lpl_jax"),
+        ("text", "one.safetensors", "--layout lpl_jax --checkpoint 3", "lpl_jax"),
     ],
 )
 def test_what_comes_out_is_what_the_checkpoint_holds(run, place, flags, layout, here, capsys):
-    status, out, err = call(f"--workdir {run} --out {place} {flags}", capsys)
-    step = 3 if "--step" in flags else 6
+    status, out, err = call(f"export --workdir {run} --out {place} {flags}", capsys)
+    step = 3 if "--checkpoint" in flags else 6
     name = next((name for name in ("params", "0.9") if name in flags), "0.5")
     assert (status, err) == (0, "")
     opened = open_run(here / run)
@@ -133,9 +133,9 @@ def test_diffusers_folders_go_through_a_run_and_come_back(here, capsys, caplog):
         qk_norm="rms_norm",
     )
     theirs.save_pretrained("theirs")
-    status, out, _ = call("--import theirs --config config.py:text --workdir imported", capsys)
+    status, out, _ = call("import theirs --config config.py:text --workdir imported", capsys)
     assert status == 0 and out.startswith("imported: a run at step 0, ") and out.endswith(" parameters from theirs\n")
-    assert call("--workdir imported --out back", capsys)[0] == 0
+    assert call("export --workdir imported --out back", capsys)[0] == 0
     logging.getLogger("diffusers").addHandler(caplog.handler)
     again = SD3Transformer2DModel.from_pretrained("back")
     logging.getLogger("diffusers").removeHandler(caplog.handler)
@@ -151,9 +151,9 @@ def test_diffusers_folders_go_through_a_run_and_come_back(here, capsys, caplog):
 
 
 def test_an_imported_run_has_the_weights_everywhere(here, target_of, capsys):
-    assert call("--workdir labels --out one.safetensors --step 3", capsys)[0] == 0
+    assert call("export --workdir labels --out one.safetensors --checkpoint 3", capsys)[0] == 0
     overrides = "--config.train.steps=7 --config.model.dtype=bfloat16"
-    assert call(f"--import one.safetensors --config config.py {overrides} --workdir new/run", capsys)[0] == 0
+    assert call(f"import one.safetensors --config config.py {overrides} --workdir new/run", capsys)[0] == 0
     want = open_run("labels").params(weights="0.5", step=3)
     for weights in ("params", "0.5", "0.9"):
         run = open_run("new/run")
@@ -168,18 +168,18 @@ def test_an_imported_run_has_the_weights_everywhere(here, target_of, capsys):
 
 
 def test_a_model_without_a_class_in_diffusers_says_why_and_what_takes_it(here, capsys):
-    err = refused("--workdir labels --out folder", capsys)
+    err = refused("export --workdir labels --out folder", capsys)
     assert not lacks(err, "num_classes = 3", "pooled_dim = 0", "--layout lpl_jax", ".safetensors")
-    err = refused("--workdir text --out one.safetensors --layout diffusers", capsys)
+    err = refused("export --workdir text --out one.safetensors --layout diffusers", capsys)
     assert not lacks(err, "one.safetensors", "'diffusers'", "give a folder")
 
 
 def test_nothing_is_written_over(here, capsys):
     for place in ("config.py", "text", "one.safetensors"):
         Path("one.safetensors").write_text("mine")
-        assert f"{place} exists" in refused(f"--workdir labels --out {place} --layout lpl_jax", capsys)
+        assert f"{place} exists" in refused(f"export --workdir labels --out {place} --layout lpl_jax", capsys)
     assert Path("one.safetensors").read_text() == "mine"
-    assert "text exists" in refused("--import labels --config config.py --workdir text", capsys)
+    assert "text exists" in refused("import labels --config config.py --workdir text", capsys)
 
 
 def edit_config(**fields):
@@ -205,7 +205,7 @@ def damage(run):
 @pytest.mark.parametrize(
     ("change", "flags", "words"),
     [
-        (lambda run: None, "--step 5", ["no checkpoint of step 5", "3, 6"]),
+        (lambda run: None, "--checkpoint 5", ["no checkpoint of step 5", "3, 6"]),
         (lambda run: None, "--weights 0.999", ["weights '0.999' are not in run", "params, 0.5, 0.9"]),
         (damage, "", ["checkpoints/6 is damaged", "other steps in its folder: 3"]),
         (lambda run: shutil.rmtree(run / "checkpoints"), "", ["run has no checkpoint yet"]),
@@ -222,7 +222,7 @@ def damage(run):
 def test_runs_that_cannot_be_exported(change, flags, words, here, capsys, monkeypatch):
     Path("labels").rename("run")
     change(here / "run")
-    err = refused(f"--workdir run --out new.safetensors {flags}", capsys)
+    err = refused(f"export --workdir run --out new.safetensors {flags}", capsys)
     assert not lacks(err, *words)
 
 
@@ -230,13 +230,13 @@ def test_a_model_that_diverged_is_not_exported(here, capsys, monkeypatch):
     params = open_run("labels").params()
     params["head"]["out"]["bias"] = params["head"]["out"]["bias"] * np.float32("nan")
     monkeypatch.setattr(Run, "params", lambda *_, **__: params)
-    assert "undefined values in head/out/bias" in refused("--workdir labels --out new.safetensors", capsys)
+    assert "undefined values in head/out/bias" in refused("export --workdir labels --out new.safetensors", capsys)
 
 
 def test_weights_of_another_model_are_listed_field_by_field_and_parameter_by_parameter(here, capsys):
-    call("--workdir labels --out one.safetensors", capsys)
+    call("export --workdir labels --out one.safetensors", capsys)
     changes = "--config.model.num_classes=4 --config.model.context_attn=shared --config.model.base_grid=4"
-    err = refused(f"--import one.safetensors --config config.py {changes} --workdir new", capsys)
+    err = refused(f"import one.safetensors --config config.py {changes} --workdir new", capsys)
     assert not lacks(
         err,
         "num_classes = 3 there, 4 in the config",
@@ -245,7 +245,7 @@ def test_weights_of_another_model_are_listed_field_by_field_and_parameter_by_par
         "label_embed/embedding has shape (4, 16), the config needs (5, 16)",
         *(f"surplus {part}/context_attn/{name}/kernel" for part in ("blocks", "last_block") for name in "qkv"),
     )
-    err = refused("--import one.safetensors --config config.py:text --workdir new", capsys)
+    err = refused("import one.safetensors --config config.py:text --workdir new", capsys)
     assert not lacks(
         err, "missing context_embed/kernel", "surplus label_embed/embedding", "missing pooled_mlp/fc1/bias"
     )
@@ -254,19 +254,19 @@ def test_weights_of_another_model_are_listed_field_by_field_and_parameter_by_par
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("--import labels --workdir new", ["no config given"]),
-        ("--import labels --config config.py", ["--workdir NEWRUN is needed"]),
-        ("--import= --config config.py --workdir new", ["--import PLACE is needed"]),
-        ("--import labels --config config.py --workdir new --out x", ["unknown flag --out", "--import"]),
-        ("--import ./nowhere --config config.py --workdir new", ["nowhere/config.json does not exist"]),
-        ("--import nowhere.safetensors --config config.py --workdir new", ["nowhere.safetensors", "No such file"]),
-        ("--import labels --config config.py --workdir new", ["labels/config.json: class None"]),
-        ("--import labels --config config.py --config.resolution=31 --workdir new", ["not divisible by 8"]),
+        ("import labels --workdir new", ["missing --config"]),
+        ("import labels --config config.py", ["missing --workdir"]),
+        ("import --config config.py --workdir new", ["missing SOURCE"]),
+        ("import labels --config config.py --workdir new --out x", ["unknown flag --out; possible: ", "--workdir"]),
+        ("import ./nowhere --config config.py --workdir new", ["nowhere/config.json does not exist"]),
+        ("import nowhere.safetensors --config config.py --workdir new", ["nowhere.safetensors", "No such file"]),
+        ("import labels --config config.py --workdir new", ["labels/config.json: class None"]),
+        ("import labels --config config.py --config.resolution=31 --workdir new", ["not divisible by 8"]),
         (
-            "--import labels --config config.py --config.train.init_from=text --workdir new",
-            ["train.init_from=text", "without --import"],
+            "import labels --config config.py --config.train.init_from=text --workdir new",
+            ["train.init_from=text", "starts from by itself"],
         ),
-        ("--import config.py --config config.py --workdir new", ["config.py", "only safetensors"]),
+        ("import config.py --config config.py --workdir new", ["config.py", "only safetensors"]),
     ],
 )
 def test_mistakes_of_an_import(argv, words, here, capsys):
@@ -274,10 +274,10 @@ def test_mistakes_of_an_import(argv, words, here, capsys):
 
 
 def test_a_network_of_absurd_size_is_not_worked_out(here, capsys, monkeypatch):
-    call("--workdir labels --out one.safetensors", capsys)
+    call("export --workdir labels --out one.safetensors", capsys)
     made, init = [], weight_files.init
     monkeypatch.setattr(weight_files, "init", lambda config, key: made.append(config.hidden) or init(config, key))
-    argv = "--import one.safetensors --config config.py --config.model.hidden=1000000000 --workdir new"
+    argv = "import one.safetensors --config config.py --config.model.hidden=1000000000 --workdir new"
     assert not lacks(refused(argv, capsys), "hidden = 16 there, 1000000000 in the config", "out of all proportion")
     assert made == [16], "the shapes of the file's network alone"
 
@@ -295,17 +295,17 @@ def test_pickles_are_never_executed(name, here, capsys):
     (here / "w/config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
     (here / name).write_bytes(pickle.dumps({"proj_out.bias": Hostile()}))
     place = "w" if "/" in name else name
-    assert "safetensors" in refused(f"--import {place} --config config.py --workdir new", capsys)
+    assert "safetensors" in refused(f"import {place} --config config.py --workdir new", capsys)
     assert not Path("marker").exists()
     pickle.loads((here / name).read_bytes())
     assert Path("marker").exists(), "the pickle would have done it"
 
 
 def test_a_tampered_file_is_refused_by_the_import(here, capsys):
-    call("--workdir labels --out one.safetensors", capsys)
+    call("export --workdir labels --out one.safetensors", capsys)
     content = Path("one.safetensors").read_bytes()
     Path("one.safetensors").write_bytes(content[:-4])
-    assert "one.safetensors is damaged" in refused("--import one.safetensors --config config.py --workdir new", capsys)
+    assert "one.safetensors is damaged" in refused("import one.safetensors --config config.py --workdir new", capsys)
 
 
 def test_nothing_has_its_name_before_it_is_whole(here, monkeypatch):
@@ -331,26 +331,18 @@ def test_nothing_has_its_name_before_it_is_whole(here, monkeypatch):
         assert not Path("new").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "to_dict", lambda experiment: {})
+    monkeypatch.setattr(import_run, "to_dict", lambda experiment: {})
     monkeypatch.setattr(checkpoints.Checkpointer, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
-        export.import_run("place", experiment, Path("new"))
+        import_run.import_run("place", experiment, Path("new"))
     assert not Path("new").exists() and not list(here.glob(".*"))
 
 
 def test_what_a_killed_write_leaves_is_refused(here, capsys):
-    call("--workdir labels --out place --layout lpl_jax", capsys)
+    call("export --workdir labels --out place --layout lpl_jax", capsys)
     Path("place/config.json").unlink()  # it is written last
     Path("place").rename(".place.1.partial")
     with pytest.raises(InputError, match="config.json does not exist"):
         denoisers.load(".place.1.partial")
-    call("--workdir labels --out place --layout lpl_jax", capsys)
+    call("export --workdir labels --out place --layout lpl_jax", capsys)
     assert load_file("place/model.safetensors")
-
-
-def test_help_tells_both_ways(capsys):
-    for argv in ("--help", "--import x --help"):
-        with pytest.raises(SystemExit) as caught:
-            cli.run_main(export.main, argv.split())
-        assert caught.value.code == 0
-        assert not lacks(capsys.readouterr().out, "--import", "--config", "--workdir", "--out")

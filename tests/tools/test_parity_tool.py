@@ -8,8 +8,8 @@ import pytest
 
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
-from lpl_jax.tools.parity import __main__ as tool
 from lpl_jax.tools.parity import autoencoders, denoisers, loss, samplers, text, twins
+from lpl_jax.tools.parity import program as tool
 from lpl_jax.tools.parity.comparison import Settings, close, equal, equal_by_name
 
 
@@ -52,7 +52,7 @@ def test_samplers_and_both_files_of_the_report(run, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "parity.json").read_text())
     for what in (report["command"], report["date"], "seed 7", report["result"], report["device"]):
         assert what in saved
-    assert report["command"].startswith("python -m lpl_jax.tools.parity samplers --seed 7")
+    assert report["command"].startswith("lpl parity samplers --seed 7")
     for package in ("lpl_jax", "python", "jax", "flax", "numpy", "torch", "diffusers", "transformers", "torchdiffeq"):
         assert f"{package} {report['versions'][package]}" in saved
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in saved.splitlines() if line[:1] == "|"][
@@ -223,7 +223,7 @@ def test_which_parts_run():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sampler"], "part 'sampler' given; possible: autoencoders, loss, denoisers, samplers, text"),
+        (["sampler"], "there is no part 'sampler' (did you mean samplers?)"),
         (["samplers", "--text", "x"], "--text belongs to text; given with samplers"),
         (["--autoencoder", "./nowhere"], "no autoencoder at './nowhere'"),
         (["--denoiser", "./nowhere"], "not a folder with a denoiser"),

@@ -13,7 +13,7 @@ from lpl_jax.tools.prepare import main, prepare
 
 def test_photos_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "photos"
-    argv = ["--source", "photos", "--crops", "2", "--resolution", "32", "--out", str(out), "--batch", "16"]
+    argv = ["--source", "photos", "--crops", "2", "--resolution", "32", "--out", str(out), "--batch-size", "16"]
     argv += ["--seed", "3"]
     assert main(argv) == 0
     first = capsys.readouterr()
@@ -44,7 +44,7 @@ def test_folder_from_the_command_line(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((20, 24, 3), 50 * i, np.uint8)).save(path)
     argv = ["--source", str(tmp_path / "images"), "--resolution", "16"]
-    argv += ["--limit", "4", "--dtype", "float32", "--shard-records", "3", "--crop", "center_crop", "--batch", "8"]
+    argv += ["--limit", "4", "--dtype", "float32", "--shard-records", "3", "--crop", "center_crop", "--batch-size", "8"]
     assert main([*argv, "--out", str(tmp_path / "store")]) == 0
     manifest = json.loads((tmp_path / "store/manifest.json").read_text())
     assert [shard["records"] for shard in manifest["shards"]] == [3, 1]

@@ -71,7 +71,7 @@ def test_full_size_config_is_counted_without_weights_or_data(tmp_path, capsys):
 
 def test_tiny_step_is_counted_compiled_and_run(tmp_path, tiny_folder):
     argv = [*TINY, f"--config.autoencoder.source={tiny_folder}"]
-    report, text = call([*argv, "--run", "--repeats=3", "--peak_tflops=0.5"], tmp_path)
+    report, text = call([*argv, "--run", "--repeats=3", "--peak-tflops=0.5"], tmp_path)
     # The traced step holds exactly the products of the formulas, as nothing is computed again here.
     exact = dataclasses.replace(flops.USUAL, first_layers=False)
     model = preset("tiny", hidden=16, depth=3, heads=2, num_classes=2, context_pre_only=False)
@@ -152,10 +152,10 @@ def test_peaks_of_devices(kind, peak):
     "argv, message",
     [
         ([], "no config given"),
-        ([*TINY, "--peak_tflops=1"], "give --run too"),
+        ([*TINY, "--peak-tflops=1"], "give --run too"),
         ([*TINY, "--config.autoencoder.source=./nowhere"], "no autoencoder at './nowhere'"),
         ([*TINY, "--config.train.batch_size=12"], "train.batch_size=12 is not divisible by the 8 shards"),
-        ([*TINY, "--repeats=0"], "--repeats=0 is not above 0"),
+        ([*TINY, "--repeats=0"], "--repeats 0: must be 1 or more"),
     ],
 )
 def test_mistakes_are_named(argv, message):

@@ -1,4 +1,4 @@
-"""tools.sample: pictures of runs on text and on classes, reproducible, with what made them; and what is refused."""
+"""`lpl sample`: pictures of runs on text and on classes, reproducible, with what made them; and what is refused."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_classes_become_pictures(runs, tmp_path):
             ["--label", "1", "--sampler", "euler"],
             "sampling.sampler='euler' with paradigm 'eps'; possible: ddim",
         ),
-        ("classes", ["--label", "1", "--count", "0"], "at least one"),
+        ("classes", ["--label", "1", "--count", "0"], "--count 0: must be 1 or more"),
         ("classes", ["--label", "1", "--weights", "0.7"], "0.7"),
         ("text", ["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""python -m lpl_jax.tools.store on stores that are whole, damaged, or still being made."""
+"""`lpl store` on stores that are whole, damaged, or still being made."""
 
 import shutil
 
@@ -132,7 +132,7 @@ def test_show(captioned, tiny_folder, tmp_path, capsys):
         assert np.asarray(image).std() > 5
     with pytest.raises(InputError, match="was made with autoencoder"):
         main(argv)
-    with pytest.raises(InputError, match="--count=0"):
+    with pytest.raises(InputError, match="--count 0"):
         main([*argv, "--count", "0"])
 
 

@@ -15,7 +15,6 @@ from lpl_jax.evaluation.cards import Card, Metric
 from lpl_jax.tools import sweep
 
 ROOT = Path(paper.__file__).parents[2]
-FILE = ROOT / "configs" / "paper.py"
 
 
 def names(*patterns):
@@ -60,15 +59,15 @@ def test_a_shared_run_is_trained_once_and_evaluated_for_each(capsys, monkeypatch
     assert sweep.main(rows) == 0
     lines = capsys.readouterr().out.splitlines()[3:]
     run, own = tmp_path / "table3_flow_lpl", tmp_path / "table9_flow"
-    assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train.py", "eval.py", "eval.py"]
+    assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train", "eval", "eval"]
     assert lines[-2].endswith("the run of table3_flow_lpl")
     assert lines[-1] == (
-        f"python eval.py --workdir={run} --out={own}/evaluation --config.evaluation.cache={run}/evaluation/features "
+        f"lpl eval --workdir={run} --out={own}/evaluation --config.evaluation.cache={run}/evaluation/features "
         "--config.sampling.sampler=rk4 --config.sampling.steps=250"
     )
     assert sweep.main(["--rows", "table6_base", "table5_l2", "--workdir", str(tmp_path), "--print"]) == 0
     lines = capsys.readouterr().out.splitlines()[3:]
-    assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train.py", "eval.py"]
+    assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train", "eval"]
 
 
 def test_rows_against_the_training_set_take_no_other_reference(capsys, monkeypatch):
@@ -104,9 +103,9 @@ def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_p
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     run, start = tmp_path / "figure10_base", tmp_path / "pretrain_eps"
     assert lines[2:] == [
-        f"python train.py --config=configs/paper.py:figure10_base --workdir={run} --config.train.init_from={start} "
+        f"lpl train --config=paper:figure10_base --workdir={run} --config.train.init_from={start} "
         "--config.data.store=/s/512_sdxl-vae --config.train.steps=3",
-        f"python eval.py --workdir={run} --weights=0.999,0.9995,0.99975,0.9999,0.99995 --config.evaluation.k=5",
+        f"lpl eval --workdir={run} --weights=0.999,0.9995,0.99975,0.9999,0.99995 --config.evaluation.k=5",
     ]
     called = []
 
@@ -118,10 +117,10 @@ def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_p
 
     monkeypatch.setattr(sweep.subprocess, "run", fake)
     assert sweep.main(["--rows", "figure10_base", *rest]) == 0
-    assert [" ".join(["python", *command[1:]]) for command in called] == lines
+    assert [" ".join(["lpl", *command[3:]]) for command in called] == lines
     called.clear()
     assert sweep.main(["--rows", "figure10_base", *rest]) == 0  # training says itself that it is done
-    assert [command[1] for command in called] == ["train.py", "train.py"]
+    assert [command[3] for command in called] == ["train", "train"]
     called.clear()
     rest[-1] = "--config.evaluation.kk=5"
     with pytest.raises(InputError, match="pretrain_eps: config.evaluation has no field 'kk'"):
@@ -151,7 +150,7 @@ def test_flags_for_rows_by_name(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     flag = "table5_latent_lpips*:--config.comparison.network=FILE"
     assert sweep.main(["--rows", "table5_*", "--workdir", str(tmp_path), "--print", "--", flag]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "train.py" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lpl train")]
     given = [line for line in lines if line.endswith("--config.comparison.network=FILE")]
     assert len(lines) == 8 and [line.split()[3].rsplit("/", 1)[1] for line in given] == [
         "table5_latent_lpips", "table5_latent_lpips_gated"
@@ -160,7 +159,7 @@ def test_flags_for_rows_by_name(capsys, monkeypatch, tmp_path):
 
 def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 130}))
-    arguments = ["--rows", "pretrain_v", "--file", str(FILE), "--workdir", str(tmp_path)]
+    arguments = ["--rows", "pretrain_v", "--config", "paper", "--workdir", str(tmp_path)]
     assert sweep.main(arguments) == 130
     found = capsys.readouterr()
     assert "pretrain_v was stopped; call again to go on (status 130)" in found.err
@@ -180,7 +179,7 @@ def write(run, fid, name="step10", **made):
 
 def collect(tmp_path, *names):
     rows = ["--rows", *names] if names else []
-    assert sweep.main([*rows, "--file", str(FILE), "--workdir", str(tmp_path), "--collect"]) == 0
+    assert sweep.main([*rows, "--config", "paper", "--workdir", str(tmp_path), "--collect"]) == 0
     with (tmp_path / "results.csv").open() as file:
         return {row["name"]: row for row in csv.DictReader(file)}
 
@@ -252,7 +251,7 @@ def test_evaluations_of_lists_are_a_figure(tmp_path, monkeypatch):
     write(tmp_path / "figure18_base", 2.0, "0", **{"checkpoint.weights": "params"})
     collect(tmp_path, "figure18_*")
     points, axis, levels = calls["figure18"]
-    assert axis == "checkpoints" and not levels
+    assert axis == "checkpoint" and not levels
     assert points[0] == ("figure18_base", 10, "params", 2.0)
     assert [point[1:3] for point in points[1:]] == [
         (9, "params"), (9, "0.9999"), (10, "params"), (10, "0.9999"), (100, "params"), (100, "0.9999")
@@ -273,7 +272,7 @@ def test_values_of_a_list_are_compared_with_their_counterparts(tmp_path, capsys)
 
 
 def test_documented_list_is_the_list(capsys):
-    assert sweep.main(["--list", "--file", str(FILE)]) == 0
+    assert sweep.main(["--list", "--config", "paper"]) == 0
     listed = capsys.readouterr().out
     assert listed in (ROOT / "docs/paper.md").read_text()
     assert all(f"`{name}`" in listed for name in paper.ROWS)
@@ -283,10 +282,10 @@ def test_documented_list_is_the_list(capsys):
     "arguments, message",
     [
         ([], "no experiments given"),
-        (["--rows", "x", "--file", "none.py"], "none.py: no such file"),
+        (["--rows", "x", "--config", "none.py"], "none.py: no such file"),
         (["--rows", "x", "--", "steps=3"], "behind -- stand flags"),
     ],
 )
 def test_mistakes(arguments, message):
     with pytest.raises(InputError, match=message):
-        sweep.main(arguments if "--file" in arguments else [*arguments[:2], "--file", str(FILE), *arguments[2:]])
+        sweep.main(arguments if "--config" in arguments else [*arguments[:2], "--config", "paper", *arguments[2:]])

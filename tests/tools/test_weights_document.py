@@ -12,14 +12,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import lpl_jax
-import train as train_program
 from lpl_jax import denoisers
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
 from lpl_jax.parallel import make_mesh
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.text import TextSource
-from lpl_jax.tools import config_file, export
+from lpl_jax.tools import config_file, import_run, verbs
 from lpl_jax.training import loop, train
 
 DOCUMENT = Path(lpl_jax.__file__).parents[1] / "docs/weights.md"
@@ -42,7 +41,7 @@ def get_config(arguments=""):
 def documented(language):
     """The code blocks of the document: indented commands, or the fenced blocks of a language."""
     if language == "commands":
-        return re.findall(r"^    python (.+)$", DOCUMENT.read_text().replace("\\\n", " "), re.M)
+        return re.findall(r"^    lpl (.+)$", DOCUMENT.read_text().replace("\\\n", " "), re.M)
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
 
 
@@ -74,13 +73,11 @@ def test_the_documented_commands(place, monkeypatch, capsys):
     assert len(commands) == 6
     tuned = {}
     for command in commands:
-        program, *argv = command.removeprefix("-m ").split()
-        main = {"lpl_jax.tools.export": export.main, "train.py": train_program.main}[program]
         with monkeypatch.context() as patch:
             if "runs/tuned" in command:  # up to the first step, whose loss another test compiles
                 patch.setattr(loop, "term_weight", lambda *_, **__: 2.0)
                 patch.setattr(loop, "_loop", lambda *given: tuned.update(state=given[1]) or loop.Result(None, 0, 0, 0))
-            assert main(argv) == 0, command
+            assert verbs.main(command.split()) == 0, command
     want = open_run("runs/base").params()
     assert_same(tuned["state"].params, want)
     assert_same(tuned["state"].emas["0.9999"], want)
@@ -150,7 +147,7 @@ def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
     denoisers.save(experiment.model, params, tmp_path / "one.safetensors")
     config = tiny_config(model__depth=1, model__context_pre_only=False, ema__decays=(), **with_lpl)
     experiment = build(config)
-    export.import_run(str(tmp_path / "one.safetensors"), experiment, tmp_path / "run")
+    import_run.import_run(str(tmp_path / "one.safetensors"), experiment, tmp_path / "run")
     weighed, begun = [], []
 
     def weigh(*_, **__):

@@ -258,7 +258,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, w
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_readme_command_on_real_imagenet_photographs(shared, tmp_path, capfd):
-    """`python train.py --config configs/imagenet.py:256,lpl ...` at a size for this machine."""
+    """`lpl train --config imagenet:256,lpl ...` at a size for this machine."""
     import train as program
 
     status = program.main(

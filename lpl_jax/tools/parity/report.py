@@ -26,7 +26,7 @@ def header(argv: Sequence[str], seed: int) -> dict:
     device = jax.devices()[0]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
     return {
-        "command": shlex.join(["python", "-m", "lpl_jax.tools.parity", *argv]),
+        "command": shlex.join(["lpl", "parity", *argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": f"{device.platform} ({device.device_kind})",

@@ -1,7 +1,7 @@
 """The table of docs/scaling.md: what full-size steps take on TPU slices, compiled one by one.
 
-    python -m lpl_jax.tools.compile_table --results benchmarks/results/compile.json --run
-    python -m lpl_jax.tools.compile_table --results benchmarks/results/compile.json
+    python -m benchmarks.compile_table --results benchmarks/results/compile.json --run
+    python -m benchmarks.compile_table --results benchmarks/results/compile.json
 
     --results FILE      JSON with what was compiled; the table is made of it
     --run               compile what is missing there, each in a process of its own; may be stopped and called again
@@ -74,7 +74,7 @@ def slice_flags(name: str, batch: int) -> list[str]:
     """Of `compile_check`, for the steps that are compared with each other."""
     return [
         f"--topology={name}",
-        f"--batch={batch}",
+        f"--batch-size={batch}",
         "--config.mesh.data=-1",
         f"--config.mesh.fsdp={min(compile_check.PARTS, CHIPS[name])}",
         "--config.autoencoder.dtype=bfloat16",

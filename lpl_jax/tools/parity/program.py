@@ -1,6 +1,11 @@
-"""Compares every frozen part with PyTorch and prints a table; exit status 1 if anything is out of its tolerance.
+"""Compare every frozen part with PyTorch on the same weights, and print a table.
 
-See `lpl_jax.tools.parity` for examples.
+    lpl parity                                     everything, on tiny random weights
+    lpl parity samplers text                       some parts
+    lpl parity --autoencoder FOLDER --out OUT      the weights in a folder; parity.json and parity.md in OUT
+
+A network that is named is compared in place of tiny random ones, and the loss end to end on the autoencoder; TAESD's
+.pth files count as one. Images are --resolution high and half as wide again. Status 1 if anything is out of tolerance.
 """
 
 import importlib
@@ -15,7 +20,7 @@ from pathlib import Path
 import jax
 
 from lpl_jax.errors import InputError
-from lpl_jax.tools import cli
+from lpl_jax.tools import cli, flags
 from lpl_jax.tools.parity import report
 from lpl_jax.tools.parity.comparison import Comparison, Group, Settings
 
@@ -39,11 +44,12 @@ QUIET = {
 
 
 def main(argv: Sequence[str]) -> int:
-    args = _parser().parse_args(argv)
+    """Arguments behind the verb -> exit status: 1 if anything is out of its tolerance."""
+    args = parser().parse_args(argv)
     parts = choose_parts(args.parts, {name: getattr(args, name) for name in PATHS})
     check_packages(parts)
     if args.out:
-        report.check_folder(Path(args.out))
+        report.check_folder(args.out)
     head = report.header(argv, args.seed)
     with tempfile.TemporaryDirectory() as scratch, jax.default_matmul_precision("highest"):
         paths = {name: getattr(args, name) for name in PATHS}
@@ -51,30 +57,30 @@ def main(argv: Sequence[str]) -> int:
         rows = list(compare(parts, settings, debug=args.debug))
     print("\n" + report.markdown(head, rows))
     if args.out:
-        report.save(Path(args.out), head, rows)
+        report.save(args.out, head, rows)
         print(f"saved as {report.JSON} and {report.MARKDOWN} in {args.out}")
     return 0 if all(row.ok for row in rows) else 1
 
 
-def _parser():
-    parser = cli.parser("Compare every frozen part with PyTorch on the same weights, and print a table.")
-    add = parser.add_argument
+def parser() -> cli.Parser:
+    """The flags of `lpl parity`."""
+    result = cli.Parser(__doc__, prog="lpl parity")
+    add = result.add_argument
     add("parts", nargs="*", metavar="PART", help=f"what to compare: {', '.join(PARTS)}. None given: all of them, or, "
-        "if a PATH is given, those that it concerns")  # fmt: skip
-    add("--autoencoder", metavar="PATH", help="compare this autoencoder in place of tiny random ones, and the loss end "
-        "to end on it: bundled, a folder in diffusers layout, one with TAESD's .pth files, or a hub id")  # fmt: skip
-    add("--denoiser", metavar="PATH", help="compare this SD3 transformer (a folder in diffusers layout)")
-    add("--text", metavar="PATH", help="compare this CLIP model (a folder in transformers layout)")
-    add("--out", metavar="FOLDER", help="save parity.json and parity.md there")
-    add("--resolution", type=int, default=64, help="height of images in pixels; their width is half as much again")
-    add("--seed", type=int, default=0, help="seed of random weights and inputs")
-    return parser
+        "if a network is named, those that it concerns")  # fmt: skip
+    flags.add(result, "autoencoder")
+    add("--denoiser", type=cli.text, metavar="FOLDER", help="an SD3 transformer in diffusers layout")
+    add("--text", type=cli.text, metavar="FOLDER", help="a CLIP model in transformers layout")
+    flags.add(result, "out")
+    flags.add(result, "resolution", default=64)
+    flags.add(result, "seed", default=0)
+    return result
 
 
 def choose_parts(named: Sequence[str], paths: dict[str, str | None]) -> list[str]:
     """The parts to run, in the order of PARTS. Raises InputError for an unknown one, and for a path that none uses."""
     if unknown := [part for part in named if part not in PARTS]:
-        raise InputError(f"part {', '.join(map(repr, unknown))} given; possible: {', '.join(PARTS)}")
+        raise InputError(f"there is no part {unknown[0]!r}{cli.answer(unknown[0], PARTS)}")
     given = [option for option, path in paths.items() if path is not None]
     for option in given:
         if named and not set(named) & set(PATHS[option]):
@@ -124,7 +130,3 @@ def run(group: Group, debug: bool = False) -> Iterator[Comparison]:
             traceback.print_exc()
         note = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         yield Comparison("crashed", float("nan"), float("nan"), 0.0, 0, note=note)
-
-
-if __name__ == "__main__":
-    cli.run_main(main)

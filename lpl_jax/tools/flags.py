@@ -1,0 +1,100 @@
+"""Flags that several verbs have: one name, one type and one wording for the same thing everywhere.
+
+Flags of a single verb are in its own module. A `Flag` without a type is a switch.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lpl_jax import distributed
+from lpl_jax.tools import cli
+
+
+class Flag(NamedTuple):
+    """What a flag is wherever it is."""
+
+    type: Any
+    metavar: str | None
+    help: str
+
+
+def path(given: str) -> Path:
+    """A file or folder; ~ is the user's home."""
+    return Path(cli.text(given)).expanduser()
+
+
+FLAGS = {
+    # configs and runs
+    "config": Flag(
+        cli.text, "FILE[:ARGUMENTS]", "config, such as imagenet:256,lpl: a file here or one of the package (lpl config)"
+    ),
+    "workdir": Flag(path, "FOLDER", "folder of the run; quickstart, sweep: of the runs"),
+    "checkpoint": Flag(cli.not_negative, "STEP", "step of the checkpoint"),
+    "weights": Flag(cli.text, "NAME", "params, or the name of an average such as 0.9999"),
+    "out": Flag(path, "PLACE", "where results go: a folder; export, store show: or a file"),
+    # images
+    "images": Flag(cli.text, "SET", "folder of images, .npz or .npy; analyze: or photos, those of scikit-image"),
+    "resolution": Flag(cli.positive, "SIDE", "side of the images, pixels; others are resized and cropped to it"),
+    "count": Flag(cli.positive, "N", "how many images; sample: of each prompt or class"),
+    "limit": Flag(
+        cli.positive, "N", "use only so many: images, drawn by the seed (prepare); captions, in turn (sample)"
+    ),
+    "batch-size": Flag(cli.positive, "N", "images at a time, over all devices"),
+    "seed": Flag(cli.not_negative, "N", "every random choice follows from it"),
+    # networks and samplers
+    "autoencoder": Flag(cli.text, "PLACE", "bundled, a folder in diffusers layout, or a hub id"),
+    "autoencoder-subfolder": Flag(cli.text, "NAME", "the autoencoder's folder inside a pipeline, such as vae"),
+    "guidance": Flag(cli.number, "SCALE", "guidance scale; 1: none"),
+    "steps": Flag(cli.positive, "N", "steps of the sampler"),
+    # several processes
+    "distributed": Flag(None, None, "one of several processes; TPU pod, SLURM or Open MPI say which"),
+    "coordinator": Flag(cli.text, "HOST:PORT", "or by hand: where process 0 listens"),
+    "num-processes": Flag(cli.positive, "N", "number of processes, with --coordinator"),
+    "process-id": Flag(cli.not_negative, "I", "number of this process from 0, with --coordinator"),
+    "connect-timeout": Flag(cli.positive, "SECONDS", "in which all processes must have started"),
+}
+PROCESSES = ("distributed", "coordinator", "num-processes", "process-id", "connect-timeout")
+
+
+def add(parser, name: str, *, several: bool = False, words: Sequence[str] = (), note: str | None = None, **options):
+    """Adds a flag of the table.
+
+    several: it takes values with commas between them, or one of `words`, such as all. note: stands in the help as the
+    default, where that depends on something else.
+    """
+    flag = FLAGS[name]
+    if flag.type is None:
+        action = parser.add_argument(f"--{name}", action="store_true", help=flag.help, **options)
+    else:
+        kind = cli.Several(flag.type, words) if several else flag.type
+        metavar = f"{flag.metavar}[,...]" if several else flag.metavar
+        action = parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=flag.help, **options)
+    if note is not None:
+        action.note = note
+
+
+def add_config(parser: cli.Parser, **options) -> None:
+    """Adds --config and what changes its fields, as `config_file.given` takes them."""
+    parser.overrides = True
+    text = "--config.SECTION.FIELD=VALUE changes a field of it; None, or nothing behind =, leaves the field unset"
+    add(parser.add_argument_group("config", text), "config", **options)
+
+
+def add_processes(parser: cli.Parser) -> None:
+    """Adds the flags of several processes, as `join_processes` takes them."""
+    group = parser.add_argument_group("several processes (docs/scaling.md)")
+    for name in PROCESSES:
+        add(group, name, **({"default": 300} if name == "connect-timeout" else {}))
+
+
+def join_processes(args: argparse.Namespace) -> None:
+    """See `distributed.initialize`: before any other use of jax."""
+    distributed.initialize(
+        auto=args.distributed,
+        coordinator=args.coordinator,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+        timeout=args.connect_timeout,
+    )

@@ -1,0 +1,87 @@
+"""The program `lpl` (also `python -m lpl_jax`): its verbs, of which only the chosen one is imported."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import lpl_jax
+from lpl_jax import compile_cache, xla_flags
+from lpl_jax.errors import InputError
+from lpl_jax.tools import cli
+
+
+class Verb(NamedTuple):
+    """A module of this package with `parser() -> cli.Parser` and `main(argv) -> exit status`, and what it does.
+
+    tuned: with XLA's flags for GPUs. kept: what is compiled is kept for the next call; not where that is measured.
+    """
+
+    module: str
+    help: str
+    tuned: bool = False
+    kept: bool = True
+
+
+VERBS = {
+    "train": Verb("train", "train a model, with or without the Latent Perceptual Loss", tuned=True),
+    "eval": Verb("evaluate", "evaluate checkpoints of a run, or a set of images", tuned=True),
+    "compare": Verb("compare_cards", "result cards of evaluations side by side"),
+    "sample": Verb("sample", "draw images with a trained run"),
+    "prepare": Verb("prepare", "encode images into a latent store, before training"),
+    "store": Verb("store", "look into a latent store: verify, stats, show"),
+    "export": Verb("export", "write the weights of a run for others to read"),
+    "import": Verb("import_run", "make a run from weights"),
+    "parity": Verb("parity.program", "compare every frozen part with PyTorch"),
+    "sweep": Verb("sweep", "the paper's experiments one after the other, with its numbers beside ours"),
+    "profile": Verb("profile", "what a training step costs: operations, memory, time", kept=False),
+    "compile-check": Verb("compile_check", "what a training step takes on devices that are not there"),
+    "analyze": Verb("analyze", "figures about a latent space: interp, irregularity, outliers"),
+    "quickstart": Verb("quickstart", "the main job in miniature, on a CPU in minutes"),
+    "config": Verb("config", "every field of a config with its meaning, or a config with all its values"),
+}
+
+
+def usage() -> str:
+    """What `lpl` alone prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        f"usage: lpl VERB ... | lpl VERB --help | lpl --version\n\nLatent Perceptual Loss in JAX. Verbs:\n\n{verbs}\n\n"
+        "For example:\n\n  lpl quickstart\n  lpl train --config imagenet:256,lpl --workdir runs/lpl256"
+    )
+
+
+def verb_of(command: Sequence[str]) -> str:
+    """The verb that a command with `lpl_jax.tools.X` in it is about."""
+    modules = {verb.module.partition(".")[0]: name for name, verb in VERBS.items()}
+    named = [word.partition("lpl_jax.tools.")[2].partition(".")[0] for word in command]
+    return next((modules[name] for name in named if name in modules), "VERB")
+
+
+def load(name: str):
+    """The module of a verb."""
+    return importlib.import_module(f"lpl_jax.tools.{VERBS[name].module}")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Arguments without the program's name -> exit status."""
+    name, *rest = argv or ["--help"]
+    if name in ("--help", "-h"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"lpl_jax {lpl_jax.__version__}")
+        return 0
+    if name not in VERBS:
+        raise InputError(f"lpl has no verb {name!r}{cli.answer(name, VERBS)}")
+    if VERBS[name].tuned:
+        xla_flags.set_for_gpu()
+    if VERBS[name].kept:
+        compile_cache.enable()
+    return load(name).main(rest)
+
+
+def run(*first: str) -> None:
+    """The program itself: exits with its status. first: arguments before those of the process, such as a verb."""
+    cli.run_main(main, [*first, *sys.argv[1:]], keep_programs=False)

@@ -24,6 +24,7 @@ test-all: .venv/dev.stamp .venv/tpu.stamp lint
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -2,14 +2,14 @@
 
 One program for every machine: a mesh has the three axes `data`, `fsdp` and `tensor`, and one device is the mesh of one.
 
-- Batches are split over `data` and `fsdp` together.
-- Parameters, and everything shaped like them (moving averages, optimizer moments), are split over `fsdp` (fully sharded
-  data parallelism: each device keeps a slice and gathers a layer when it needs it) and, for the kernels of the
+- Batches are sharded over `data` and `fsdp` together.
+- Parameters, and everything shaped like them (moving averages, optimizer moments), are sharded over `fsdp` (fully
+  sharded data parallelism: each device keeps a shard and gathers a layer when it needs it) and, for the kernels of the
   transformer's attention and MLP, over `tensor` as well (Megatron: Shoeybi et al. 2019, arXiv 1909.08053, Sec. 3).
 - `data` replicates the parameters.
 
-What to split is decided by path and shape alone, so the same rules serve a whole train state: an average or a moment
-has the path of its parameter as the end of its own.
+A leaf's sharding follows from its path and shape alone, so the same rules serve a whole train state: an average or a
+moment has the path of its parameter as the end of its own.
 """
 
 import dataclasses
@@ -29,18 +29,18 @@ from lpl_jax.fields import Check, Part, field
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# (pattern searched in the path of a leaf, mesh axes of its *last* dimensions; none: whole on every device). The first
-# match counts; what no rule names is left to `fsdp`. Projections into heads or hidden units are split by output,
+# (pattern searched in the path of a leaf, mesh axes of its *last* dimensions; none: replicated). The first match
+# counts; what no rule names is left to `fsdp`. Projections into heads or hidden units are sharded by output,
 # projections out of them by input, so that one all-reduce per branch is all that `tensor` costs.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
     (r"block.*(attn/[qkv]|mlp/fc1)/kernel$", (None, "tensor")),
     (r"block.*(attn/out|mlp/fc2)/kernel$", ("tensor", None)),
     (r"(patch_embed|head/out)/kernel$", ()),  # one side is the pixels of a patch
-    (r"embedding$", ()),  # a row is looked up for each label: columns would come back split
+    (r"embedding$", ()),  # a row is looked up for each label: columns would come back sharded
 )
 
-# Parameters of scanned layers are stacked along a first axis that the scan slices: never split.
+# Parameters of scanned layers are stacked along a first axis that the scan slices: never sharded.
 STACKED = r"(^|/)(dual_)?blocks/"
 
 # Below this number of elements (of one layer) the collective costs more than the memory is worth: replicated.
@@ -95,11 +95,11 @@ def partition_spec(
 ) -> PartitionSpec:
     """Mesh axes of one leaf, from its path ("params/blocks/attn/q/kernel") and shape.
 
-    First the rules, whose axes hold only where the size divides; then `fsdp`, if no rule has placed it, on the first
-    dimension left that it divides. Arrays under `min_size` elements, and axes of size 1, are not split.
+    First the rules, whose axes hold only where they divide the size; then `fsdp`, if no rule has placed it, on the
+    first dimension left that it divides. Arrays under `min_size` elements are replicated; axes of size 1 are left out.
 
-    The first dimension of a kernel is its input. Any other choice costs as little memory, but with a split output the
-    partitioner moves activations, whose batch lies on the same axis, rather than the weights.
+    The first dimension of a kernel is its input. Any other choice costs as little memory, but with a sharded output the
+    partitioner moves activations, whose batch is sharded over the same axis, rather than the weights.
     """
     first = 1 if re.search(STACKED, path) else 0
     rule = next((spec for pattern, spec in rules if re.search(pattern, path)), (None,))
@@ -135,27 +135,27 @@ def param_sharding(shapes, mesh: Mesh, *, rules: Rules = RULES, min_size: int = 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of what every device holds in full (keys, scalars, the frozen decoder)."""
+    """Sharding of what is replicated on every device (keys, scalars, the frozen decoder)."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays whose first axis is the batch: over `data` and `fsdp`, repeated over `tensor`."""
+    """Sharding of arrays whose first axis is the batch: over `data` and `fsdp`, replicated over `tensor`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Number of pieces that a batch is split into."""
+    """Number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def host_parts(processes: np.ndarray, process: int) -> tuple[int, int, list[int]]:
-    """(index, count, pieces): a batch comes in `count` equal parts, of which a process provides number `index`.
+    """(index, count, shards): a batch comes in `count` equal parts, of which a process provides number `index`.
 
-    processes: (pieces of a batch, devices that hold each), the process of every device. The part goes to the listed
-    pieces. Processes that share pieces (a `tensor` axis over several hosts) provide the same part. Where the
-    topology makes a process's pieces lie apart, its part is spread over them: the same batch in another order.
-    Raises InputError where a piece is shared by processes that hold different ones.
+    processes: (shards of a batch, replicas of each), the process of every device. The part fills the listed shards.
+    Processes that hold replicas of the same shards (a `tensor` axis over several hosts) provide the same part. Where
+    the topology makes a process's shards lie apart, its part is spread over them: the same batch in another order.
+    Raises InputError where processes hold replicas of one shard but not of all.
     """
     held = {int(p): tuple(np.flatnonzero((processes == p).any(1)).tolist()) for p in np.unique(processes)}
     distinct = sorted(set(held.values()))
@@ -180,39 +180,39 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 
 
 def put_batch(batch, mesh: Mesh):
-    """Host arrays, this process's part of each batch, to global arrays split over the batch axes.
+    """Host arrays, this process's part of each batch, to global arrays sharded over the batch axes.
 
     batch: tree of arrays (b, ...), b = global batch / number of parts (`batch_part`). Raises InputError where the
     global batch does not divide by the `data` and `fsdp` axes.
     """
-    _, count, pieces = _host_parts(mesh)
+    _, count, shards = _host_parts(mesh)
 
     def put(local):
         local = np.asarray(local)
         size = len(local) * count
-        rows = _rows_of_piece(size, mesh)
+        rows = _rows_of_shard(size, mesh)
 
-        def piece(index):
-            place = pieces.index((index[0].start or 0) // rows)
-            return local[place * rows : (place + 1) * rows]
+        def shard(index):
+            position = shards.index((index[0].start or 0) // rows)
+            return local[position * rows : (position + 1) * rows]
 
-        return jax.make_array_from_callback((size, *local.shape[1:]), batch_sharding(mesh), piece)
+        return jax.make_array_from_callback((size, *local.shape[1:]), batch_sharding(mesh), shard)
 
     return jax.tree.map(put, batch)
 
 
 def put_global(batch, mesh: Mesh):
-    """Host arrays that every process holds whole, to global arrays split over the batch axes. Raises as `put_batch`."""
+    """Host arrays that every process has in full, to global arrays sharded as by `put_batch`. Raises as that."""
 
     def put(array):
         array = np.asarray(array)
-        _rows_of_piece(len(array), mesh)
+        _rows_of_shard(len(array), mesh)
         return jax.make_array_from_callback(array.shape, batch_sharding(mesh), array.__getitem__)
 
     return jax.tree.map(put, batch)
 
 
-def _rows_of_piece(size: int, mesh: Mesh) -> int:
+def _rows_of_shard(size: int, mesh: Mesh) -> int:
     rows, rest = divmod(size, batch_shards(mesh))
     if rest:
         raise InputError(
@@ -223,7 +223,7 @@ def _rows_of_piece(size: int, mesh: Mesh) -> int:
 
 
 def put_replicated(tree, mesh: Mesh):
-    """Every leaf whole on every device of the mesh (all processes must give equal values)."""
+    """Every leaf replicated over the mesh (all processes must give equal values)."""
     if jax.process_count() == 1:
         return jax.device_put(tree, replicated(mesh))
     # device_put would compare the processes' values, a broadcast for each leaf.
@@ -238,19 +238,19 @@ def put_decoder(tree, mesh: Mesh, how: str):
 
 
 def gather_decoder(tree):
-    """Inside jit, under `jax.set_mesh(mesh)`: what `put_decoder` has split, gathered for use; else as it is."""
+    """All-gathers what `put_decoder` has sharded; inside jit, under `jax.set_mesh(mesh)`, else the identity."""
     if not set(AXES) <= _free_axes().keys():
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def no_mesh():
-    """Context manager: no mesh is set inside, for programs of one device that run while a mesh is set around them."""
+    """Context manager that unsets the mesh, for single-device programs under somebody's `jax.set_mesh`."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def constrain_params(tree):
-    """Inside jit, under `jax.set_mesh(mesh)`: what is shaped like parameters lies where they do (`param_sharding`)."""
+    """Constrains leaves shaped like parameters to `param_sharding`; inside jit, under `jax.set_mesh(mesh)`."""
     mesh = jax.sharding.get_abstract_mesh()
     if not set(AXES) <= _free_axes().keys():
         return tree
@@ -261,11 +261,11 @@ def constrain_params(tree):
 
 
 def shard_map_heads(function):
-    """function of arrays (B, N, heads, size), to one such array, on each device's own images and heads alone.
+    """`jax.shard_map` of a function of arrays (B, N, heads, size), to one such array, over batch and heads.
 
-    For kernels that the partitioner cannot split. Inside jit, under `jax.set_mesh(mesh)`: images lie on the batch axes
-    and heads on `tensor`. An axis that does not divide them is left out, so that each of its devices computes the same;
-    without a mesh the function is called as it is.
+    For kernels that the partitioner cannot partition. Inside jit, under `jax.set_mesh(mesh)`: the batch is sharded over
+    the batch axes and heads over `tensor`. An axis that does not divide them is left out, so that its devices compute
+    replicas; without a mesh the function is called as it is.
     """
 
     def call(*arrays):
@@ -279,18 +279,18 @@ def shard_map_heads(function):
 
         spec = PartitionSpec(fitting(BATCH_AXES, 0), None, fitting(("tensor",), 2), None)
         # The check of what varies over which axis does not know kernels.
-        split = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=frozenset(sizes), check_vma=False)
-        return split(*arrays)
+        mapped = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=frozenset(sizes), check_vma=False)
+        return mapped(*arrays)
 
     return call
 
 
 def constrain_batch(tree):
-    """Inside jit, under `jax.set_mesh(mesh)`: the first axis of every leaf, and of its gradient, on the batch axes.
+    """Constrains the first axis of every leaf, and of its gradient, to the batch axes; inside jit, under a mesh.
 
-    A hint for activations where there are few of them (context tokens, conditioning vectors): the partitioner would
-    rather move those than the weights that they meet, and pays for it later. No hint where no mesh is set or the batch
-    does not divide; the other axes are left to the partitioner.
+    For activations where there are few of them (context tokens, conditioning vectors): the partitioner would rather
+    move those than the weights that they meet, and pays for it later. No constraint where no mesh is set or the batch
+    does not divide; the other dimensions are left to the partitioner.
     """
     axes, shards = tuple(axis for axis in BATCH_AXES if axis in _free_axes()), context_shards()
 
@@ -304,23 +304,23 @@ def constrain_batch(tree):
 
 
 def context_shards() -> int:
-    """Number of pieces that a batch is split into on the mesh that is set (`jax.set_mesh`); 1 where none is."""
+    """Number of shards of a batch on the mesh that is set (`jax.set_mesh`); 1 where none is."""
     return math.prod(size for axis, size in _free_axes().items() if axis in BATCH_AXES)
 
 
 def shard_map_batch(function):
-    """`function(whole, *split) -> (split, whole)`, run by each device of the mesh that is set on its part of a batch.
+    """`jax.shard_map` of `function(replicated, *rows) -> (rows, replicated)` over the batch axes of the mesh.
 
-    Leaves of `split` are cut along their first axis, over `data` and `fsdp`; those of `whole` lie on every device.
-    There is no collective inside. The function itself is returned where no mesh is set or the mesh has one device.
-    Not to be differentiated through: take gradients inside.
+    Leaves of `rows` are sharded along their first axis, over `data` and `fsdp`; the others are replicated. There is no
+    collective inside. The function itself is returned where no mesh is set or the mesh has one device. Not to be
+    differentiated through: take gradients inside.
 
-    Raises InputError where a first axis does not divide into the parts.
+    Raises InputError where a first axis does not divide into the shards.
     """
     axes = _free_axes()
     if math.prod(axes.values()) == 1:
         return function
-    split, whole = PartitionSpec(tuple(axis for axis in axes if axis in BATCH_AXES)), PartitionSpec()
+    by_rows, everywhere = PartitionSpec(tuple(axis for axis in axes if axis in BATCH_AXES)), PartitionSpec()
 
     def call(replicated, *rows):
         for size in {leaf.shape[0] for leaf in jax.tree.leaves(rows)}:
@@ -328,8 +328,8 @@ def shard_map_batch(function):
                 raise InputError(f"a batch of {size} cannot be split into {context_shards()} equal parts (data x fsdp)")
         return jax.shard_map(
             function,
-            in_specs=(whole, *(split for _ in rows)),
-            out_specs=(split, whole),
+            in_specs=(everywhere, *(by_rows for _ in rows)),
+            out_specs=(by_rows, everywhere),
             axis_names=frozenset(axes),
             check_vma=False,  # types of axes would have to be kept by every loop inside; nothing here needs them
         )(replicated, *rows)
@@ -338,31 +338,31 @@ def shard_map_batch(function):
 
 
 def _free_axes() -> dict[str, int]:
-    """Axes of the mesh that is set, and their sizes, but for those that an enclosing `shard_map` has split already."""
+    """Axes of the mesh that is set, and their sizes, but for those that an enclosing `shard_map` has made manual."""
     mesh = jax.sharding.get_abstract_mesh()
     types = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {axis: mesh.shape[axis] for axis, kind in types if kind != AxisType.Manual}
 
 
 def splits_weights() -> bool:
-    """Inside jit: whether a mesh is set whose `fsdp` axis splits parameters, and is left to the partitioner."""
+    """Inside jit: whether the mesh that is set shards parameters over `fsdp`, and leaves that to the partitioner."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return all(types.get(axis) == AxisType.Auto for axis in AXES) and mesh.shape["fsdp"] > 1
 
 
 def gather_block_params(params):
-    """Inside jit, where `splits_weights()`: parameters of one block as they are used, whole but for `tensor`.
+    """All-gathers the parameters of one block over `fsdp`; inside jit, where `splits_weights()`.
 
-    The axis that splits the weights splits the batch, too. Left to itself the partitioner gathers the activations of
+    The axis that shards the weights shards the batch, too. Left to itself the partitioner gathers the activations of
     all images rather than the weights: 70 times the bytes in a step of `paper796` on 16 TPU chips
     (docs/scaling.md).
     """
     mesh = jax.sharding.get_abstract_mesh()
 
     def gather(path, leaf):
-        split = partition_spec(f"block/{leaf_path(path)}", leaf.shape, mesh)
-        whole = PartitionSpec(*(axis if axis == "tensor" else None for axis in split))
-        return jax.lax.with_sharding_constraint(leaf, whole)
+        sharded = partition_spec(f"block/{leaf_path(path)}", leaf.shape, mesh)
+        gathered = PartitionSpec(*(axis if axis == "tensor" else None for axis in sharded))
+        return jax.lax.with_sharding_constraint(leaf, gathered)
 
     return jax.tree_util.tree_map_with_path(gather, params)

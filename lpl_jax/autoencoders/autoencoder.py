@@ -74,6 +74,7 @@ class Autoencoder:
         Args:
           image, mask: for an asymmetric autoencoder, both or none: an image (B, 8h, 8w, 3) in [-1, 1] and a mask
             (B, 8h, 8w, 1) that is 0 where the image is known and shall be kept, 1 where it is to be decoded.
+
         Raises:
           InputError: an image without a mask or the other way round, another shape, or no asymmetric autoencoder.
         """

@@ -15,6 +15,7 @@ MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0  # log-variances are clipped to this range,
 
 
 def conv(config: AutoencoderConfig | TinyAutoencoderConfig, features: int, size: int, name: str, **kwargs) -> nn.Conv:
+    """A size x size convolution in the configured compute type, padded so that it keeps the side."""
     kwargs.setdefault("padding", size // 2)
     return nn.Conv(features, (size, size), dtype=jnp.dtype(config.dtype), name=name, **kwargs)
 
@@ -26,7 +27,8 @@ class Norm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b ..."]) -> Float32[Array, "b ..."]:
+        """Maps (B, H, W, C) or tokens (B, N, C); normalised over a group's channels and all of space."""
         channels, groups = x.shape[-1], self.groups
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -39,11 +41,14 @@ class Norm(nn.Module):
 
 
 class Resnet(nn.Module):
+    """Two convolutions behind norm and activation, around a residual, projected where the width changes."""
+
     config: AutoencoderConfig
     features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w {self.features}"]:
+        """The same side, `features` channels."""
         h = nn.silu(Norm(self.config.norm_groups, name="norm1")(x)).astype(x.dtype)
         h = conv(self.config, self.features, 3, "conv1")(h)
         h = nn.silu(Norm(self.config.norm_groups, name="norm2")(h)).astype(x.dtype)
@@ -59,7 +64,8 @@ class Attention(nn.Module):
     config: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Adds to every position what it attends to."""
         batch, height, width, channels = x.shape
         dtype = jnp.dtype(self.config.dtype)
         tokens = Norm(self.config.norm_groups, name="group_norm")(x.reshape(batch, height * width, channels)).astype(
@@ -72,11 +78,14 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """Two residual blocks, with self-attention between them in most models."""
+
     config: AutoencoderConfig
     features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w {self.features}"]:
+        """The same side, `features` channels."""
         x = Resnet(self.config, self.features, name="resnet_0")(x)
         if self.config.mid_attention:
             x = Attention(self.config, name="attention")(x)
@@ -84,12 +93,15 @@ class MidBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
+    """A level of the encoder: residual blocks, then a convolution of stride 2."""
+
     config: AutoencoderConfig
     features: int
     downsample: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b _h _w _c"]) -> Float[Array, "b _h _w {self.features}"]:
+        """Half the side with `downsample`, `features` channels."""
         for index in range(self.config.encoder_resnets):
             x = Resnet(self.config, self.features, name=f"resnet_{index}")(x)
         if self.downsample:  # padded on the right and below only, as the original is
@@ -99,12 +111,15 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
+    """A level of the decoder: residual blocks, then nearest-neighbour upsampling and a convolution."""
+
     config: AutoencoderConfig
     features: int
     upsample: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b _h _w _c"]) -> Float[Array, "b _h _w {self.features}"]:
+        """Twice the side with `upsample`, `features` channels."""
         for index in range(self.config.decoder_resnets):
             x = Resnet(self.config, self.features, name=f"resnet_{index}")(x)
         if self.upsample:
@@ -120,6 +135,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b height width 3"]) -> Float32[Array, "b h w moments"]:
+        """Moments of the posterior, one position for `config.downsample` pixels along each side."""
         config = self.config
         widths = config.encoder_channels
         x = conv(config, widths[0], 3, "conv_in")(images)
@@ -142,7 +158,8 @@ class ConditionEncoder(nn.Module):
     config: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, image):
+    def __call__(self, image: Float[Array, "b height width 3"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
+        """From the coarsest map, as the decoder meets them."""
         widths = self.config.decoder_channels
         maps = []
         for index, width in enumerate((*widths, widths[-1])):
@@ -156,7 +173,7 @@ class ConditionEncoder(nn.Module):
 
 
 def _blend(x, known, mask):
-    """x where the mask is 1, `known` where it is 0; the mask is reduced to x's side by nearest neighbour."""
+    """Maps x where the mask is 1, `known` where it is 0; the mask is reduced to x's side by nearest neighbour."""
     step = mask.shape[1] // x.shape[1]
     mask = mask[:, ::step, ::step].astype(x.dtype)
     return x * mask + known * (1 - mask)

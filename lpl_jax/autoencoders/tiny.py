@@ -21,7 +21,8 @@ class TinyBlock(nn.Module):
     norm: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w {self.width}"]:
+        """The same side, `width` channels."""
         if self.norm:
             h = conv(self.config, 4 * self.width, 1, "pool_0", use_bias=False)(x)
             h = nn.relu(Norm(4, epsilon=1e-5, name="pool_1")(h)).astype(x.dtype)
@@ -38,6 +39,7 @@ class TinyEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b height width 3"]) -> Float32[Array, "b h w moments"]:
+        """Moments, one position for `config.downsample` pixels along each side."""
         config, layer = self.config, 0
         x = (images + 1) / 2  # the network was trained on [0, 1]
         last = len(config.encoder_blocks) - 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lpl_jax.autoencoders.autoencoder import Autoencoder, init
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
@@ -40,7 +41,7 @@ TINY_RULES = (
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32) -> Autoencoder:
+def load(source: str | Path, *, subfolder: str | None = None, dtype: DTypeLike = jnp.float32) -> Autoencoder:
     """Load a frozen autoencoder.
 
     Args:
@@ -51,6 +52,7 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype=jnp.float32)
       subfolder: the autoencoder's folder inside a pipeline's, such as "vae".
       dtype: compute type, float32 or bfloat16. Parameters are float32 in both, so that their hash is that of the file,
         and a latent store made in one is good for the other.
+
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """

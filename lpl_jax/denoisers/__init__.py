@@ -5,4 +5,4 @@ from lpl_jax.denoisers.config import PRESETS, MMDiTConfig, preset
 from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.denoisers.weights import load, save
 
-__all__ = ["MMDiT", "MMDiTConfig", "PRESETS", "attention", "init", "load", "preset", "save"]
+__all__ = ["PRESETS", "MMDiT", "MMDiTConfig", "attention", "init", "load", "preset", "save"]

@@ -6,15 +6,21 @@ which is also the dtype of both streams between blocks.
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Num
 
 from lpl_jax.denoisers.attention import attention
 from lpl_jax.denoisers.config import REMAT_POLICIES, MMDiTConfig
 from lpl_jax.parallel import constrain_batch, gather_block_params, splits_weights
+
+# Image and context tokens, and what their modulations are made from.
+Streams: TypeAlias = tuple[Float[Array, "b n d"], Float[Array, "b t d"]]
+Conditioning: TypeAlias = tuple[Float[Array, "b *chunks d"], Float[Array, "b *context_chunks d"]]
 
 EPSILON = 1e-6  # of every norm
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -31,7 +37,8 @@ class MLP(nn.Module):
     kernel_init: Callable = xavier_uniform
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Num[Array, "*batch width"]) -> Float[Array, "*batch {self.out_dim}"]:
+        """Float inputs of any width."""
         x = nn.Dense(self.mid_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
         return nn.Dense(self.out_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(self.activation(x))
 
@@ -42,7 +49,8 @@ class Modulation(nn.Module):
     chunks: int
 
     @nn.compact
-    def __call__(self, conditioning):
+    def __call__(self, conditioning: Float[Array, "b d"]) -> Float32[Array, "b {self.chunks} d"]:
+        """A linear map of a vector behind its activation."""
         batch, dim = conditioning.shape
         kernel = self.param("kernel", zeros, (dim, self.chunks * dim))
         bias = self.param("bias", zeros, (self.chunks * dim,))
@@ -58,7 +66,8 @@ class ModulationTable(nn.Module):
     chunks: int
 
     @nn.compact
-    def __call__(self, shared):
+    def __call__(self, shared: Float[Array, "b chunks d"]) -> Float32[Array, "b {self.chunks} d"]:
+        """The first chunks of what is shared, each moved by the block's own row."""
         table = self.param("table", zeros, (self.chunks, shared.shape[-1]))
         return shared[:, : self.chunks] + table
 
@@ -69,6 +78,7 @@ class Projections(nn.Module):
     config: MMDiTConfig
 
     def setup(self):
+        """Linear maps without the norms where the config has none."""
         cfg = self.config
         # Three matrices instead of one: the columns of each can be split over a mesh head by head.
         self.q, self.k, self.v, self.out = (
@@ -77,7 +87,9 @@ class Projections(nn.Module):
         if cfg.qk_norm:
             self.q_norm, self.k_norm = (nn.RMSNorm(epsilon=EPSILON, dtype=jnp.float32) for _ in range(2))
 
-    def split(self, tokens):
+    def split(
+        self, tokens: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n heads size"], Float[Array, "b n heads size"], Float[Array, "b n heads size"]]:
         """(B, N, d) -> queries, keys, values, each (B, N, heads, head size)."""
         cfg = self.config
         # With many devices the partitioner may otherwise split tokens by feature, having seen how the weights lie.
@@ -89,7 +101,7 @@ class Projections(nn.Module):
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
         return constrain_batch((q, k, v))
 
-    def join(self, heads):
+    def join(self, heads: Float[Array, "b n heads size"]) -> Float[Array, "b n d"]:
         """(B, N, heads, head size) -> (B, N, d)."""
         # As above: the gradient of what comes in would else be split as the weights are, by heads that are too few.
         return self.out(constrain_batch(heads.reshape(*heads.shape[:-2], self.config.hidden)))
@@ -107,10 +119,13 @@ class JointBlock(nn.Module):
     dual: bool = False
 
     @nn.compact
-    def __call__(self, streams, conditioning):
-        """streams: image (B, N, d) and context (B, T, d) tokens; conditioning: what the modulation of each stream is
-        made from, (B, d), or (B, chunks, d) if it is shared over the blocks. Returns the streams and None (what a scan
-        step collects).
+    def __call__(self, streams: Streams, conditioning: Conditioning) -> tuple[Streams, None]:
+        """The streams behind the block, and None, which is what a scan collects of its steps.
+
+        Args:
+          streams: image (B, N, d) and context (B, T, d) tokens.
+          conditioning: what the modulation of each stream is made from, (B, d), or (B, chunks, d) if it is shared over
+            the blocks.
         """
         x, y = streams
         image, context = self._modulations(*conditioning)
@@ -130,8 +145,10 @@ class JointBlock(nn.Module):
         return (x, y), None
 
     def _modulations(self, image_conditioning, context_conditioning):
-        """Per stream: (chunks, B, 1, d) float32 in the order shift, scale, gate of the attention, then of the MLP, then
-        of the second attention of the image stream, if there is one.
+        """For each stream shifts, scales and gates, (chunks, B, 1, d) float32.
+
+        In the order shift, scale, gate of the attention, then of the MLP, then of the second attention of the image
+        stream, if there is one.
         """
         kind = Modulation if self.config.modulation == "per_block" else ModulationTable
         image = context = kind(9 if self.dual else 6, name="image_modulation")(image_conditioning)
@@ -172,19 +189,24 @@ class Head(nn.Module):
     out_dim: int
 
     @nn.compact
-    def __call__(self, x, conditioning):
+    def __call__(
+        self, x: Float[Array, "b n d"], conditioning: Float[Array, "b d"]
+    ) -> Float32[Array, "b n {self.out_dim}"]:
+        """A norm, modulated, and a linear map."""
         shift_scale = Modulation(2, name="modulation")(conditioning)
         x = _modulate(x, jnp.moveaxis(shift_scale, 1, 0)[:, :, None], jnp.float32)
         # In float32 whatever the compute dtype: an error here is multiplied by sigma / alpha in the estimate of z0.
         return nn.Dense(self.out_dim, dtype=jnp.float32, kernel_init=zeros, name="out")(x)
 
 
-def apply_blocks(config: MMDiTConfig, streams, conditioning, count: int | None = None):
-    """The first `count` blocks in turn (None: all), to be called inside a compact module, which gets the submodules
-    `blocks` and `last_block`.
+def apply_blocks(
+    config: MMDiTConfig, streams: Streams, conditioning: Conditioning, count: int | None = None
+) -> Streams:
+    """The first `count` blocks in turn (None: all).
 
-    Equal blocks are one scanned module, whose parameters have their number as the first axis. Blocks with a second
-    attention (`dual_blocks`) and the pre-only block have other parameters and are scanned before, or come after.
+    To be called inside a compact module, which gets the submodules `blocks` and `last_block`. Equal blocks are one
+    scanned module, whose parameters have their number as the first axis. Blocks with a second attention (`dual_blocks`)
+    and the pre-only block have other parameters and are scanned before, or come after.
     """
     count = config.depth if count is None else count
     for name, places in config.stacks.items():

@@ -182,7 +182,7 @@ def from_tensors(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, wher
 
 
 def to_tensors(config: MMDiTConfig, params: Mapping) -> dict[str, np.ndarray]:
-    """diffusers' tensors from our parameters, float32 on the host: the inverse of `from_tensors`."""
+    """Tensors of diffusers from our parameters, float32 on the host: the inverse of `from_tensors`."""
     host = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
     return export_params(swap_scale_and_shift(config, unstack(config, host)), RULES)
 

@@ -25,7 +25,8 @@ class PositionTable(nn.Module):
     config: MMDiTConfig
 
     @nn.compact
-    def __call__(self, rows, columns):
+    def __call__(self, rows: int, columns: int) -> Float32[Array, "{rows}*{columns} hidden"]:
+        """The centre of the table, row by row; both sides are at most those of the table."""
         cfg = self.config
         side = cfg.position_table
 

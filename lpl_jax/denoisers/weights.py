@@ -57,6 +57,7 @@ def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, di
         the two layouts; a single .safetensors file with the config inside; or a hub id such as
         "stabilityai/stable-diffusion-3.5-medium".
       subfolder: the denoiser's folder inside a pipeline's: "transformer" in one of Stable Diffusion 3.
+
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """
@@ -121,8 +122,10 @@ def save(
       layout: "diffusers", for `SD3Transformer2DModel.from_pretrained` of diffusers, or "lpl_jax", which takes every
         configuration. None is the former for a folder, and the latter, which is the only one, for a file.
       about: plain values that say where the weights come from, kept in the config under "_lpl_jax".
+
     Returns:
       the layout.
+
     Raises:
       InputError: an unknown layout, something in the way, a configuration that the layout cannot hold, or parameters
         that do not fit the configuration or are not finite (all are named). Nothing has been written then.

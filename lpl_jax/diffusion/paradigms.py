@@ -81,7 +81,7 @@ class Paradigm(Part, abc.ABC, section="paradigm"):
         """(p, q) of the regression target p * noise - q * z0."""
 
     def noise_level(self, t: Times) -> PerTime:
-        """sigma / alpha, the noise level that the perceptual gate is compared with; inf where alpha is 0."""
+        """Noise level sigma / alpha, which the perceptual gate is compared with; inf where alpha is 0."""
         alpha, sigma = self.alpha_sigma(t)
         return sigma / alpha
 
@@ -133,6 +133,7 @@ class DiscreteParadigm(Paradigm):
         )
 
     def alpha_sigma(self, t: Times) -> Coefficients:
+        """Of the tables; raises InputError unless t are integers."""
         t = jnp.asarray(t)
         if not jnp.issubdtype(t.dtype, jnp.integer):
             raise InputError(f"t of {self.name!r} must be integer indices 0..{self.train_steps - 1}, got {t.dtype}")
@@ -143,15 +144,19 @@ class DiscreteParadigm(Paradigm):
         return alpha, sigma
 
     def sample_t(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Times:
+        """Uniform over all indices, int32."""
         return jax.random.randint(key, shape, 0, self.train_steps, jnp.int32)
 
     def time_of(self, u: PerTime) -> Times:
+        """Every index is given an equal part of [0, 1)."""
         return jnp.minimum((u * self.train_steps).astype(jnp.int32), self.train_steps - 1)
 
     def time_input(self, t: Times) -> PerTime:
+        """The index itself."""
         return jnp.asarray(t).astype(jnp.float32)
 
     def active_fraction(self, tau: float) -> float:
+        """By counting the indices under tau."""
         alpha, sigma = self.tables()
         return float(np.mean(np.divide(sigma, alpha, out=np.full_like(alpha, np.inf), where=alpha > 0) <= tau))
 
@@ -171,6 +176,7 @@ class EpsParadigm(DiscreteParadigm):
             )
 
     def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
+        """Ones and zeros: the target is the noise."""
         return jnp.ones_like(alpha), jnp.zeros_like(sigma)
 
 
@@ -183,6 +189,7 @@ class VParadigm(DiscreteParadigm):
     zero_terminal_snr: bool = field(True, "rescale the schedule to end in pure noise")
 
     def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
+        """(alpha, sigma) themselves: the target is v."""
         return alpha, sigma
 
 
@@ -209,6 +216,7 @@ class FlowParadigm(Paradigm):
     logit_std: float = field(1.0, "flow, logit_normal: standard deviation", POSITIVE)
 
     def alpha_sigma(self, t: Times) -> Coefficients:
+        """(1 - t, t); raises InputError unless t are floats."""
         t = jnp.asarray(t)
         if not jnp.issubdtype(t.dtype, jnp.floating):
             raise InputError(f"t of 'flow' must be floats between 0 and 1, got {t.dtype}")
@@ -224,21 +232,26 @@ class FlowParadigm(Paradigm):
         )
 
     def sample_t(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Times:
+        """From the distribution that `time_sampling` names, shifted by `schedule_rescale`."""
         t = timesteps.sample_flow_time(key, shape, **self._time_distribution())
         return schedules.shift_time(t, self.schedule_rescale)
 
     def time_of(self, u: PerTime) -> Times:
+        """By the inverse of that distribution's cumulative function, or its mirror image."""
         return schedules.shift_time(timesteps.flow_time(u, **self._time_distribution()), self.schedule_rescale)
 
     def time_input(self, t: Times) -> PerTime:
+        """1000 t."""
         return FLOW_TIME_SCALE * jnp.asarray(t).astype(jnp.float32)
 
     def active_fraction(self, tau: float) -> float:
+        """By the distribution's cumulative function."""
         tau = tau / self.schedule_rescale  # undo the shift, which multiplies t / (1 - t)
         bound = 1.0 if math.isinf(tau) else tau / (1.0 + tau)
         return timesteps.flow_time_cdf(bound, **self._time_distribution())
 
     def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
+        """Ones: the target is noise - z0."""
         return jnp.ones_like(alpha), jnp.ones_like(sigma)
 
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Num
+from jaxtyping import Array, Float, Float32, Float64, Int32, Num
 
 from lpl_jax.diffusion import schedules
 from lpl_jax.diffusion.paradigms import DiscreteParadigm, FlowParadigm, Paradigm, check_same_shape
@@ -83,7 +83,9 @@ def sample(
     return latents if trajectory is None else (latents, trajectory)
 
 
-def ddim_grid(paradigm: DiscreteParadigm, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
+def ddim_grid(
+    paradigm: DiscreteParadigm, steps: int, spacing: str = "trailing", offset: int = 0
+) -> Int32[np.ndarray, "{steps}"]:
     """Decreasing int32 indices (steps,) at which the network is evaluated, on the host.
 
     "trailing" starts at the last index, as zero terminal SNR needs (Lin et al. 2024, Table 2): 999, 979, .., 19 for 50
@@ -111,14 +113,14 @@ def ddim_grid(paradigm: DiscreteParadigm, steps: int, spacing: str = "trailing",
     return (np.arange(steps)[::-1] * stride + offset).astype(np.int32)
 
 
-def flow_grid(paradigm: FlowParadigm, steps: int) -> np.ndarray:
+def flow_grid(paradigm: FlowParadigm, steps: int) -> Float64[np.ndarray, "{steps}+1"]:
     """Decreasing times (steps + 1,) from exactly 1 to exactly 0, float64 on the host."""
     _check_steps(steps, None)
     return schedules.shift_time(1.0 - np.arange(steps + 1) / steps, paradigm.schedule_rescale)
 
 
 def _ddim(denoise: Denoise, paradigm: DiscreteParadigm, steps: int, spacing: str, offset: int):
-    """z <- alpha_next * z0_hat + sigma_next * eps_hat; the point after the last one is clean (alpha 1, sigma 0).
+    """DDIM: z <- alpha_next * z0_hat + sigma_next * eps_hat; the point after the last one is clean (alpha 1, sigma 0).
 
     "Next" is the next point of the grid, so that the network always sees the level that z really has, and the last step
     always ends clean, also where `steps` does not divide the schedule.
@@ -137,7 +139,7 @@ def _ddim(denoise: Denoise, paradigm: DiscreteParadigm, steps: int, spacing: str
 
 
 def _euler(denoise: Denoise):
-    """z <- z + (t_next - t) * v(z, t); the network is never evaluated at t = 0."""
+    """Euler: z <- z + (t_next - t) * v(z, t); the network is never evaluated at t = 0."""
 
     def advance(z, t, t_next):
         return z + (t_next - t) * _velocity(denoise, z, t)

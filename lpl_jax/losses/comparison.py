@@ -108,6 +108,7 @@ def comparison_losses(
       key: draws the second timesteps of self_perceptual.
       resolution: image side in pixels, which tau is scaled to.
       features, conditions: of self_perceptual, see there.
+
     Returns:
       (B,) float32, 0 where not active, and the gate (B,) bool.
     """

@@ -126,8 +126,10 @@ def gated_perceptual_loss(
 
 
 def check_groups(batch: int, capacity: int | None, groups: int, shards: int) -> None:
-    """Raises InputError unless a batch on so many shards can be cut into these groups, and the capacity (None: all
-    rows are decoded) be shared by them."""
+    """Raises InputError unless a batch on so many shards can be cut into these groups, and they share the capacity.
+
+    Without a capacity (None) all rows are decoded, and the groups do not matter.
+    """
     if capacity is None:
         return
     if not (type(capacity) is int and 1 <= capacity <= batch):

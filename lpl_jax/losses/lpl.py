@@ -69,8 +69,7 @@ def perceptual_distance(
 
 
 def tap_metrics(taps: TapTerms, weights: Float[Array, "b"], config: LPLConfig) -> dict[str, Float32[Array, ""]]:
-    """Averages over samples with these weights (B,), as scalars named `{tap}/{part}`; zero where no sample has
-    weight."""
+    """Averages over samples with these weights (B,), as scalars named `{tap}/{part}`; zero without any weight."""
     weights = lax.stop_gradient(weights.astype(jnp.float32))
     total = jnp.sum(weights)
     weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)[:, None]

@@ -1,6 +1,7 @@
 """Samplers against independent solvers, known ODEs and Gaussian data, where the exact answer is a formula."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ CLASSIC = (
 def runge_kutta(velocity, z, grid, tableau):
     """Any explicit Runge-Kutta method, from its Butcher tableau, in float64."""
     matrix, weights, nodes = tableau
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in itertools.pairwise(grid):
         slopes = []
         for row, node in zip(matrix, nodes, strict=True):
             stage = z + (t_next - t) * sum((w * k for w, k in zip(row, slopes, strict=False)), np.zeros_like(z))

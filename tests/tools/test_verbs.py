@@ -155,6 +155,11 @@ def test_mistakes_are_one_line(argv, message, capsys):
     assert message in refused(argv.split(), capsys)
 
 
+def test_values_may_look_like_flags():
+    args = PARSERS["sample"].parse_args(["--workdir", "w", "--prompt", "-a cat- on a mat", "--prompt=--steps"])
+    assert args.prompt == ["-a cat- on a mat", "--steps"]
+
+
 def test_modules_are_no_programs_and_say_what_is():
     """None does nothing and exits with 0."""
     names = [module.name for module in pkgutil.walk_packages(tools.__path__, "lpl_jax.tools.")]

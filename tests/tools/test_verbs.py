@@ -130,7 +130,7 @@ def test_misspelt_verbs_are_answered_by_the_right_ones(words, capsys):
 
 def test_names_that_are_like_no_other_are_answered_by_all():
     assert cli.answer("x", ["one", "two"]) == "; possible: one, two"
-    assert cli.answer("tow", ["one", "two"]) == " (did you mean two?)"
+    assert cli.answer("threee", ["one", "three"]) == " (did you mean three?)"
 
 
 @pytest.mark.parametrize(

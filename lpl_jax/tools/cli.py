@@ -14,7 +14,7 @@ from lpl_jax import compile_cache
 from lpl_jax.errors import InputError, nearest
 
 OVERRIDE = "--config."  # of the flags that change a field of a config
-_FLAG = re.compile("--?[A-Za-z]")
+_FLAG = re.compile(r"--?[A-Za-z][\w.-]*")  # what has a space in it is a value, as for argparse
 
 
 def answer(name: str, possible: Iterable[str]) -> str:
@@ -27,8 +27,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         """With the default, or what stands for it."""
         default = getattr(action, "note", action.default)
-        shown = default is None or default is False or default is argparse.SUPPRESS or action.required
-        return action.help if shown else f"{action.help} (default: {str(default).replace('%', '%%')})"
+        plain = default is None or default is False or default is argparse.SUPPRESS or action.required
+        return action.help if plain else f"{action.help} (default: {str(default).replace('%', '%%')})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +38,9 @@ class Parser(argparse.ArgumentParser):
     `--config.SECTION.FIELD=VALUE` and hands them over in the attribute `overrides` of the result.
     """
 
-    def __init__(self, description: str | None = None, *, overrides: bool = False, **options):
+    def __init__(self, description: str | None = None, **options):
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **options)
-        self.overrides = overrides
+        self.overrides = False
         self.verbs = None
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
             name, equals, _ = argument.partition("=")
             if argument == "--":
                 return
-            if not _FLAG.match(argument):
+            if not _FLAG.fullmatch(name):
                 if self.verbs is None:
                     continue
                 if argument not in self.verbs.choices:

@@ -130,7 +130,7 @@ def test_misspelt_verbs_are_answered_by_the_right_ones(words, capsys):
 
 def test_names_that_are_like_no_other_are_answered_by_all():
     assert cli.answer("x", ["one", "two"]) == "; possible: one, two"
-    assert cli.answer("tow", ["one", "two"]) == " (did you mean two?)"
+    assert cli.answer("threee", ["one", "three"]) == " (did you mean three?)"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,11 @@ def test_names_that_are_like_no_other_are_answered_by_all():
 )
 def test_mistakes_are_one_line(argv, message, capsys):
     assert message in refused(argv.split(), capsys)
+
+
+def test_values_may_look_like_flags():
+    args = PARSERS["sample"].parse_args(["--workdir", "w", "--prompt", "-a cat- on a mat", "--prompt=--steps"])
+    assert args.prompt == ["-a cat- on a mat", "--steps"]
 
 
 def test_modules_are_no_programs_and_say_what_is():

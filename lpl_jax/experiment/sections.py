@@ -11,8 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections import ConfigDict, FieldReference
 
 from lpl_jax.denoisers import PRESETS, MMDiTConfig
 from lpl_jax.diffusion import PARADIGMS
@@ -127,12 +126,14 @@ def _behind(section: str, name: str) -> dict[str, Any]:
 
 
 def config_dict() -> ConfigDict:
-    """A ConfigDict of all fields with their defaults; None is a placeholder of the field's type."""
+    """A ConfigDict of all fields with their defaults; what may be None is a reference with the field's type."""
     result = ConfigDict({name: value for name, (value, _) in SCALARS.items()})
     for section in SECTIONS:
         result[section] = ConfigDict()
         for name, entry in entries(section).items():
-            result[section][name] = placeholder(_plain(entry.hint)) if entry.value is None else entry.value
+            optional = entry.value is None or is_optional(section, name)
+            kind = _plain(entry.hint)
+            result[section][name] = FieldReference(entry.value, field_type=kind) if optional else entry.value
     return result
 
 

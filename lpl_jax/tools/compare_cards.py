@@ -13,6 +13,7 @@ from pathlib import Path
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
 from lpl_jax.evaluation.evaluate import read_spectra, write_spectra
+from lpl_jax.io.atomic import write_text
 from lpl_jax.tools import cli, flags
 
 
@@ -46,8 +47,7 @@ def main(argv: Sequence[str]) -> int:
     print(cards.compare(found, same=False), end="")
     text = cards.compare(found)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "comparison.md").write_text(text)
+        write_text(args.out / "comparison.md", text)
         spectra = {name: read_spectra(folder) for name, folder in zip(names, folders, strict=True)}
         if found := {name: both for name, both in spectra.items() if both is not None}:
             reference = next(iter(found.values()))[1]

@@ -41,8 +41,8 @@ def parser() -> cli.Parser:
     add("--find-batch", action="store_true", help="the largest batch that fits: compiled, not only computed")
     add("--codegen", action="store_true", help="compile to the end; for TPUs the report is else made as soon as memory "
         "is planned, before machine code is generated: seconds in place of minutes")  # fmt: skip
-    add("--json", type=flags.path, metavar="FILE", help="write the report there")
-    add("--hlo", type=flags.path, metavar="FILE", help="write the text of the optimised program there")
+    add("--json", type=flags.local_path, metavar="FILE", help="write the report there")
+    add("--hlo", type=flags.local_path, metavar="FILE", help="write the text of the optimised program there")
     text = "measure the tiny step that tests/guard compares with, and keep its values; stands alone"
     add("--update-guard", action="store_true", help=text)
     flags.add_config(result)

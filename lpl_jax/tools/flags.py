@@ -5,10 +5,11 @@ Flags of a single verb are in its own module. A `Flag` without a type is a switc
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpl_jax import distributed
+from lpl_jax.errors import InputError
+from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.tools import cli
 
 
@@ -20,9 +21,26 @@ class Flag(NamedTuple):
     help: str
 
 
-def path(given: str) -> Path:
-    """A file or folder; ~ is the user's home."""
-    return Path(cli.text(given)).expanduser()
+def path(given: str) -> AnyPath:
+    """A file or folder, here or on object storage; ~ is the user's home."""
+    return _path(given, remote=True)
+
+
+def local_path(given: str) -> AnyPath:
+    """A file or folder of this machine."""
+    return _path(given, remote=False)
+
+
+def _path(given: str, remote: bool) -> AnyPath:
+    try:
+        return to_path(cli.text(given), remote=remote)
+    except InputError as error:  # with argparse's words: behind the name of the flag
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_local(args: argparse.Namespace, name: str) -> None:
+    """Raises InputError where a flag that may be remote in other verbs is remote."""
+    to_path(getattr(args, name), f"--{name}")
 
 
 FLAGS = {

@@ -167,4 +167,5 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str]) -> int:
     """Arguments behind the verb -> exit status."""
     args = parser().parse_args(argv)
+    flags.check_local(args, "workdir")
     return quickstart(args.config, args.workdir, args.overrides)

@@ -86,6 +86,7 @@ def _classes(names: Sequence[str], counts: np.ndarray) -> list[str]:
 
 
 def _show(store: LatentStore, args) -> int:
+    flags.check_local(args, "out")
     if not len(store):
         raise InputError(f"latent store {store.path}: holds no image yet")
     autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)

@@ -294,6 +294,7 @@ def main(argv: Sequence[str]) -> int:
     """Arguments behind the verb -> exit status."""
     argv, extra = _split(argv)
     args = parser().parse_args(argv)
+    flags.check_local(args, "workdir")
     extra = [*args.overrides, *extra]
     _check_own(extra)
     if args.list + args.print + args.collect > 1:

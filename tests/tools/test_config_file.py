@@ -84,6 +84,11 @@ def test_a_field_that_a_config_file_sets_can_be_unset():
     assert changed("here.value", "", config=config) is None
 
 
+def test_an_optional_field_with_a_default_can_be_unset():
+    assert base.get_config().optimizer.clip_norm == 1
+    assert changed("optimizer.clip_norm", "None") is None and changed("optimizer.clip_norm", "2") == 2
+
+
 def test_tuples_and_values_of_several_types():
     assert changed("ema.decays", "(0.5, 0.9)") == changed("ema.decays", "0.5", "0.9") == (0.5, 0.9)
     assert changed("ema.decays", "()") == ()

@@ -144,6 +144,8 @@ def test_names_that_are_like_no_other_are_answered_by_all():
         ("sample --workdir w --guidance high", "--guidance high: must be a number"),
         ("eval --workdir w --guidance 1,high", "--guidance high: must be a number"),
         ("sample --workdir=", "--workdir is empty"),
+        ("sample --workdir ftp://host/run", "--workdir path=ftp://host/run: possible are local paths, gs://"),
+        ("compile-check --json s3://bucket/x", "--json s3://bucket/x is remote; path takes local paths only"),
         ("sample", "missing --workdir; lpl sample --help shows all flags"),
         ("train --config quickstart --workdir w --config.train.steps 5", "--config.train.steps=VALUE"),
         ("sample --workdir w --config.train.steps=5", "unknown flag --config.train.steps; possible: "),

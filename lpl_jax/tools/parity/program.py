@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parts = choose_parts(args.parts, {name: getattr(args, name) for name in PATHS})
     check_packages(parts)
     if args.out:
+        flags.check_local(args, "out")
         report.check_folder(args.out)
     head = report.header(argv, args.seed)
     with tempfile.TemporaryDirectory() as scratch, jax.default_matmul_precision("highest"):

@@ -13,6 +13,8 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from lpl_jax.io.paths import cache_folder, to_path
+
 VARIABLE = "LPL_JAX_COMPILE_CACHE"
 OFF = "off"
 # With a limit, jax drops what was not used for longest, and several processes read and write under a lock.
@@ -28,8 +30,7 @@ def enable(environment: MutableMapping[str, str] | None = None) -> Path | None:
     choice = environment.get(VARIABLE, "")
     if choice.lower() == OFF or "JAX_COMPILATION_CACHE_DIR" in environment:
         return None
-    home = environment.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    folder = Path(choice).expanduser().absolute() if choice else Path(home) / "lpl_jax" / "compiled"
+    folder = to_path(choice, VARIABLE).absolute() if choice else cache_folder(environment) / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that cannot be written to: as before there was a cache

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lpl_jax.io.atomic import atomic_open
+
 DPI = 110
 MARKERS = "osD^vP*X"
 CURVES = {
@@ -155,7 +157,8 @@ def _show(axis, image, title):
 
 
 def _save(figure, path):
-    figure.savefig(path, dpi=DPI)
+    with atomic_open(path) as file:
+        figure.savefig(file, dpi=DPI)
     _pyplot().close(figure)
 
 

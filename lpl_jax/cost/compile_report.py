@@ -22,6 +22,7 @@ from lpl_jax.cost.plan import Plan
 from lpl_jax.cost.topology import GIB, MESSAGES, Topology, devices, mesh_context
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment
+from lpl_jax.io.atomic import write_text
 from lpl_jax.text import TextConditioner
 
 # The partitioner copies a whole array to every device where it knows no better way from one sharding to another.
@@ -82,7 +83,7 @@ def compile_report(
     planned = isinstance(compiled, Plan)
     lines = compiled.text if planned else compiled.as_text()
     if hlo_file is not None:
-        Path(hlo_file).write_text(lines)
+        write_text(hlo_file, lines)
     program = hlo.summary(lines)
     memory = measured["memory"]
     return report | {

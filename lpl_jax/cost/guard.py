@@ -18,6 +18,7 @@ from lpl_jax.cost import topology
 from lpl_jax.cost.compile_report import compile_report
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build, resolve
+from lpl_jax.io.atomic import write_json
 
 UPDATE = "lpl compile-check --update-guard"
 TOLERANCE = 0.05
@@ -87,7 +88,7 @@ def write(file: Path) -> list[str]:
     """Measures, writes the file and returns a line for each quantity that changed."""
     before = read(file)["cases"] if file.exists() else {}
     now = measure()
-    file.write_text(json.dumps({"jax": jax.__version__, "cases": now}, indent=1) + "\n")
+    write_json(file, {"jax": jax.__version__, "cases": now})
     lines = []
     for case in now | before:
         old, new = before.get(case, {}), now.get(case, {})

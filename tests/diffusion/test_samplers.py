@@ -176,6 +176,7 @@ def test_ddim_ends_clean_when_the_steps_do_not_divide_the_schedule(steps):
         denoise, jax.random.normal(jax.random.key(0), (2, 8)), p, steps=steps, return_trajectory=True
     )
     np.testing.assert_allclose(latents, z0, atol=1e-5)
+    np.testing.assert_array_equal(latents, trajectory[-1])
     # on the way, z has the level of the point where it is evaluated next: z - alpha z0 = sigma eps with one eps
     alpha, sigma = (table[ddim_grid(p, steps)[1:]] for table in p.tables())
     eps = (np.asarray(trajectory[:-1], np.float64) - alpha[:, None, None] * z0) / sigma[:, None, None]

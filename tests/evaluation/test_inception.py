@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,9 +212,6 @@ def test_other_images_are_refused(images):
 
 
 def test_random_weights_depend_on_the_key_alone(inception):
-    def flat(key):
-        return [np.asarray(array) for array in jax.tree.leaves(init(key).params)]
-
-    ours = [np.asarray(array) for array in jax.tree.leaves(inception.params)]
-    assert all(np.array_equal(a, b) for a, b in zip(ours, flat(jax.random.key(3)), strict=True))
-    assert not any(np.array_equal(a, b) for a, b in zip(ours, flat(jax.random.key(4)), strict=True))
+    chex.assert_trees_all_equal(init(jax.random.key(3)), inception)
+    same = jax.tree.map(np.array_equal, init(jax.random.key(4)), inception)
+    assert not any(jax.tree.leaves(same))

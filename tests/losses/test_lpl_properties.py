@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,8 +149,7 @@ def test_dead_channels_stay_finite(name, dead, features):
             maps[tap][..., 0] = 0.1 if tap == 0 else 0.0
             maps[tap][:, :4, :4] = 0.0  # zero vectors of channels
     predicted, clean = tuple(predicted), tuple(clean)
-    for part in jax.tree.leaves(evaluate(predicted, clean, VARIANTS[name])):
-        assert np.isfinite(part).all()
+    chex.assert_tree_all_finite(evaluate(predicted, clean, VARIANTS[name]))
 
 
 def test_map_masked_whole_counts_as_zero():

@@ -1,10 +1,5 @@
 """The FID network equals PyTorch on the same random weights: a twin written here, and torch-fidelity's own class."""
 
-import importlib
-import importlib.util
-import sys
-import types
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -158,20 +153,8 @@ def test_equals_twin(inception, tensors):
 
 
 @pytest.fixture(scope="module")
-def their_module():
-    """torch-fidelity's module with the network, without the package's __init__, which needs torchvision."""
-    spec = importlib.util.find_spec("torch_fidelity")
-    if spec is None:
-        pytest.skip("torch-fidelity is not installed")
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(spec.submodule_search_locations)
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch_fidelity", package)
-        yield importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-        for name in set(sys.modules) - before:
-            if name.startswith("torch_fidelity."):
-                del sys.modules[name]
+def their_module(torch_fidelity):
+    return torch_fidelity("feature_extractor_inceptionv3")
 
 
 def test_equals_torch_fidelity(their_module, inception, tensors, tmp_path):

@@ -85,8 +85,8 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    """A random tiny autoencoder in diffusers layout (drawn by numpy: compiling the initialisers takes longer)."""
+def tiny_autoencoder():
+    """Random weights (drawn by numpy: compiling the initialisers takes longer)."""
     config = autoencoders.AutoencoderConfig.tiny()
     shapes = jax.eval_shape(functools.partial(autoencoders.init, config), jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -95,8 +95,14 @@ def tiny_folder(tmp_path_factory):
         spread = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
         return (rng.standard_normal(leaf.shape) * spread + (len(leaf.shape) == 1)).astype(np.float32)
 
+    return jax.tree.map(fill, shapes)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_autoencoder):
+    """The same autoencoder in diffusers layout."""
     folder = tmp_path_factory.mktemp("autoencoder") / "tiny"
-    autoencoders.save(jax.tree.map(fill, shapes), folder)
+    autoencoders.save(tiny_autoencoder, folder)
     return folder
 
 

@@ -4,8 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
+import chex
 import pytest
 
 from lpl_jax import compile_cache
@@ -70,7 +69,7 @@ def test_a_cached_program_trains_to_the_same_bits(tmp_path, tiny_config, with_lp
     assert {name for name in programs() - filled if name.startswith("jit_train_step")} == set()
     assert "first step after" in resumed.stderr and "onated" not in resumed.stderr
     trees = (open_run(tmp_path / name).params(weights="params") for name in ("warm", "once"))
-    jax.tree.map(np.testing.assert_array_equal, *trees)
+    chex.assert_trees_all_equal(*trees)
     starts = [json.loads(line) for line in (tmp_path / "warm/startup.jsonl").read_text().splitlines()]
     cold = json.loads((tmp_path / "cold/startup.jsonl").read_text())
     assert [start["step"] for start in starts] == [0, 2]

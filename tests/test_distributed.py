@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,8 +187,7 @@ def test_two_processes_do_what_one_does(changes, tmp_path, tiny_config, with_lpl
     assert str(pair.workdir) not in pair.output(1)
     # One process goes on from what two have saved.
     state = train(build(config), pair.workdir).state
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(result.state.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state.params, result.state.params, rtol=1e-3, atol=1e-5)
 
 
 def test_two_processes_read_train_and_save_what_one_does(tmp_path, tiny_config, four_devices, monkeypatch):
@@ -206,8 +206,7 @@ def test_two_processes_read_train_and_save_what_one_does(tmp_path, tiny_config, 
     assert f"{pair.workdir}: step 4" in pair.output(0) and "first step after" in pair.output(0)
     assert str(pair.workdir) not in pair.output(1) and "first step after" not in pair.output(1)
     state = train(build(config), pair.workdir).state  # one process restores what two have saved
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(result.state.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    chex.assert_trees_all_close(state.params, result.state.params, rtol=1e-7, atol=1e-5)
 
 
 def wait_for(condition, pair: Pair, seconds: float = 120):

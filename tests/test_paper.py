@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def take_a_step(name, autoencoder):
     step, arguments = step_of(name, autoencoder)
     state, metrics = step(*arguments)
     assert int(state.step) == 1
-    assert all(np.isfinite(value).all() for value in metrics.values())
+    chex.assert_tree_all_finite(metrics)
     check_metrics(metrics, name)
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), arguments[0].params, state.params)
     assert any(jax.tree.leaves(moved))

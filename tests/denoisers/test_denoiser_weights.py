@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +60,6 @@ def folder(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / "saved"))
 
 
-def assert_same_trees(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-
-
 def message(call, *args, **options):
     with pytest.raises(InputError) as error:
         call(*args, **options)
@@ -88,12 +84,12 @@ def test_export_and_import_are_inverse(form, tmp_path, text_params):
     assert layout == ("lpl_jax" if form == "file" else form)
     model, params = load(place)
     assert model.config == TEXT
-    assert_same_trees(params, text_params)
-    assert_same_trees(load_params(replace(TEXT, dtype="bfloat16", remat="full"), place), text_params)
+    chex.assert_trees_all_equal(params, text_params)
+    chex.assert_trees_all_equal(load_params(replace(TEXT, dtype="bfloat16", remat="full"), place), text_params)
     # Links are as good as what they point to.
     link = tmp_path / ("link.safetensors" if form == "file" else "link")
     link.symlink_to(place)
-    assert_same_trees(load(link)[1], text_params)
+    chex.assert_trees_all_equal(load(link)[1], text_params)
 
 
 def test_one_file_is_the_folder_in_one(tmp_path, random_params):
@@ -114,7 +110,7 @@ def test_own_layout_keeps_every_configuration_exactly(name, tmp_path, random_par
     save(config, params, tmp_path, layout="lpl_jax")
     model, again = load(tmp_path)
     assert model.config == config
-    assert_same_trees(again, params)
+    chex.assert_trees_all_equal(again, params)
     # The documented layout: names are paths.
     tensors = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(tensors["time_mlp/fc1/kernel"], params["time_mlp"]["fc1"]["kernel"])
@@ -128,7 +124,7 @@ def test_shards_and_low_precision_files_load(dtype, tmp_path, folder):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     theirs.float().save_pretrained(tmp_path / "whole")
     (_, got), (_, want) = load(tmp_path / "sharded"), load(tmp_path / "whole")
-    assert_same_trees(got, want)
+    chex.assert_trees_all_equal(got, want)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
 
 
@@ -203,7 +199,7 @@ def test_nothing_is_written_over(folder, text_params):
     assert [path.name for path in folder.iterdir()] == [THEIRS]
     (folder.parent / "empty").mkdir()
     save(TEXT, text_params, folder.parent / "empty")
-    assert_same_trees(load(folder.parent / "empty")[1], text_params)
+    chex.assert_trees_all_equal(load(folder.parent / "empty")[1], text_params)
 
 
 def truncate(folder):

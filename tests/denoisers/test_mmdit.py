@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +134,7 @@ def test_remat_changes_neither_value_nor_gradient(config, remat, random_params, 
     value, grad = value_and_grad(config, params, inputs)
     other_value, other_grad = value_and_grad(replace(config, remat=remat), params, inputs)
     np.testing.assert_allclose(other_value, value, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), other_grad, grad)
+    chex.assert_trees_all_close(other_grad, grad, rtol=1e-4, atol=1e-6)
 
 
 def test_remat_policies_keep_less_for_the_backward_pass(random_params, example):
@@ -192,10 +193,10 @@ def test_parameters_serve_a_doubled_and_an_oblong_grid(random_params, example):
     for height, width in ((64, 64), (32, 16)):
         inputs = example(SD3, batch=1, height=height, width=width)
         shapes = jax.eval_shape(MMDiT(SD3).init, jax.random.key(0), *inputs)["params"]
-        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+        chex.assert_trees_all_equal_shapes(shapes, params)
         out = predict(SD3, params, inputs)
-        assert out.shape == (1, height, width, 4)
-        assert np.isfinite(out).all()
+        chex.assert_shape(out, (1, height, width, 4))
+        chex.assert_tree_all_finite(out)
 
 
 def test_bfloat16_compute_is_close_to_float32(random_params, example):

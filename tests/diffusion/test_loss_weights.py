@@ -5,20 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from diffusers.training_utils import compute_snr
 
 from lpl_jax.diffusion import loss_weight, paradigm
 from lpl_jax.errors import InputError
+from lpl_jax.tools.parity.samplers import ddim_scheduler
 
 
 @pytest.mark.parametrize("name", ["eps", "v"])
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_equals_diffusers(name, gamma):
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=name == "v"
-    )
-    snr = compute_snr(scheduler, torch.arange(1000)).double().numpy()
+    snr = compute_snr(ddim_scheduler(name), torch.arange(1000)).double().numpy()
     expected = np.minimum(snr, gamma) / (snr if name == "eps" else snr + 1)
     ours = loss_weight(paradigm(name), jnp.arange(1000), "min_snr", gamma)
     assert ours.dtype == jnp.float32 and ours.shape == (1000,)

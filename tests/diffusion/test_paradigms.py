@@ -1,5 +1,8 @@
 """The contract that eps, v and flow share."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,9 +93,8 @@ def test_estimate_and_its_gradients_are_finite_at_every_time(name, factor):
         return jnp.sum(z0_hat**2) + jnp.sum(eps_hat**2)
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(z_t, prediction)
-    assert np.isfinite(value)
-    for gradient in gradients:
-        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    chex.assert_tree_all_finite((value, gradients))
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients)
 
 
 def test_eps_hat_of_eps_is_the_prediction_itself():
@@ -140,16 +142,15 @@ def test_an_index_outside_the_schedule_is_not_silently_replaced():
 
 
 def test_paradigm_is_a_static_argument():
-    traces = []
+    chex.clear_trace_counter()
 
-    def step(z0, noise, t, p):
-        traces.append(p)
+    @functools.partial(jax.jit, static_argnames="p")
+    @chex.assert_max_traces(n=2)  # 2 and 2.0 are one configuration
+    def jitted(z0, noise, t, p):
         return p.add_noise(z0=z0, noise=noise, t=t)
 
-    jitted = jax.jit(step, static_argnames="p")
     z0, noise, t = latents(0), latents(1), times("v")
     outputs = [jitted(z0, noise, t, p=paradigm("v", schedule_rescale=k)) for k in (2, 2.0, 1.0)]
-    assert len(traces) == 2  # 2 and 2.0 are one configuration
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert np.abs(outputs[0] - outputs[2]).max() > 0.1
     assert len({paradigm("eps"), paradigm("eps"), paradigm("v"), paradigm("flow")}) == 3

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler
 
 from lpl_jax.diffusion import paradigm, schedules
+from lpl_jax.tools.parity.samplers import ddim_scheduler
 
 
 def noise_levels(name, **options):
@@ -29,7 +29,7 @@ def test_noise_levels_of_the_base_schedule():
 
 
 def test_base_schedule_equals_diffusers():
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = ddim_scheduler("eps")
     # their running product is in float32: up to 1000 roundings of 6e-8
     np.testing.assert_allclose(paradigm("eps").tables()[0] ** 2, scheduler.alphas_cumprod.numpy(), rtol=2e-5)
 
@@ -50,9 +50,7 @@ def test_noise_levels_with_zero_terminal_snr():
 
 
 def test_zero_terminal_snr_equals_diffusers():
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
-    )
+    scheduler = ddim_scheduler("v")
     # diffusers goes through float32 betas and two cumulative products: 1000 roundings of 6e-8, times a few.
     np.testing.assert_allclose(paradigm("v").tables()[0] ** 2, scheduler.alphas_cumprod.numpy(), atol=2e-5)
 

@@ -1,10 +1,6 @@
 """The FID network equals PyTorch on the same random weights: a twin written here, and torch-fidelity's own class."""
 
-import importlib
-import importlib.util
-import sys
-import types
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,20 +153,8 @@ def test_equals_twin(inception, tensors):
 
 
 @pytest.fixture(scope="module")
-def their_module():
-    """torch-fidelity's module with the network, without the package's __init__, which needs torchvision."""
-    spec = importlib.util.find_spec("torch_fidelity")
-    if spec is None:
-        pytest.skip("torch-fidelity is not installed")
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(spec.submodule_search_locations)
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch_fidelity", package)
-        yield importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-        for name in set(sys.modules) - before:
-            if name.startswith("torch_fidelity."):
-                del sys.modules[name]
+def their_module(torch_fidelity):
+    return torch_fidelity("feature_extractor_inceptionv3")
 
 
 def test_equals_torch_fidelity(their_module, inception, tensors, tmp_path):
@@ -211,9 +195,6 @@ def test_other_images_are_refused(images):
 
 
 def test_random_weights_depend_on_the_key_alone(inception):
-    def flat(key):
-        return [np.asarray(array) for array in jax.tree.leaves(init(key).params)]
-
-    ours = [np.asarray(array) for array in jax.tree.leaves(inception.params)]
-    assert all(np.array_equal(a, b) for a, b in zip(ours, flat(jax.random.key(3)), strict=True))
-    assert not any(np.array_equal(a, b) for a, b in zip(ours, flat(jax.random.key(4)), strict=True))
+    chex.assert_trees_all_equal(init(jax.random.key(3)), inception)
+    same = jax.tree.map(np.array_equal, init(jax.random.key(4)), inception)
+    assert not any(jax.tree.leaves(same))

@@ -1,10 +1,5 @@
 """TensorFlow 1's bilinear resize: against its definition, and against torch-fidelity's where that is installed."""
 
-import importlib
-import importlib.util
-import sys
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -38,18 +33,8 @@ def matrix(old, new):
 
 
 @pytest.fixture(scope="module")
-def their_resize():
-    """torch-fidelity's function, without its package's __init__, which needs torchvision."""
-    spec = importlib.util.find_spec("torch_fidelity")
-    if spec is None:
-        pytest.skip("torch-fidelity is not installed")
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(spec.submodule_search_locations)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch_fidelity", package)
-        name = "torch_fidelity.interpolate_compat_tensorflow"
-        yield importlib.import_module(name).interpolate_bilinear_2d_like_tensorflow1x
-        patch.delitem(sys.modules, name)
+def their_resize(torch_fidelity):
+    return torch_fidelity("interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)

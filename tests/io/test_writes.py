@@ -30,7 +30,7 @@ def plain_write(node: ast.Call) -> str | None:
     name = node.func.attr if method else getattr(node.func, "id", "")
     first = node.args[0] if node.args else None
     texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-    if method and name in ("write_text", "write_bytes", "dump") or name == "save_file":
+    if (method and name in ("write_text", "write_bytes", "dump")) or name == "save_file":
         return name
     if name == "open" and (mode := next((text for text in texts if set(text) <= set("rwaxbt+")), "r")).strip("rbt"):
         return f"open({mode!r})"

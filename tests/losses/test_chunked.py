@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,8 +68,8 @@ def test_equals_the_joint_computation(config, chunk, tiny_autoencoder, latents):
 
     expected = pulled_back(joint, tiny_autoencoder, pred, target, config, cotangent)
     found = pulled_back(chunked, tiny_autoencoder, pred, target, config, cotangent)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     for here, there in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert here.shape == there.shape and here.dtype == there.dtype
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=2e-6 * np.abs(there).max())
     assert np.abs(expected[2]).max() > 0 and not found[2][2].any()
     undifferentiated = jax.jit(chunked, static_argnums=3)(tiny_autoencoder, pred, target, config)

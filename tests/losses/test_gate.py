@@ -4,6 +4,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +152,7 @@ def test_nothing_active(capacity, config, tiny_autoencoder, latents):
     loss, gradient, metrics = evaluate(tiny_autoencoder, broken, latents[1], *levels(), KEY, config, capacity=capacity)
     assert loss == 0.0 and metrics["active_fraction"] == 0.0 and metrics["mid/term"] == 0.0
     np.testing.assert_array_equal(gradient, 0.0)
-    assert all(np.isfinite(value) for value in metrics.values())
+    chex.assert_tree_all_finite(metrics)
 
 
 @pytest.mark.parametrize("capacity", [None, 3])
@@ -197,8 +198,7 @@ def test_only_the_estimate_gets_a_gradient(tiny_autoencoder, latents):
         return gated_perceptual_loss(autoencoder, ALL, **given, resolution=256)[0]
 
     gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(tiny_autoencoder, latents[1])
-    for leaf in jax.tree.leaves(gradients):
-        np.testing.assert_array_equal(leaf, 0.0)
+    chex.assert_trees_all_equal(gradients, jax.tree.map(np.zeros_like, gradients))
 
 
 def scaled_linear(scale=1.0):

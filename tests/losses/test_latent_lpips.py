@@ -1,5 +1,6 @@
 """LatentLPIPS against a PyTorch network of the published architecture and names, and its weights from files."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,8 +117,8 @@ def test_value_and_gradient_equal_pytorch(height, width, network, twin):
     for sample in range(2):
         error = np.linalg.norm(gradient[sample] - wanted[sample]) / np.linalg.norm(wanted[sample])
         assert error < 1e-3, f"sample {sample}"
-    assert not np.any(of_target)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_network))
+    of_others = of_target, of_network
+    chex.assert_trees_all_equal(of_others, jax.tree.map(np.zeros_like, of_others))
 
 
 def test_no_distance_and_no_gradient_between_equal_latents_and_dead_features(network):
@@ -152,7 +153,7 @@ def test_latents_that_do_not_fit_are_refused(network):
 
 def same(a, b):
     assert a.latent_channels == b.latent_channels
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    chex.assert_trees_all_equal(a.params, b.params)
 
 
 def test_published_file_is_read(twin, weights_file, network, tmp_path):

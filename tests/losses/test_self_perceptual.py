@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,8 @@ def test_value_and_gradient_equal_pytorch(name, pair):
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, expected, rtol=1e-4)
     np.testing.assert_allclose(gradient, wanted, atol=1e-3 * np.abs(wanted).max())
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves((of_params, of_actual)))
+    of_frozen = of_params, of_actual
+    chex.assert_trees_all_equal(of_frozen, jax.tree.map(np.zeros_like, of_frozen))
 
 
 def linear(params, latents, time, shift):

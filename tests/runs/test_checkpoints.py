@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,10 +86,8 @@ def saved(mesh, step, tmp_path_factory):
 
 
 def assert_equal(a, b):
-    a, b = jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b)
-    assert [path for path, _ in a] == [path for path, _ in b]
-    for (path, x), (_, y) in zip(a, b, strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=str(path), strict=True)
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_resumed_run_equals_one_that_was_not_stopped(mesh, step, tmp_path):

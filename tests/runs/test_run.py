@@ -30,7 +30,7 @@ def workdir(tmp_path_factory, tiny_config, tiny_folder):
     state = state.replace(emas=jax.tree.map(lambda leaf: 0.5 * leaf, state.emas)).with_weight(0.0)
     write_config(experiment, folder)
     with checkpoints.Checkpointer(folder / "checkpoints") as checkpointer:
-        for step in (1, 2):
+        for _ in (1, 2):
             state = state.replace(step=state.step + 1, params=jax.tree.map(lambda leaf: leaf + 0.01, state.params))
             checkpointer.save(state)
             checkpointer.wait()

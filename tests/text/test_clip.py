@@ -5,6 +5,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test talks to the hub
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +120,7 @@ def test_saved_folder_is_read_by_transformers_and_by_us_exactly(kind, tmp_path):
     assert not any(report.values())
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
-    jax.tree.map(np.testing.assert_array_equal, text.load(tmp_path / "ours").params, ours.params)
+    chex.assert_trees_all_equal(text.load(tmp_path / "ours").params, ours.params)
     with pytest.raises(InputError, match="exists"):
         text.save(ours, tmp_path / "ours")
 
@@ -128,7 +129,7 @@ def test_one_tower_of_a_whole_model(pair):
     _, clip, folder = pair
     for tower, other in (("text", "vision"), ("vision", "text")):
         half = text.load(folder, tower=tower)
-        jax.tree.map(np.testing.assert_array_equal, half.params, {tower: clip.params[tower]})
+        chex.assert_trees_all_equal(half.params, {tower: clip.params[tower]})
         assert getattr(half.config, tower) == getattr(clip.config, tower)
         assert getattr(half.config, other) is None
     with pytest.raises(InputError, match="no vision tower"):
@@ -146,24 +147,24 @@ def test_older_files_are_read(pair, tmp_path):
     settings["text_config"] = settings["text_config"] | {"hidden_size": 1}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     save_file(tensors, tmp_path / "model.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, text.load(tmp_path).params, clip.params)
+    chex.assert_trees_all_equal(text.load(tmp_path).params, clip.params)
 
 
 def test_shards_and_single_files(pair, tmp_path):
     model, clip, folder = pair
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert not (tmp_path / "model.safetensors").exists()
-    jax.tree.map(np.testing.assert_array_equal, text.load(tmp_path).params, clip.params)
+    chex.assert_trees_all_equal(text.load(tmp_path).params, clip.params)
 
     file = folder / "model.safetensors"
-    jax.tree.map(np.testing.assert_array_equal, text.load(file).params, clip.params)
+    chex.assert_trees_all_equal(text.load(file).params, clip.params)
     alone = tmp_path / "alone.d"
     alone.mkdir()
     (alone / "weights.safetensors").write_bytes(file.read_bytes())
     with pytest.raises(InputError, match="no config.json.*config="):
         text.load(alone / "weights.safetensors")
     loaded = text.load(alone / "weights.safetensors", config=clip.config)
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, clip.params)
+    chex.assert_trees_all_equal(loaded.params, clip.params)
 
     lost = sorted(tmp_path.glob("model-0*"))[1]
     lost.unlink()

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -77,11 +78,6 @@ def lacks(text, *words):
     return [word for word in words if word not in text]
 
 
-def assert_same(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-
-
 def read_about(place):
     if place.is_dir():
         return json.loads((place / "config.json").read_text())["_lpl_jax"]
@@ -108,7 +104,7 @@ def test_what_comes_out_is_what_the_checkpoint_holds(run, place, flags, layout, 
     number = sum(leaf.size for leaf in jax.tree.leaves(want))
     assert out == f"{place}: {layout} layout, {number:,} parameters, step {step}, weights {name}\n"
     model, params = denoisers.load(place)
-    assert_same(params, want)
+    chex.assert_trees_all_equal(params, want)
     assert model.config == opened.experiment.model
     assert read_about(here / place) == {"version": lpl_jax.__version__, "step": step, "weights": name}
     # Others may read it as they may read any new file, and no trace of the writing is left.
@@ -157,7 +153,7 @@ def test_an_imported_run_has_the_weights_everywhere(here, target_of, capsys):
     want = open_run("labels").params(weights="0.5", step=3)
     for weights in ("params", "0.5", "0.9"):
         run = open_run("new/run")
-        assert_same(run.params(weights=weights), want)
+        chex.assert_trees_all_equal(run.params(weights=weights), want)
     assert (run.experiment.train.steps, run.experiment.model.dtype) == (7, "bfloat16")
     metadata = checkpoints.read_metadata("new/run/checkpoints")
     assert (metadata["step"], metadata["imported_from"]) == (0, "one.safetensors")

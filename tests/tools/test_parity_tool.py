@@ -11,6 +11,7 @@ from lpl_jax.tools import cli
 from lpl_jax.tools.parity import autoencoders, denoisers, loss, samplers, text, twins
 from lpl_jax.tools.parity import program as tool
 from lpl_jax.tools.parity.comparison import Settings, close, equal, equal_by_name
+from lpl_jax.tools.parity.features import CHANNELS, SIZES, feature_pair
 
 
 @pytest.fixture
@@ -258,8 +259,8 @@ def test_a_report_is_not_written_over(tmp_path):
 
 
 def test_features_of_the_loss_have_outliers_and_plain_channels():
-    predicted, clean = loss.example(0)
-    assert [maps.shape for maps in clean] == [(2, s, s, c) for s, c in zip(loss.SIZES, loss.CHANNELS, strict=True)]
+    predicted, clean = feature_pair(0)
+    assert [maps.shape for maps in clean] == [(2, s, s, c) for s, c in zip(SIZES, CHANNELS, strict=True)]
     for maps in (predicted[4], clean[4]):
         spread = np.abs(maps - np.median(maps, axis=(1, 2), keepdims=True)).max(axis=(1, 2)) / maps.std(axis=(1, 2))
         assert spread[:, 0].min() > 8 and spread[:, 1].max() < 6

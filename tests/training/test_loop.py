@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +28,6 @@ from lpl_jax.training import step as step_module
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]
-
-
-def assert_same_state(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +94,7 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lp
     monkeypatch.undo()
     second = train(experiment, tmp_path / "run")
     assert (second.step, second.stopped) == (6, False)
-    assert_same_state(jax.device_get(second.state), jax.device_get(result.state))
+    chex.assert_trees_all_equal(jax.device_get(second.state), jax.device_get(result.state))
     last = {"images_per_second": None}
     assert read_metrics(tmp_path / "run")[-1] | last == read_metrics(reference)[-1] | last
     # A run that is complete is left as it is.
@@ -112,9 +108,8 @@ def test_post_training_starts_from_the_parameters_at_another_resolution(whole, t
     config.optimizer.learning_rate = 1e-30  # the first step leaves the parameters where they started
     result = train(build(config), tmp_path / "post")
     expected = open_run(base).params(weights="0.9")
-    for a, b in zip(jax.tree.leaves(result.state.params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12)
-    assert_same_state(result.state.emas["0.9"], result.state.params)
+    chex.assert_trees_all_close(result.state.params, expected, rtol=1e-7, atol=1e-12)
+    chex.assert_trees_all_equal(result.state.emas["0.9"], result.state.params)
 
 
 def test_the_host_waits_for_no_step(tmp_path, tiny_config, monkeypatch):
@@ -252,7 +247,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, w
     running.wait()
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     params = open_run(tmp_path / "run").params(weights="params")
-    assert_same_state(params, jax.device_get(result.state.params))
+    chex.assert_trees_all_equal(params, jax.device_get(result.state.params))
 
 
 @pytest.mark.slow

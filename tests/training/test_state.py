@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,11 +89,10 @@ def on_one_device(optimizer):
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 4, 2)])
 def test_training_does_not_depend_on_the_mesh(sizes, optimizer, on_one_device, capfd):
     initial, losses, state = run(sizes, optimizer)
-    jax.tree.map(np.testing.assert_array_equal, initial, on_one_device[0])
+    chex.assert_trees_all_equal(initial, on_one_device[0])
     np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-6)
     assert losses[-1] < losses[0]
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(on_one_device[2]), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    chex.assert_trees_all_close(state, on_one_device[2], rtol=1e-7, atol=1e-6)
     # The state stays where the rules put it: nothing was gathered for good.
     expected = param_sharding(state, state.step.sharding.mesh)
     for (path, leaf), sharding in zip(
@@ -121,17 +121,16 @@ def test_averages_of_a_new_state_are_its_parameters(on_one_device):
     initial, _, _ = on_one_device
     expected = jax.jit(init_params)(jax.random.key(0))
     for tree in (initial.params, *initial.emas.values()):
-        jax.tree.map(np.testing.assert_array_equal, tree, expected)
+        chex.assert_trees_all_equal(tree, expected)
 
 
 def test_abstract_state_is_the_created_one_without_values(optimizer):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     state = create_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
     abstract = abstract_state(init_params, optimizer, DECAYS, mesh, jax.random.key(0))
-    assert jax.tree.structure(state) == jax.tree.structure(abstract)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
+    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), state, abstract)
+    assert all(jax.tree.leaves(same))
 
 
 def test_state_from_existing_parameters(optimizer):
@@ -139,8 +138,7 @@ def test_state_from_existing_parameters(optimizer):
     params = jax.device_get(jax.jit(init_params)(jax.random.key(5)))
     state = create_state(lambda params: params, optimizer, DECAYS, mesh, params)
     for tree in (state.params, state.emas["0.9"]):
-        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
-            np.testing.assert_array_equal(a, b)
+        chex.assert_trees_all_equal(tree, params)
     assert not state.params["blocks"]["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated
 
 

@@ -15,10 +15,8 @@ from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perc
 from lpl_jax.tools.parity import twins
 from lpl_jax.tools.parity.autoencoders import gradient_tolerance, load_torch, random_torch, torch_taps
 from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal
+from lpl_jax.tools.parity.features import SIZES, feature_pair
 from lpl_jax.tools.parity.torch_side import cast, nchw, nhwc
-
-# Sides and channels of the maps; the latter two are those of a 128 px image.
-SIZES, CHANNELS = (16, 32, 64, 128, 128), (4, 3, 3, 2, 2)
 
 
 def groups(settings: Settings) -> list[Group]:
@@ -34,56 +32,66 @@ def groups(settings: Settings) -> list[Group]:
     ]
 
 
-def example(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Predicted and clean maps (2, H, W, C), correlated, with channels on different scales.
-
-    Outliers of 2 to 6 pixels a side and 12 to 20 deviations lie in one of the two maps or in both, in every other
-    channel, so that some channels have none.
-    """
-    rng = np.random.default_rng(seed)
-    predicted, clean = [], []
-    for size, channels in zip(SIZES, CHANNELS, strict=True):
-        noise = rng.standard_normal((2, 2, size, size, channels))
-        maps = np.stack([0.7 * noise[0] + 0.5 * noise[1], noise[0]])  # predicted, clean
-        for sample in range(2):
-            for channel in range(0, channels, 2):
-                for which in ([0], [1], [0, 1]):
-                    (row, column), side = rng.integers(0, size, 2), rng.integers(2, 7)
-                    height = rng.choice([-1, 1]) * rng.uniform(12, 20)
-                    maps[which, sample, row : row + side, column : column + side, channel] += height
-        maps = maps * np.exp(0.5 * rng.standard_normal(channels)) + rng.standard_normal(channels)
-        for kept, each in zip((predicted, clean), maps.astype(np.float32), strict=True):
-            kept.append(each)
-    return predicted, clean
-
-
 def _reference(settings: Settings) -> Iterator[Comparison]:
-    features = example(settings.seed)
-    config, masks = LPLConfig.reference(), []
-    for tap, down in ((2, 2), (3, 1), (4, 1)):
-        clean = features[1][tap]
-        masks.append((_mask(clean, tap, config), nhwc(twins.reference_mask(nchw(clean), down)) > 0))
-    yield _masks(masks)
-    for name, (twin_options, options) in twins.REFERENCE_OPTIONS.items():
-        config = LPLConfig.reference(**options)
-        predicted, clean = (maps[: config.taps] for maps in features)
-        xs = [nchw(maps).requires_grad_() for maps in predicted]
-        expected = twins.reference_loss(xs, list(map(nchw, clean)), **twin_options)
-        expected.sum().backward()
-        yield from _value_and_gradient(name, predicted, clean, config, expected, [nhwc(x.grad) for x in xs])
+    features = feature_pair(settings.seed)
+    yield _masks(reference_masks(features[1]))
+    for name in twins.REFERENCE_OPTIONS:
+        yield from _value_and_gradient(name, *features, *reference_twin(name, *features))
 
 
 def _paper(settings: Settings) -> Iterator[Comparison]:
-    predicted, clean = example(settings.seed)
+    features = feature_pair(settings.seed)
+    yield _masks(paper_masks(features[0]))
+    for name in twins.PAPER_OPTIONS:
+        yield from _value_and_gradient(name, *features, *paper_twin(name, *features))
+
+
+def reference_twin(name: str, predicted, clean) -> tuple[LPLConfig, np.ndarray, list[np.ndarray]]:
+    """An option of the preset `reference`: our config, and value (B,) and gradients (NHWC) of its PyTorch twin."""
+    twin_options, options = twins.REFERENCE_OPTIONS[name]
+    config = LPLConfig.reference(**options)
+    xs = [nchw(maps).requires_grad_() for maps in predicted[: config.taps]]
+    value = twins.reference_loss(xs, list(map(nchw, clean[: config.taps])), **twin_options)
+    value.sum().backward()
+    return config, value.detach().numpy(), [nhwc(x.grad) for x in xs]
+
+
+def paper_twin(name: str, predicted, clean) -> tuple[LPLConfig, np.ndarray, list[np.ndarray]]:
+    """The same of the preset `paper`, whose twin computes in float64."""
+    twin_options, options = twins.PAPER_OPTIONS[name]
+    ph = [torch.from_numpy(maps.astype(np.float64)).requires_grad_() for maps in predicted]
+    phi = [torch.from_numpy(maps.astype(np.float64)) for maps in clean]
+    value = twins.paper_loss(ph, phi, **twin_options)
+    value.sum().backward()
+    return LPLConfig.paper(**options), value.detach().numpy(), [maps.grad.numpy() for maps in ph]
+
+
+def value_and_gradient(predicted, clean, config: LPLConfig):
+    """Our loss (B,), its gradient with respect to the predicted maps, and what is known of each tap.
+
+    Not jitted: the options share most operations, each of which is compiled once.
+    """
+
+    def total(predicted):
+        loss, taps = perceptual_distance(config, predicted=predicted, clean=clean[: config.taps])
+        return jnp.sum(loss), (loss, taps)
+
+    gradient, (loss, taps) = jax.grad(total, has_aux=True)(predicted[: config.taps])
+    return loss, gradient, taps
+
+
+def reference_masks(clean) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Our masks and the twin's of up_1, up_2 and up_3, True where a pixel is kept."""
+    config = LPLConfig.reference()
+    return [
+        (_mask(clean[tap], tap, config), nhwc(twins.reference_mask(nchw(clean[tap]), down)) > 0)
+        for tap, down in ((2, 2), (3, 1), (4, 1))
+    ]
+
+
+def paper_masks(predicted) -> list[tuple[np.ndarray, np.ndarray]]:
     config = LPLConfig.paper()
-    yield _masks([(_mask(predicted[tap], tap, config), _paper_mask(predicted[tap], SIZES[tap])) for tap in (2, 3, 4)])
-    for name, (twin_options, options) in twins.PAPER_OPTIONS.items():
-        ph = [torch.from_numpy(maps.astype(np.float64)).requires_grad_() for maps in predicted]
-        phi = [torch.from_numpy(maps.astype(np.float64)) for maps in clean]
-        expected = twins.paper_loss(ph, phi, **twin_options)
-        expected.sum().backward()
-        gradient = [maps.grad.numpy() for maps in ph]
-        yield from _value_and_gradient(name, predicted, clean, LPLConfig.paper(**options), expected, gradient)
+    return [(_mask(predicted[tap], tap, config), _paper_mask(predicted[tap])) for tap in (2, 3, 4)]
 
 
 def _mask(maps: np.ndarray, tap: int, config: LPLConfig) -> np.ndarray:
@@ -91,9 +99,9 @@ def _mask(maps: np.ndarray, tap: int, config: LPLConfig) -> np.ndarray:
     return np.asarray(outlier_mask(maps, closing=closing, opening=opening))
 
 
-def _paper_mask(maps: np.ndarray, size: int) -> np.ndarray:
-    planes = maps.astype(np.float64).transpose(0, 3, 1, 2)
-    masks = [[twins.paper_mask(plane, *twins.paper_kernels(size)) for plane in sample] for sample in planes]
+def _paper_mask(maps: np.ndarray) -> np.ndarray:
+    planes, kernels = maps.astype(np.float64).transpose(0, 3, 1, 2), twins.paper_kernels(maps.shape[1])
+    masks = [[twins.paper_mask(plane, *kernels) for plane in sample] for sample in planes]
     return np.array(masks).transpose(0, 2, 3, 1)
 
 
@@ -106,14 +114,9 @@ def _masks(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Comparison:
 
 
 def _value_and_gradient(name, predicted, clean, config, expected, gradient) -> Iterator[Comparison]:
-    def total(predicted, clean):
-        loss, _ = perceptual_distance(config, predicted=predicted, clean=clean)
-        return jnp.sum(loss), loss
-
-    # Not jitted: the options share most operations, each of which is compiled once.
-    found, loss = jax.grad(total, has_aux=True)(predicted, clean)
+    loss, found, _ = value_and_gradient(predicted, clean, config)
     label = name.replace("_", " ")
-    yield close(f"{label}, value", loss, expected.detach().numpy(), FORWARD)
+    yield close(f"{label}, value", loss, expected, FORWARD)
     yield close(f"{label}, gradient", found, gradient, GRADIENT)
 
 
@@ -124,49 +127,59 @@ def _tiny_end_to_end(settings: Settings) -> Iterator[Comparison]:
 
 
 def _end_to_end(load_model, folder: Path, settings: Settings) -> Iterator[Comparison]:
-    """Loss of latents through an autoencoder of both frameworks; the paper's twin with all of it in float64."""
+    """Loss of latents through an autoencoder of both frameworks."""
     ours, model = autoencoders.load(folder), load_model()
-    predicted, clean = latents = _latents(ours, settings)
-    taps, tolerance = min(len(SIZES), ours.config.num_taps), gradient_tolerance(model, settings)
-
-    def unscale(latents, dtype):
-        return nchw(latents).to(dtype) / ours.config.scaling_factor + ours.config.shift_factor
-
-    def torch_gradient(loss, z, conv: bool):
-        net = cast(model, z.dtype)
-        features = torch_taps(net, z, conv)
-        with torch.no_grad():
-            target = torch_taps(net, unscale(clean, z.dtype), conv)
-        value = loss(features, target)
-        (gradient,) = torch.autograd.grad(value.sum(), z)
-        return value.detach().numpy(), nhwc(gradient) / ours.config.scaling_factor
-
-    def paper(features, target):
-        return twins.paper_loss(*([each.permute(0, 2, 3, 1) for each in maps] for maps in (features, target)))
-
-    for name, twin, dtype in (("reference", twins.reference_loss, torch.float32), ("paper", paper, torch.float64)):
-        config = LPLConfig.preset(name, taps=taps)
-        z = unscale(predicted, dtype).requires_grad_()
-        expected, gradient = torch_gradient(twin, z, config.post_quant_conv)
-        loss, found = _latent_gradient(ours, *latents, config)
+    pair = latents(ours.config, settings.sides(ours.config.downsample), settings.seed)
+    for name in ("reference", "paper"):
+        config, expected, gradient = latent_twin(name, model, ours.config, *pair)
+        loss, found, _ = latent_value_and_gradient(ours, *pair, config)
         yield close(f"preset {name}, value", loss, expected, FORWARD)
+        tolerance = gradient_tolerance(model, settings)
         yield close(f"preset {name}, gradient of the latents", found, gradient, tolerance)
 
 
-def _latents(ours: autoencoders.Autoencoder, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and clean latents; an extreme pixel in each makes outliers in the features."""
-    rng = np.random.default_rng(settings.seed)
-    shape = 2, *settings.sides(ours.config.downsample), ours.config.latent_channels
+def latents(config, sides: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and clean latents of this height and width; an extreme pixel in each makes outliers in the features."""
+    rng = np.random.default_rng(seed)
+    shape = 2, *sides, config.latent_channels
     clean = rng.standard_normal(shape)
     clean[:, 1, 2] *= 12
     return tuple(each.astype(np.float32) for each in (clean + 0.3 * rng.standard_normal(shape), clean))
 
 
-@partial(jax.jit, static_argnames="config")
-def _latent_gradient(autoencoder, predicted, clean, config):
-    def total(predicted):
-        loss, _ = latent_perceptual_loss(autoencoder, config, z0_hat=predicted, z0=clean)
-        return jnp.sum(loss), loss
+def latent_twin(
+    preset: str, model: torch.nn.Module, autoencoder_config, predicted, clean
+) -> tuple[LPLConfig, np.ndarray, np.ndarray]:
+    """A preset through diffusers' autoencoder: our config, and the twin's value (B,) and gradient of the latents.
 
-    gradient, loss = jax.grad(total, has_aux=True)(predicted)
-    return loss, gradient
+    The paper's twin has all of it in float64.
+    """
+    config = LPLConfig.preset(preset, taps=min(len(SIZES), autoencoder_config.num_taps))
+    net = cast(model, torch.float64 if preset == "paper" else torch.float32)
+    z = unscaled(autoencoder_config, predicted, net.dtype).requires_grad_()
+    features = torch_taps(net, z, config.post_quant_conv)
+    with torch.no_grad():
+        target = torch_taps(net, unscaled(autoencoder_config, clean, net.dtype), config.post_quant_conv)
+    if preset == "paper":
+        value = twins.paper_loss(*([each.permute(0, 2, 3, 1) for each in maps] for maps in (features, target)))
+    else:
+        value = twins.reference_loss(features, target)
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    return config, value.detach().numpy(), nhwc(gradient) / autoencoder_config.scaling_factor
+
+
+def unscaled(config, scaled: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Latents (B, h, w, C) as our functions take them -> (B, C, h, w) as diffusers' do."""
+    return nchw(scaled).to(dtype) / config.scaling_factor + config.shift_factor
+
+
+@partial(jax.jit, static_argnames="config")
+def latent_value_and_gradient(autoencoder, predicted, clean, config: LPLConfig):
+    """Our loss (B,), its gradient with respect to the predicted latents, and its metrics."""
+
+    def total(predicted):
+        loss, metrics = latent_perceptual_loss(autoencoder, config, z0_hat=predicted, z0=clean)
+        return jnp.sum(loss), (loss, metrics)
+
+    gradient, (loss, metrics) = jax.grad(total, has_aux=True)(predicted)
+    return loss, gradient, metrics

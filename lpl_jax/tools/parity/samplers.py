@@ -56,11 +56,16 @@ def ddim_scheduler(name: str, spacing: str = "trailing", offset: int = 0) -> DDI
 
 
 def _ddim(name: str, spacing: str, offset: int, seed: int) -> Iterator[Comparison]:
+    grids, ours, theirs = ddim(name, spacing, offset, STEPS, seed)
+    yield equal("timesteps", *grids)
+    yield close(f"trajectory of {STEPS} steps", ours, theirs, TRAJECTORY)
+
+
+def ddim(name: str, spacing: str, offset: int, steps: int, seed: int = 0) -> tuple[tuple, np.ndarray, np.ndarray]:
+    """Of our DDIM sampler and of diffusers' scheduler: grids of timesteps, and z after every step, (steps, B, ...)."""
     noise, weight = example(seed)
     p, scheduler = paradigm(name), ddim_scheduler(name, spacing, offset)
-    scheduler.set_timesteps(STEPS)
-    yield equal("timesteps", ddim_grid(p, STEPS, spacing, offset), scheduler.timesteps)
-
+    scheduler.set_timesteps(steps)
     z, expected = torch.tensor(noise), []
     for t in scheduler.timesteps:
         gain = (1 - scheduler.alphas_cumprod[t]).sqrt() if name == "eps" else 0.0
@@ -71,20 +76,25 @@ def _ddim(name: str, spacing: str, offset: int, seed: int) -> Iterator[Compariso
         t = t[:, None, None, None]
         return network(jnp, z, weight, t / 1000, p.alpha_sigma(t)[1] if name == "eps" else 0.0)
 
-    ours = _trajectory(denoise, noise, p, steps=STEPS, spacing=spacing, offset=offset)
-    yield close(f"trajectory of {STEPS} steps", ours, np.stack(expected), TRAJECTORY)
+    ours = _trajectory(denoise, noise, p, steps=steps, spacing=spacing, offset=offset)
+    return (ddim_grid(p, steps, spacing, offset), scheduler.timesteps), ours, np.stack(expected)
 
 
 def _euler(shift: float, seed: int) -> Iterator[Comparison]:
     noise, weight = example(seed)
+    ours = flow_trajectory(noise, weight, "euler", shift, STEPS)
+    yield close(f"trajectory of {STEPS} steps", ours, diffusers_euler(noise, weight, shift, STEPS), TRAJECTORY)
+
+
+def diffusers_euler(noise: np.ndarray, weight: np.ndarray, shift: float, steps: int) -> np.ndarray:
+    """z after every step of diffusers' Euler scheduler of flow matching, (steps, B, ...)."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS))
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
     z, expected = torch.tensor(noise), []
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):  # the sigmas end with a 0
         z = scheduler.step(network(torch, z, torch.tensor(weight), sigma, 2 * sigma - 1), t, z).prev_sample
         expected.append(z.numpy())
-    ours = flow_trajectory(noise, weight, "euler", shift, STEPS)
-    yield close(f"trajectory of {STEPS} steps", ours, np.stack(expected), TRAJECTORY)
+    return np.stack(expected)
 
 
 def _rk4(shift: float, seed: int) -> Iterator[Comparison]:

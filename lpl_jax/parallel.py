@@ -61,7 +61,7 @@ class MeshConfig(Part, section="mesh"):
         "replicated", "the first stage: replicated | fsdp (split over fsdp, and gathered in each step that decodes)"
     )
 
-    def check(self):
+    def check(self) -> None:
         if [getattr(self, axis) for axis in AXES].count(-1) > 1:
             raise InputError(f"mesh: only one axis can be -1 (the rest), got {self._text()}")
 

@@ -115,8 +115,6 @@ def test_numpy_arrays_will_do():
 MORE_THAN_SEVEN = {
     "configs/paper.py:_pair",
     "tools/analyze.py:_plot_outliers",
-    "training/initial.py:perceptual_weight",
-    "training/loop.py:_loop",
 }
 
 

@@ -77,7 +77,7 @@ class MMDiTConfig(Part, section="model"):
         "float32", "of matrix products and of the token streams; parameters are always float32"
     )
 
-    def check(self):
+    def check(self) -> None:
         self._require(self.hidden % self.heads == 0, "heads", f"a divisor of hidden={self.hidden}")
         self._require(self.hidden % 4 == 0, "hidden", "a multiple of 4 (sine and cosine of two coordinates)")
         if (self.num_classes > 0) == (self.context_dim > 0):

@@ -120,7 +120,7 @@ class DiscreteParadigm(Paradigm):
     beta_start: float = field(0.00085, "eps, v: first beta", between(0, 1, ends="none"))
     beta_end: float = field(0.012, "eps, v: last beta", between(0, 1, ends="none"))
 
-    def check(self):
+    def check(self) -> None:
         if not self.beta_start < self.beta_end:
             raise InputError(
                 f"paradigm.beta_end={self.beta_end} is not possible: it must be above beta_start={self.beta_start}"
@@ -167,7 +167,7 @@ class EpsParadigm(DiscreteParadigm):
 
     name: ClassVar[str] = "eps"
 
-    def check(self):
+    def check(self) -> None:
         super().check()
         if self.zero_terminal_snr:
             raise InputError(

@@ -48,7 +48,7 @@ class Experiment(Part, section=""):
     sampling: SamplingConfig = field(SamplingConfig(), "")
     evaluation: EvaluationConfig = field(EvaluationConfig(), "")
 
-    def check(self):
+    def check(self) -> None:
         _check_perceptual(self)
         _check_batch(self)
         sampler, possible = self.sampling.sampler, self.paradigm.samplers

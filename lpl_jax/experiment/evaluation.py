@@ -36,7 +36,7 @@ class EvaluationConfig(Part, section="evaluation"):
     every: int | None = field(None, "steps between small evaluations during training; None: never", at_least(1))
     every_images: int = field(256, "images of such a small evaluation, with the classifier's features", at_least(1))
 
-    def check(self):
+    def check(self) -> None:
         if self.resamples == 1:
             raise InputError("evaluation.resamples=1 is not possible: 2 or more give intervals, 0 gives none")
 

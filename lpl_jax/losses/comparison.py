@@ -50,7 +50,7 @@ class ComparisonConfig(Part, section="comparison"):
         None, "calibrate the weight to this variance over the diffusion loss's (App. A.4: 0.1, the default)", POSITIVE
     )
 
-    def check(self):
+    def check(self) -> None:
         if (self.tau is None) != (self.tau_ref_resolution is None):
             raise InputError("comparison.tau and comparison.tau_ref_resolution are given together or not at all")
         self._check_kind()

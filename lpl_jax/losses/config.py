@@ -103,7 +103,7 @@ class LPLConfig(Part, section="lpl"):
         None, "calibrate the weight to this share of the total loss (paper: 0.2)", between(0, 1, ends="none")
     )
 
-    def check(self):
+    def check(self) -> None:
         self._check_gate()
         self._check_masks()
         self._check_statistics()

@@ -1,16 +1,32 @@
 """Stores, runs and evaluations on gs://, whose buckets are here a folder of this machine: see conftest.py."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from lpl_jax import autoencoders
-from lpl_jax.data import FolderSource, LatentStore, batches, write_store
+from lpl_jax import autoencoders, denoisers, text
+from lpl_jax.data import FolderSource, LatentStore, TFDSSource, batches, write_store
 from lpl_jax.data.inspect import verify
 from lpl_jax.errors import InputError
+from lpl_jax.evaluation import classifier, inception_weights
+from lpl_jax.evaluation.cards import read_card
+from lpl_jax.evaluation.evaluate import evaluate, make_evaluator, read_spectra
+from lpl_jax.evaluation.frechet import read_statistics, statistics, write_statistics
+from lpl_jax.evaluation.image_sets import open_images
+from lpl_jax.evaluation.prompts import read_prompts
+from lpl_jax.evaluation.reference import set_rows
+from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import build
+from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.atomic import write_npz, write_text
+from lpl_jax.io.paths import files_below
+from lpl_jax.losses import latent_lpips_weights
+from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.runs import checkpoints, load_run
 from lpl_jax.training import train
 from lpl_jax.training.logging import read_metrics
@@ -66,8 +82,9 @@ def test_a_store_that_was_begun_is_gone_on_with(bucket, image_folder, autoencode
         write_store(STORE, FolderSource(image_folder, 16), autoencoder)
 
 
-def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, capsys):
-    """Its latent store is made beside it; the numbers are those of a run in a local folder."""
+def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, capsys, monkeypatch):
+    """The numbers are those of a run in a local folder."""
+    monkeypatch.chdir(tmp_path)
     c = tiny_config(train__steps=2, train__checkpoint_every=2, train__log_every=1, ema__decays=(0.5,))
     here = train(build(c), tmp_path / "run").state
     train(build(c), RUN)
@@ -92,4 +109,73 @@ def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, caps
     largest.write_bytes(largest.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=f"{RUN}/checkpoints/4 is damaged: .*; other steps in its folder: 2"):
         load_run(RUN)
-    assert not list(tmp_path.parent.rglob("gs:*"))
+    assert not list(tmp_path.rglob("gs:*"))
+
+
+@pytest.fixture
+def small_classifier(monkeypatch):
+    config = classifier.ClassifierConfig("small", ("a", "b"), side=16, stem=4, widths=(4, 8), blocks=1)
+    network = classifier.init(config, jax.random.key(0))
+    monkeypatch.setattr(classifier, "load", lambda: network)
+
+
+def test_images_are_scored(bucket, image_folder, small_classifier, tmp_path, monkeypatch):
+    """Images, reference, features and results are remote, and the card is the one that local folders give."""
+    shutil.copytree(image_folder / "ant", bucket / "bucket/ant")
+    shutil.copytree(image_folder, bucket / "other/reference")
+    mesh, found = make_mesh(MeshConfig(), jax.devices()[:1]), {}
+    for name, root, images, reference in (
+        ("here", str(tmp_path / "out"), str(image_folder / "ant"), str(image_folder)),
+        ("there", "gs://bucket/out", "gs://bucket/ant", "s3://other/reference"),
+    ):
+        options = dict(features="classifier", reference=reference, num_images=8, reference_images=8, batch_size=8)
+        settings = EvaluationConfig(**options, k=2, resamples=4)
+        evaluator = make_evaluator(settings, source=None, resolution=64, mesh=mesh, folder=f"{root}/features")
+        read = set_rows(open_images(images))
+        arguments = dict(made={"images": "ants"}, resolution=64, out=f"{root}/ants", context={"command": "test"})
+        evaluate(evaluator, read, 8, **arguments)
+        card, spectra = read_card(f"{root}/ants"), read_spectra(f"{root}/ants")
+        found[name] = card.metrics, spectra[0].power.tolist(), sorted(card.made.keys() - {"reference.source"})
+        write_sweep([({"x": 1}, card), ({"x": 2}, card)], root)
+    assert found["here"] == found["there"]
+    names = [path.relative_to(bucket / "bucket/out").as_posix() for path in files_below(bucket / "bucket/out")]
+    assert {"ants/card.json", "ants/card.md", "ants/grid.png", "ants/spectrum.npz", "ants/spectrum.csv"} <= set(names)
+    assert len([name for name in names if name.endswith("/part-000000-000008.npz")]) == 2
+    with Image.open(bucket / "bucket/out/ants/grid.png") as picture:
+        picture.load()
+    # What is there is read, not computed again.
+    monkeypatch.setattr("lpl_jax.evaluation.extract.write_npz", lambda *_: pytest.fail("computed again"))
+    assert evaluate(evaluator, read, 8, **arguments).metrics == card.metrics
+
+
+def test_arrays_statistics_and_prompts_are_read(bucket, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    write_npz("s3://bucket/set.npz", {"arr_0": images})
+    np.testing.assert_array_equal(open_images("s3://bucket/set.npz")[0:5], images)
+    write_statistics("gs://bucket/statistics.npz", statistics(images.reshape(5, -1)[:, :3].astype(np.float32)))
+    assert read_statistics("gs://bucket/statistics.npz").mean.shape == (3,)
+    with pytest.raises(InputError, match="gs://bucket/none.npz cannot be read as an .npz file of statistics"):
+        read_statistics("gs://bucket/none.npz")
+    write_text("gs://bucket/prompts.txt", "a cat\na dog\n")
+    assert read_prompts("gs://bucket/prompts.txt").lines == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("read", "field"),
+    [
+        (lambda url: FolderSource(url, 32), "a folder of images"),
+        (lambda url: TFDSSource("mnist", 32, data_dir=url), "data.data_dir"),
+        (autoencoders.load, "autoencoder.source"),
+        (text.load, "text.source"),
+        (text.load_tokenizer, "text.tokenizer"),
+        (denoisers.load, "a denoiser's weights"),
+        (inception_weights.load, "evaluation.inception"),
+        (latent_lpips_weights.load, "comparison.network"),
+    ],
+)
+def test_what_has_to_be_local_says_so(read, field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("gs://bucket/it", Path("gs://bucket/it")):
+        with pytest.raises(InputError, match=f"^gs://bucket/it is remote; {field} takes local paths only$"):
+            read(url)
+    assert not list(tmp_path.iterdir())

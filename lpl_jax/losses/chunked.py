@@ -71,7 +71,7 @@ class _Decoding:
     chunk: int
 
 
-class _Given(NamedTuple):
+class _Frozen(NamedTuple):
     """What a distance is measured with and has no gradient by."""
 
     autoencoder: Autoencoder
@@ -110,17 +110,17 @@ def decoded_distance(
     """
     check_latents(z0_hat=z0_hat, z0=z0)
     chunk = auto_chunk(autoencoder, *z0.shape[1:3]) if chunk is None else chunk
-    given = lax.stop_gradient(_Given(autoencoder, z0, scores))
-    loss, taps, decoded = _distance(_Decoding(config, rows, chunk), z0_hat, given)
+    frozen = lax.stop_gradient(_Frozen(autoencoder, z0, scores))
+    loss, taps, decoded = _distance(_Decoding(config, rows, chunk), z0_hat, frozen)
     return loss, lax.stop_gradient(taps), decoded
 
 
-def _primal(how, z0_hat, given) -> tuple[jax.Array, TapTerms, jax.Array]:
-    return _on_shards(_value, how, z0_hat, given)[0]
+def _primal(how, z0_hat, frozen) -> tuple[jax.Array, TapTerms, jax.Array]:
+    return _on_shards(_value, how, z0_hat, frozen)[0]
 
 
-def _forward(how, z0_hat, given):
-    return _on_shards(_value_and_gradient, how, z0_hat, given)
+def _forward(how, z0_hat, frozen):
+    return _on_shards(_value_and_gradient, how, z0_hat, frozen)
 
 
 def _backward(how, gradient, cotangents):
@@ -132,7 +132,7 @@ _distance = jax.custom_vjp(_primal, nondiff_argnums=(0,))
 _distance.defvjp(_forward, _backward)
 
 
-def _on_shards(measure, how: _Decoding, z0_hat, given: _Given):
+def _on_shards(measure, how: _Decoding, z0_hat, frozen: _Frozen):
     """((loss (B,), TapTerms, decoded (B,)), gradient (B, h, w, C) or None), each device on its own rows."""
 
     def on_one(autoencoder, z0_hat, z0, scores):
@@ -145,7 +145,7 @@ def _on_shards(measure, how: _Decoding, z0_hat, given: _Given):
         return by_row, omega
 
     on_shards = parallel.shard_map_batch(on_one)
-    (((loss, *parts), gradient), decoded), omega = on_shards(given.autoencoder, z0_hat, given.z0, given.scores)
+    (((loss, *parts), gradient), decoded), omega = on_shards(frozen.autoencoder, z0_hat, frozen.z0, frozen.scores)
     return (loss, TapTerms(*parts, omega=omega), decoded), gradient
 
 

@@ -76,7 +76,7 @@ def _source(dataset):
 
 
 def _pair(
-    prefix, where, arguments, changes=None, init=None, paper=({}, {}), gain=None, cost=({}, {}), more=None, **fields
+    prefix, where, arguments, changes=None, init=None, paper=({}, {}), *, gain=None, cost=({}, {}), more=None, **fields
 ):
     """The row without and with LPL. more: changes of the one with LPL alone."""
     base, lpl = f"{prefix}_base", f"{prefix}_lpl"

@@ -172,15 +172,19 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
         channel_rows += _channel_rows(name, measured)
         tap_rows.append(_tap_row(name, tap, maps.shape, measured, config))
         path = args.out / f"outliers_{name}.png"
-        _plot_outliers(path, name, tap, maps, measured, config, args.top, asked, None if args.no_images else image[0])
+        channels = outlier_maps.extreme_channels(outlier_maps.max_median_ratio(measured), args.top)
+        channels = list(dict.fromkeys((*channels, *asked)))
+        shown = None if args.no_images else image[0]
+        _plot_outliers(path, maps, measured, (name, tap, channels), config=config, image=shown)
         print(_tap_summary(tap_rows[-1]))
     _write(args.out / "outliers_taps.csv", tap_rows)
     _write(args.out / "outliers_channels.csv", channel_rows)
 
 
-def _plot_outliers(path, name, tap, maps, measured, config, top, asked, image) -> None:
+def _plot_outliers(path, maps, measured, chosen, *, config, image) -> None:
+    """chosen: name and number of the tap, and the channels to be drawn."""
+    name, tap, channels = chosen
     ratio = outlier_maps.max_median_ratio(measured)
-    channels = list(dict.fromkeys((*outlier_maps.extreme_channels(ratio, top), *asked)))
     keep = outlier_maps.measure(maps, tap, config)[0]
     latent_plots.plot_outliers(
         path,

@@ -124,3 +124,41 @@ def test_no_function_takes_more_than_seven_positional_arguments():
         if isinstance(node, ast.FunctionDef | ast.Lambda) and len(positional(node)) > 7
     }
     assert found == set()
+
+
+# From the ground up; what stands in one line may use each other.
+LAYERS = (
+    ("errors", "xla_flags"),
+    ("fields", "io", "distributed"),
+    ("parallel", "compile_cache"),
+    ("autoencoders", "denoisers", "text", "diffusion"),
+    ("losses",),
+    ("experiment", "analysis"),
+    ("configs", "data"),
+    ("runs",),
+    ("evaluation",),
+    ("training",),
+    ("cost",),
+    ("tools",),
+)
+FLOOR = {name: floor for floor, names in enumerate(LAYERS) for name in names}
+
+
+def imported(path):
+    """The parts of the package that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lpl_jax."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lpl_jax":
+            package, *rest = node.module.split(".")
+            yield from rest[:1] or (alias.name for alias in node.names)
+
+
+def test_no_part_imports_one_above_it():
+    parts = [path for path in sorted(ROOT.iterdir()) if path.suffix == ".py" or (path / "__init__.py").exists()]
+    parts = {path.stem: path for path in parts if not path.stem.startswith("__")}
+    assert parts.keys() == FLOOR.keys()
+    for name, place in parts.items():
+        for path in place.rglob("*.py") if place.is_dir() else [place]:
+            above = {other for other in imported(path) if FLOOR.get(other, 0) > FLOOR[name]}
+            assert above == set(), path

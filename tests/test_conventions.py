@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import typing
 from collections import Counter
 from collections.abc import Sequence
@@ -109,6 +110,26 @@ def test_a_refusal_in_words_comes_before_the_check_of_shapes():
 
 def test_numpy_arrays_will_do():
     assert patchify(np.zeros((1, 4, 4, 4), np.float32), 2).shape == (1, 4, 16)
+
+
+def library_table():
+    """(package, name in its column) of every row of README's table: what begins a piece of code there."""
+    for line in (ROOT.parent / "README.md").read_text().splitlines():
+        if row := re.fullmatch(r"\| `lpl_jax\.(\w+)` \| (.*) \|", line):
+            for name in re.findall(r"`([A-Za-z_]+)[^`]*`", row[2]):
+                yield row[1], name
+
+
+def test_what_readme_names_is_in_its_package():
+    """In `__all__`, or a method of a class that is."""
+    missing = []
+    for package, name in library_table():
+        module = importlib.import_module(f"lpl_jax.{package}")
+        public = getattr(module, "__all__", [])
+        if name not in public and not any(hasattr(getattr(module, each), name) for each in public):
+            missing.append(f"{package}.{name}")
+    assert missing == []
+    assert {("losses", "latent_perceptual_loss"), ("autoencoders", "decode")} < set(library_table())
 
 
 def positional(function):

@@ -75,3 +75,9 @@ def test_every_file_that_is_needed_later_is_written_atomically():
     plain = [f"{name}:{line} {call}" for (name, call), line in found.items() if (name, call) not in ALLOWED]
     assert not plain, "use lpl_jax.io.atomic"
     assert not ALLOWED.keys() - found.keys(), "no longer there"
+
+
+def test_one_function_turns_what_a_user_types_into_a_path():
+    """`~` is expanded nowhere else: what expands it knows of gs://, too."""
+    found = [path.relative_to(ROOT).as_posix() for path in SOURCES if "expanduser(" in path.read_text()]
+    assert found == ["lpl_jax/io/paths.py"]

@@ -24,6 +24,7 @@ from lpl_jax.data.sources import PHOTOS
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.losses import LPLConfig
+from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
 
 PHOTO_RESOLUTION = 256
@@ -35,10 +36,19 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     flags.check_local(args, "out")
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
-    autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
+    autoencoder = autoencoder_of(args)
     args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is noticed before the work
     args.run(args, autoencoder, names, images)
     return 0
+
+
+def autoencoder_of(args) -> Autoencoder:
+    """That of a run, or the one that is named."""
+    if args.workdir is None:
+        return autoencoders.load(args.autoencoder or "bundled", subfolder=args.autoencoder_subfolder)
+    if args.autoencoder or args.autoencoder_subfolder:
+        raise InputError("give one of --workdir (its autoencoder is taken) and --autoencoder")
+    return open_run(args.workdir).autoencoder
 
 
 def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -299,8 +309,9 @@ def _command(verbs, name: str, run: Callable, about: str, batch_size: int) -> Ca
     result.set_defaults(run=run)
     flags.add(result, "images", required=True)
     flags.add(result, "out", required=True)
-    flags.add(result, "autoencoder", default="bundled")
+    flags.add(result, "autoencoder", note="bundled")
     flags.add(result, "autoencoder-subfolder")
+    flags.add(result, "workdir", note="none: --autoencoder counts")
     flags.add(result, "resolution", note=f"{PHOTO_RESOLUTION} for photos, else as they are")
     flags.add(result, "count", default=8)
     flags.add(result, "seed", default=0)

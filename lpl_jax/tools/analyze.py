@@ -7,10 +7,8 @@
 What they show: docs/analyses.md.
 """
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,6 +21,7 @@ from lpl_jax.data import open_source
 from lpl_jax.data.sources import PHOTOS
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
+from lpl_jax.io.atomic import write_csv
 from lpl_jax.losses import LPLConfig
 from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
@@ -34,7 +33,6 @@ SHOWN_IMAGES = 4  # in a figure of heat maps
 def main(argv: Sequence[str]) -> int:
     """Arguments behind the verb -> exit status."""
     args = parser().parse_args(argv)
-    flags.check_local(args, "out")
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
     autoencoder = autoencoder_of(args)
     args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is noticed before the work
@@ -90,7 +88,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
                 shown.setdefault((str(method), factor), np.asarray(decoded[0]))
                 bar.update()
     rows = [_interp_row(*key, np.concatenate(errors[key]), latents.shape, batch.shape) for key in keys]
-    _write(args.out / "interp.csv", rows)
+    write_csv(args.out / "interp.csv", rows)
     latent_plots.plot_interpolation(args.out / "interp.png", rows)
     if not args.no_images:
         latent_mse = {key: float(errors[key][0][0, 0]) for key in keys}  # of the image that is shown
@@ -139,7 +137,7 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
         for line, places in zip(image_map, corners.tolist(), strict=True)
         for (total, outside), (row, column) in zip(line, places, strict=True)
     ]
-    _write(args.out / "irregularity.csv", rows)
+    write_csv(args.out / "irregularity.csv", rows)
     footprint = args.patch * autoencoder.config.downsample
     title = f"{args.noise} noise on patches of {args.patch}x{args.patch} latents ({footprint}x{footprint} pixels)"
     first = slice(SHOWN_IMAGES)
@@ -187,8 +185,8 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
         shown = None if args.no_images else image[0]
         _plot_outliers(path, maps, measured, (name, tap, channels), config=config, image=shown)
         print(_tap_summary(tap_rows[-1]))
-    _write(args.out / "outliers_taps.csv", tap_rows)
-    _write(args.out / "outliers_channels.csv", channel_rows)
+    write_csv(args.out / "outliers_taps.csv", tap_rows)
+    write_csv(args.out / "outliers_channels.csv", channel_rows)
 
 
 def _plot_outliers(path, maps, measured, chosen, *, config, image) -> None:
@@ -267,13 +265,6 @@ def _numbers(flag: str, text: str, kind: type) -> tuple:
         return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
     except ValueError:
         raise InputError(f"{flag} {text!r}: needed: numbers with commas between them") from None
-
-
-def _write(path: Path, rows: Sequence[Mapping]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def parser() -> cli.Parser:

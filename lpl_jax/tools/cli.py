@@ -164,9 +164,9 @@ def run_main(
       keep_programs: whether what main compiles is kept (`lpl_jax.compile_cache`); not where compiling is measured.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if keep_programs:
-        compile_cache.enable()
     try:
+        if keep_programs:
+            compile_cache.enable()
         status = main(argv)
     except InputError as error:
         if "--debug" in argv:

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import to_path
 from lpl_jax.tools.cli import OVERRIDE, answer
 
 PACKAGE = Path(__file__).resolve().parents[1] / "configs"
@@ -76,7 +77,7 @@ def module(name: str) -> ModuleType:
 
 def find(name: str) -> Path:
     """The file of a config: as given or with .py, here, in configs/ or in the package. Raises InputError."""
-    place, short = Path(name).expanduser(), name.removeprefix("configs/")
+    place, short = to_path(name, "--config"), name.removeprefix("configs/")
     folders = () if place.is_absolute() else (Path("configs"), PACKAGE)
     for candidate in (place, *(folder / short for folder in folders)):
         for path in (candidate, candidate.with_name(f"{candidate.name}.py")):

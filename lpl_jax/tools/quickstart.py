@@ -27,6 +27,7 @@ from lpl_jax import autoencoders
 from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
+from lpl_jax.io.atomic import atomic_open, write_text
 from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
 from lpl_jax.tools import cli, config_file, flags
@@ -66,14 +67,15 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
     pictures = _pictures(workdir, experiments["base"], autoencoder)
     samples = {title: images for title, images in pictures.items() if title.startswith("samples")}
     for name, shown in (("grid.png", pictures), ("samples.png", samples)):
-        panels(shown, per_row=experiments["base"].sampling.per_class).save(workdir / name)
+        with atomic_open(workdir / name) as file:
+            panels(shown, per_row=experiments["base"].sampling.per_class).save(file, "PNG")
     _plot(workdir, results["base"].step)
     psnr = _psnr(pictures["real"], pictures["reconstruction"])
     summary = (
         f"{_summary(workdir, results, autoencoder, heldout)}\n\n"
         f"Reconstruction by the autoencoder: {psnr:.1f} dB PSNR. {time.perf_counter() - started:.0f} s in this call."
     )
-    (workdir / "summary.md").write_text(summary + "\n")
+    write_text(workdir / "summary.md", summary + "\n")
     print(f"\n{summary}\nPictures: {workdir / 'grid.png'}, {workdir / 'losses.png'}")
     return 0
 

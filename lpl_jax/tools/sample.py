@@ -15,7 +15,6 @@ sampling options, not on how many there are or on the batch (up to rounding). Wh
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,8 @@ from lpl_jax import parallel
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
+from lpl_jax.io.atomic import atomic_open, write_json
+from lpl_jax.io.paths import AnyPath
 from lpl_jax.runs import Run, open_run
 from lpl_jax.tools import cli, flags
 
@@ -56,16 +57,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(out: Path, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
+def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
     """PNG files of uint8 images (N, H, W, 3) with metadata, a grid with `per_row` images of each title, and a JSON."""
-    out.mkdir(parents=True, exist_ok=True)
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         about = PngInfo()
         about.add_itxt("Description", title)
         about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **made}, ensure_ascii=False))
-        Image.fromarray(image).save(out / f"{number:04d}_{slug(title)}.png", pnginfo=about)
-    captioned_rows(images, titles[::per_row], per_row).save(out / "grid.png")
-    (out / "samples.json").write_text(json.dumps({**made, "shows": list(titles)}, indent=1, ensure_ascii=False) + "\n")
+        with atomic_open(out / f"{number:04d}_{slug(title)}.png") as file:
+            Image.fromarray(image).save(file, "PNG", pnginfo=about)
+    with atomic_open(out / "grid.png") as file:
+        captioned_rows(images, titles[::per_row], per_row).save(file, "PNG")
+    write_json(out / "samples.json", {**made, "shows": list(titles)}, ensure_ascii=False)
 
 
 def slug(title: str) -> str:

@@ -19,6 +19,7 @@ from lpl_jax import autoencoders
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import atomic_open
 from lpl_jax.tools import cli, flags
 
 MANY_CLASSES = 20  # more are summarised
@@ -86,9 +87,10 @@ def _classes(names: Sequence[str], counts: np.ndarray) -> list[str]:
 
 
 def _show(store: LatentStore, args) -> int:
-    flags.check_local(args, "out")
     if not len(store):
         raise InputError(f"latent store {store.path}: holds no image yet")
+    if (kind := Image.registered_extensions().get(args.out.suffix.lower())) is None:
+        raise InputError(f"--out={args.out}: give the name of a picture, such as sheet.png")
     autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
     check_autoencoder(store, autoencoder)
     indices = np.sort(np.random.default_rng(args.seed).permutation(len(store))[: args.count])
@@ -97,7 +99,8 @@ def _show(store: LatentStore, args) -> int:
     images = [np.asarray(_decode(autoencoder, record.mean[int(args.mirrored)])) for record in records]
     titles = [_title(store, int(index), record) for index, record in zip(indices, records, strict=True)]
     pixels = [np.uint8(np.round((image.clip(-1, 1) + 1) * 127.5)) for image in images]
-    sheet(pixels, titles, args.columns).save(args.out)
+    with atomic_open(args.out) as file:
+        sheet(pixels, titles, args.columns).save(file, kind)
     print(f"{args.out}: records {', '.join(map(str, indices))}")
     return 0
 

@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
 from lpl_jax.tools import cli, config_file, flags
 
 EVALUATED = "evaluated.json"
@@ -215,8 +216,7 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     print(f"\n== {row.name}: {row.where}\n{shown(command)}", flush=True)
     if status := subprocess.run(command).returncode:
         return status
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / EVALUATED).write_text(json.dumps(state))
+    write_json(folder / EVALUATED, state, indent=None)
     return 0
 
 

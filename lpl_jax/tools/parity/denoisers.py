@@ -13,6 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from lpl_jax import denoisers
 from lpl_jax.denoisers.diffusers_layout import POSITIONS, to_diffusers, to_tensors
 from lpl_jax.diffusion import guided, paradigm, sample
+from lpl_jax.io.paths import to_path
 from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal_by_name
 from lpl_jax.tools.parity.torch_side import arrays, nchw, nhwc, randomize
 
@@ -63,7 +64,7 @@ def random_torch(options: Mapping, folder: Path, seed: int = 0) -> torch.nn.Modu
 
 def _given(config, params, settings: Settings) -> Iterator[Comparison]:
     """A folder that only we read (our own layout) is written for diffusers first."""
-    folder = Path(settings.denoiser).expanduser()
+    folder = to_path(settings.denoiser, "--denoiser")
     if not any(folder.glob("diffusion_pytorch_model*")):
         folder = settings.scratch / "denoisers" / "given"
         denoisers.save(config, params, folder)

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import importlib.util
-import json
 import math
 import platform
 import shlex
@@ -14,6 +13,7 @@ import jax
 
 import lpl_jax
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.tools.parity.comparison import Comparison
 
 JSON, MARKDOWN = "parity.json", "parity.md"
@@ -87,5 +87,5 @@ def save(folder: Path, head: dict, rows: Sequence[Comparison]) -> None:
             name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)
         }
     content = {**head, "result": result(rows), "rows": records}
-    (folder / JSON).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    (folder / MARKDOWN).write_text(markdown(head, rows) + "\n")
+    write_json(folder / JSON, content, allow_nan=False)
+    write_text(folder / MARKDOWN, markdown(head, rows) + "\n")

@@ -32,6 +32,7 @@ def initialize(
       auto: take everything from the cluster's environment.
       coordinator, num_processes, process_id: or all three by hand.
       timeout: seconds in which all processes must have started.
+
     Raises:
       InputError: arguments that contradict each other, no cluster, or processes that cannot be reached.
     """

@@ -118,6 +118,7 @@ def step_flops(
       decoded: images that go through the decoder as a share of the batch, 0 to 1.
       context_tokens: 1 for class labels, else the length of a text.
       tower: of a text tower that runs in the step; None: there is none, or its outputs come from a store.
+
     Raises:
       InputError: a resolution that does not fit, or a share outside 0 to 1.
     """

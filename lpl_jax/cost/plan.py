@@ -23,7 +23,8 @@ _TOTAL = re.compile(r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+)", r
 
 class Plan(NamedTuple):
     """text: of the optimised program, as a compiled program's `as_text`. memory: bytes by kind, as
-    `step_cost.compile_step` has them."""
+    `step_cost.compile_step` has them.
+    """
 
     text: str
     memory: dict[str, int]

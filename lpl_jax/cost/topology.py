@@ -26,7 +26,8 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Family:
     """hbm: bytes of a chip that a program may use, as libtpu's own errors state them. cores: that the cloud's names
-    count for each chip. axes: of a slice."""
+    count for each chip. axes: of a slice.
+    """
 
     hbm: float
     cores: int
@@ -104,7 +105,8 @@ def _possible() -> str:
 
 def environment(topology: Topology) -> dict[str, str]:
     """Variables that have to be set before JAX is imported: libtpu then looks for no TPU, and logs what the partitioner
-    warns of."""
+    warns of.
+    """
     values = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
     flags = os.environ.get("XLA_FLAGS", "").split()
     if topology.platform == "cpu":

@@ -67,7 +67,8 @@ def encode(loaded: Iterator[Loaded], autoencoder: Autoencoder, *, batch_size: in
 
 def _runs(loaded: Iterator[Loaded], batch_size: int) -> Iterator[list[Loaded]]:
     """Runs with `batch_size` examples each, the last one excepted. The end of a unit never begins a run: it is known
-    with its last example, so that a unit that fills its batches is finished with them."""
+    with its last example, so that a unit that fills its batches is finished with them.
+    """
     entries, count = [], 0
     for entry in loaded:
         is_example = isinstance(entry.what, Example)

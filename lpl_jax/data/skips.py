@@ -23,7 +23,7 @@ class SkipLimit:
 
     def __post_init__(self):
         share = isinstance(self.most, float)
-        if self.most < 0 or share and self.most > 1:
+        if self.most < 0 or (share and self.most > 1):
             raise InputError(f"max_skipped={self.most}: must be a number of images or a share, 0.0 to 1.0")
 
     def add(self, unit_records: dict[int, dict[str, Any]]) -> None:

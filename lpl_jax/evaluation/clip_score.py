@@ -90,8 +90,10 @@ def clip_scores(*, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
     Args:
       images, texts: their embeddings, (N, D), of any length but 0.
+
     Returns:
       (N,) float64, 0 to 100.
+
     Raises:
       InputError: shapes that differ, or an embedding that is zero or not finite.
     """

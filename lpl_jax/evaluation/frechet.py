@@ -139,6 +139,7 @@ def read_statistics(path: PathLike, kind: str = "pool") -> Gaussian:
 
     Args:
       kind: "pool" for mu and sigma (FID), "spatial" for mu_s and sigma_s (sFID).
+
     Raises:
       InputError: a file that is missing, damaged, lacks these arrays, or holds values that no samples can have.
     """

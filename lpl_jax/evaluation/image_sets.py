@@ -61,6 +61,7 @@ def open_images(path: PathLike, *, resolution: int | None = None, minimum: int =
       resolution: resize the shorter side of every image to it and cut the centre square; None leaves images as they
         are, and they must be of one size.
       minimum: number of images that are needed.
+
     Raises:
       InputError: nothing there, another kind of file, a file in the folder that is no image, fewer than `minimum`
         images, or a first image that cannot be used; it names the file. On access: the same for the other images.

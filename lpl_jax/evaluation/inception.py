@@ -209,6 +209,7 @@ class Inception:
 
         Args:
           images: (B, H, W, 3) uint8, of any size.
+
         Returns:
           "pool" (B, 2048): mean of the last block, `pool_3` in TensorFlow's graph. FID, precision and recall.
           "spatial" (B, 2023): the first 7 channels of the 1x1 branch of the 17x17 block `mixed_6` (Mixed_6d in PyTorch)
@@ -216,6 +217,7 @@ class Inception:
             "Generating Images with Sparse Representations" (2021).
           "logits" (B, 1008): without the last layer's bias, as guided-diffusion and torch-fidelity take them for the
             Inception score.
+
         Raises:
           InputError: another shape or type.
         """

@@ -71,6 +71,7 @@ def prdc(
       block: rows of each set that are compared at a time.
       dtype: "float64" or "float32" for the squared distances; None is float64, but float32 on TPUs, which lack it.
       devices: blocks are dealt out to these, each of which holds all features; None is the default device alone.
+
     Raises:
       InputError: shapes that do not fit, fewer than k + 1 samples in a set, or values that are not finite.
     """

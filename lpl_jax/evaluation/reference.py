@@ -25,7 +25,8 @@ KINDS = ("pool", "spatial")
 
 class Reference(NamedTuple):
     """features: of the images, None where only statistics are known. statistics: by kind of feature. made: for the
-    card."""
+    card.
+    """
 
     features: Features | None
     statistics: dict[str, Statistics | Gaussian]
@@ -47,6 +48,7 @@ def load_reference(
     Args:
       source: the images where the config names none: those of the run's data.
       made: of the networks.
+
     Raises:
       InputError: no such file, images that are refused, statistics of other features.
     """

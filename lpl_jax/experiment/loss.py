@@ -13,7 +13,7 @@ ECONOMICAL_SHARE = 1 / 12
 
 
 def _word_or_number(*words: str, of: str) -> Check:
-    return Check(lambda value: value in words or type(value) is int and value > 0, f"{', '.join(words)}, or {of}")
+    return Check(lambda value: value in words or (type(value) is int and value > 0), f"{', '.join(words)}, or {of}")
 
 
 @dataclasses.dataclass(frozen=True)

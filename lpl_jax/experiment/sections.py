@@ -42,7 +42,8 @@ class Chooser(NamedTuple):
 
 class Section(NamedTuple):
     """parts: the dataclasses behind a section, of which the chooser takes one. automatic: fields that a config leaves
-    to the machine, with what "auto" does."""
+    to the machine, with what "auto" does.
+    """
 
     parts: tuple[type, ...]
     chooser: Chooser | None = None
@@ -82,7 +83,8 @@ SECTIONS: dict[str, Section] = {
 
 class Entry(NamedTuple):
     """A field of a config as a user sees it: its value in a fresh config, its type, its meaning, and the default that
-    stands behind a None, by what was chosen."""
+    stands behind a None, by what was chosen.
+    """
 
     value: Any
     hint: Any

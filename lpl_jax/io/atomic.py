@@ -42,6 +42,7 @@ def atomic_path(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
       replace: a file may take the place of another one.
+
     Raises:
       InputError: without `replace`, as `check_free` does, before and after the block.
     """

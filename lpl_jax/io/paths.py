@@ -34,6 +34,7 @@ def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...
     Args:
       name: the flag or config field that it was given as, for messages.
       remote: whether gs:// and s3:// are possible here, or which of them.
+
     Raises:
       InputError: a remote path where local ones alone are possible, one of a kind that is not possible or whose package
         is not installed, or a home folder that is not there.

@@ -90,6 +90,7 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
       rules: the family's table.
       shapes: parameter tree of anything with `.shape` (from `jax.eval_shape`): what the network expects.
       where: what the tensors came from, for messages.
+
     Raises:
       InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; all
         are named.

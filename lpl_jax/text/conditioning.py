@@ -106,6 +106,7 @@ class TextConditioner:
             "text_pooled" (B, P), which then stand in place of the tower's outputs.
           dropped: (B,) bool, where the empty prompt stands in place of the sample's; None: nowhere.
           key: of the noise that replicated padding is given in training; None: no noise, as for sampling.
+
         Raises:
           InputError: tokens of another length, or a batch that lacks what is needed.
         """

@@ -135,6 +135,7 @@ def from_transformers(
       name: what it is of, for messages.
       tower: "text" or "vision" keeps one tower of a CLIPModel, with its projection; None keeps what is there.
       dtype: compute type.
+
     Raises:
       InputError: another class, a tower that it does not have, or an option that this architecture does not have.
     """

@@ -105,6 +105,7 @@ class Tokenizer(WordTokenizer):
       padding: the unit whose number fills rows behind the end token. `EOS` in most models; "!" (number 0) in Stable
         Diffusion 2, in SDXL's second encoder and with open_clip.
       cleaning: one of `CLEANING`.
+
     Raises:
       InputError: an unknown cleaning rule, a vocabulary without a special word or without a unit of the merges.
     """
@@ -162,6 +163,7 @@ class Tokenizer(WordTokenizer):
             bpe_simple_vocab_16e6.txt.gz, or a hub id such as "openai/clip-vit-large-patch14".
           subfolder: the tokeniser's folder inside a pipeline's, such as "tokenizer".
           cleaning: one of `CLEANING`; None takes the rule of the layout.
+
         Raises:
           InputError: nothing there, or files that cannot be read.
         """

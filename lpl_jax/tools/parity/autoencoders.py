@@ -257,7 +257,7 @@ def save_taesd_pair(model: torch.nn.Module, folder: Path, name: str) -> None:
     The decoder's numbers count the clamp of the latents as a layer, its first.
     """
     for side, first in (("encoder", 0), ("decoder", 1)):
-        named = (key.partition(".") + (tensor,) for key, tensor in getattr(model, side).layers.state_dict().items())
+        named = ((*key.partition("."), tensor) for key, tensor in getattr(model, side).layers.state_dict().items())
         state = {f"{int(number) + first}.{rest}": tensor for number, _, rest, tensor in named}
         torch.save(state, folder / f"{name}_{side}.pth")
 

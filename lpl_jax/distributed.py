@@ -48,7 +48,7 @@ def initialize(
         raise InputError(f"--connect-timeout={timeout}: must be 1 or more seconds")
     if given:
         _check(by_hand)
-        if process_id:
+        if process_id and coordinator:
             _reach(coordinator, timeout)
     import jax  # here, so that flags are checked without it
 

@@ -22,7 +22,7 @@ misshapen is listed by name, all of it, in one `InputError`.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -96,7 +96,7 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
         are named.
     """
     compiled = [(_pattern(rule.theirs), rule.ours) for rule in rules]
-    expected = flatten_dict(shapes, sep="/")
+    expected: dict[str, Any] = flatten_dict(shapes, sep="/")  # pyright: ignore[reportAssignmentType]  # of leaves alone
     found, problems = {}, []
     for name, tensor in tensors.items():
         path, array = _to_ours(name, np.asarray(tensor), compiled, expected)

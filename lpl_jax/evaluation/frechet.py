@@ -28,7 +28,7 @@ class Gaussian(NamedTuple):
 
     mean: np.ndarray
     covariance: np.ndarray
-    count: int | None = None
+    count: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,9 +1,10 @@
 """The Inception score."""
 
+import itertools
+
 import numpy as np
 
 from lpl_jax.errors import InputError
-import itertools
 
 
 def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:

@@ -138,10 +138,12 @@ class SpectrumSum:
 
     @property
     def count(self) -> int:
+        """Number of images."""
         return len(self.profiles)
 
     @property
     def resolution(self) -> int:
+        """Side of the images, pixels."""
         return len(self.total)
 
     @property

@@ -9,6 +9,7 @@ What they show: docs/analyses.md.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from lpl_jax import autoencoders
 from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import open_source
-from lpl_jax.data.sources import PHOTOS
+from lpl_jax.data.sources import PHOTOS, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.io.atomic import write_csv
@@ -57,12 +58,12 @@ def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tup
     if spec == "photos":
         crops = -(-count // len(PHOTOS))
         source = open_source("photos", PHOTO_RESOLUTION if resolution is None else resolution, crops=crops, seed=seed)
-        examples = [source[index] for index in range(count)]
+        examples = [indexed(source)[index] for index in range(count)]
         return [example.key for example in examples], np.stack([example.image for example in examples])
     images = open_images(spec, resolution=resolution)
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
     read = tqdm(rows, desc="reading", unit="image", leave=False)
-    return [images.names[row] for row in rows], np.concatenate([images[row : row + 1] for row in read])
+    return [images.names[int(row)] for row in rows], np.concatenate([images[row : row + 1] for row in read])
 
 
 def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
@@ -87,7 +88,12 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
                 errors[method, factor].append(np.stack(numbers, axis=1)[:valid])
                 shown.setdefault((str(method), factor), np.asarray(decoded[0]))
                 bar.update()
-    rows = [_interp_row(*key, np.concatenate(errors[key]), latents.shape, batch.shape) for key in keys]
+    pixels = images.shape[1:3]
+    sides = {"pixel": pixels, "latent": [side // autoencoder.config.downsample for side in pixels]}
+    rows = [
+        _interp_row(method, factor, np.concatenate(errors[method, factor]), sides[method.space])
+        for method, factor in keys
+    ]
     write_csv(args.out / "interp.csv", rows)
     latent_plots.plot_interpolation(args.out / "interp.png", rows)
     if not args.no_images:
@@ -104,8 +110,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
     print(f"{len(images)} images, {len(rows)} resamplings: latent MSE orders pairs of them {', '.join(counts)}")
 
 
-def _interp_row(method, factor, errors, latent_shape, image_shape) -> dict:
-    sides = (image_shape if method.space == "pixel" else latent_shape)[1:3]
+def _interp_row(method, factor, errors, sides) -> dict:
     height, width = (interpolation.reduced_size(side, factor) for side in sides)
     latent_mse, psnr, distance, detail = errors.mean(axis=0, dtype=np.float64).tolist()
     return {
@@ -130,7 +135,8 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
             key = jax.random.fold_in(jax.random.key(args.seed), index)
             maps.append(irregularity.irregularity_maps(autoencoder, latent, key, on_draw=bar.update, **options))
     maps, stride = np.stack(maps), args.patch if args.stride is None else args.stride
-    corners = irregularity.patch_positions(*latent.shape[:2], args.patch, stride)
+    height, width = (side // autoencoder.config.downsample for side in images.shape[1:3])
+    corners = irregularity.patch_positions(height, width, args.patch, stride)
     rows = [
         {"image": name, "row": row, "column": column, "total_error": total, "outside_error": outside}
         for name, image_map in zip(names, maps.tolist(), strict=True)
@@ -175,7 +181,8 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
             parts[tap].append([np.asarray(part)[:valid] for part in measured])
     tap_rows, channel_rows = [], []
     for tap, maps in zip(taps, shown, strict=True):
-        measured = outlier_maps.TapStatistics(*map(np.concatenate, zip(*parts[tap], strict=True)))
+        columns: Any = map(np.concatenate, zip(*parts[tap], strict=True))
+        measured = outlier_maps.TapStatistics(*columns)
         name = outlier_maps.tap_names(autoencoder)[tap]
         channel_rows += _channel_rows(name, measured)
         tap_rows.append(_tap_row(name, tap, maps.shape, measured, config))
@@ -280,7 +287,8 @@ def parser() -> cli.Parser:
     add = _command(verbs, "irregularity", irregular, about, batch_size=32)
     add("--noise", **cli.one_of(irregularity.NOISES), default="half_variance", help="what is put on a patch")
     add("--patch", type=cli.positive, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
-    add("--stride", type=cli.positive, metavar="N", help="between patches, latent pixels").note = "the patch's side"
+    text = "between patches, latent pixels (default: the patch's side)"
+    add("--stride", type=cli.positive, metavar="N", help=text)
     add("--draws", type=cli.positive, metavar="N", default=4, help="draws of noise that are averaged")
     about = "Fig. 13: extreme values in decoder features and their masks"
     add = _command(verbs, "outliers", outliers, about, batch_size=8)

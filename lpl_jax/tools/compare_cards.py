@@ -57,8 +57,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def short_names(folders: Sequence[AnyPath]) -> list[str]:
-    """Names for folders: the first part of their paths that is different in all, such as the run's; where there is
-    none, the paths without the parts at both ends that all have in common."""
+    """Names for folders: the first part of their paths that differs in all, such as the run's name.
+
+    Where there is none: the paths without the parts at both ends that all have in common.
+    """
     parts = [(folder if is_remote(folder) else folder.absolute()).parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise InputError("a card is given twice: compare needs different ones")

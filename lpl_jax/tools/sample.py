@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
     sampling = run.sampling(**{name: value for name, value in given.items() if value is not None})
     shown, titles = _shown(run, args)
-    options = dict(step=run.step(args.checkpoint), weights=run.weights(args.weights), seed=args.seed)
+    options: dict[str, Any] = dict(step=run.step(args.checkpoint), weights=run.weights(args.weights), seed=args.seed)
     mesh = parallel.make_mesh(parallel.MeshConfig())  # all devices there are, each with a part of every batch
-    chosen = {name: getattr(sampling, name) for name in given} | {
+    chosen: dict[str, Any] = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
     sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
@@ -109,10 +109,10 @@ def parser() -> cli.Parser:
     flags.add(result, "seed", default=0)
     flags.add(result, "guidance", note="the run's")
     flags.add(result, "steps", note="the run's")
-    add(
-        "--sampler", type=cli.text, metavar="NAME", help="ddim, euler or rk4, as the paradigm allows"
-    ).note = "the run's"
-    add("--spacing", type=cli.text, metavar="NAME", help="timesteps of ddim: trailing or leading").note = "the run's"
+    text = "ddim, euler or rk4, as the paradigm allows (default: the run's)"
+    add("--sampler", type=cli.text, metavar="NAME", help=text)
+    text = "timesteps of ddim: trailing or leading (default: the run's)"
+    add("--spacing", type=cli.text, metavar="NAME", help=text)
     flags.add(result, "weights", note="the first average")
     flags.add(result, "checkpoint", note="the newest")
     flags.add(result, "batch-size", default=16)

@@ -62,13 +62,14 @@ def _stats(store: LatentStore, args) -> int:
     print(f"latent_absmax  {found['latent_absmax']:.2f} (scaled means)")
     for line in _classes(manifest.class_names, found["class_counts"]):
         print(line)
+    length = manifest.text.length if manifest.text else 0
     for column in manifest.text.columns if manifest.text else ():
         numbers = found[column]
         words, tokens = (
             f"{np.min(x)} / {np.median(x):.0f} / {np.max(x)}" for x in (numbers["words"], numbers["tokens"])
         )
         print(
-            f"caption        {column}: words {words}, tokens {tokens} of {manifest.text.length} (least / median / "
+            f"caption        {column}: words {words}, tokens {tokens} of {length} (least / median / "
             f"most); {100 * numbers['truncated']:.1f} % fill them all"
         )
     if manifest.text:
@@ -98,7 +99,7 @@ def _show(store: LatentStore, args) -> int:
     # One at a time: a sheet is small, and an image of any size fits.
     images = [np.asarray(_decode(autoencoder, record.mean[int(args.mirrored)])) for record in records]
     titles = [_title(store, int(index), record) for index, record in zip(indices, records, strict=True)]
-    pixels = [np.uint8(np.round((image.clip(-1, 1) + 1) * 127.5)) for image in images]
+    pixels = [np.round((image.clip(-1, 1) + 1) * 127.5).astype(np.uint8) for image in images]
     with atomic_open(args.out) as file:
         sheet(pixels, titles, args.columns).save(file, kind)
     print(f"{args.out}: records {', '.join(map(str, indices))}")

@@ -44,6 +44,7 @@ def markdown(head: dict, rows: Sequence[Comparison]) -> str:
 
 
 def table(rows: Sequence[Comparison]) -> str:
+    """A Markdown table with aligned columns, a line for each comparison."""
     cells = [COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
     lines = [
@@ -63,10 +64,12 @@ def _cells(row: Comparison) -> tuple[str, ...]:
 
 
 def verdict(row: Comparison) -> str:
+    """Whether a comparison is within its tolerance, in a word."""
     return "ok" if row.ok else "FAIL"
 
 
 def result(rows: Sequence[Comparison]) -> str:
+    """The last line: how many were compared, and how many failed."""
     failed = sum(not row.ok for row in rows)
     return f"{len(rows)} comparisons, " + (f"{failed} FAILED." if failed else "all within their tolerances.")
 

@@ -10,10 +10,10 @@ from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 
 class Prompts(NamedTuple):
-    """lines: the texts. made: what a result card says of them."""
+    """lines: the texts. provenance: of them, for the result card."""
 
     lines: tuple[str, ...]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def read_prompts(path: PathLike, count: int | None = None) -> Prompts:

@@ -49,23 +49,25 @@ def main(argv: Sequence[str]) -> int:
     images = sample([each for each in shown for _ in range(args.count)])
     if jax.process_index() == 0:
         out = args.out or run.workdir / "samples"
-        made = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
-        made |= chosen | {"seed": args.seed}
-        write(out, images, [title for title in titles for _ in range(args.count)], made, args.count)
+        provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
+        provenance |= chosen | {"seed": args.seed}
+        write(out, images, [title for title in titles for _ in range(args.count)], provenance, args.count)
         print(f"{len(images)} images and {out / 'grid.png'}")
     return 0
 
 
-def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
+def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], provenance: dict[str, Any], per_row: int) -> None:
     """PNG files of uint8 images (N, H, W, 3) with metadata, a grid with `per_row` images of each title, and a JSON."""
     out.mkdir(parents=True, exist_ok=True)
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         about = PngInfo()
         about.add_itxt("Description", title)
-        about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **made}, ensure_ascii=False))
+        about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **provenance}, ensure_ascii=False))
         Image.fromarray(image).save(out / f"{number:04d}_{slug(title)}.png", pnginfo=about)
     captioned_rows(images, titles[::per_row], per_row).save(out / "grid.png")
-    (out / "samples.json").write_text(json.dumps({**made, "shows": list(titles)}, indent=1, ensure_ascii=False) + "\n")
+    (out / "samples.json").write_text(
+        json.dumps({**provenance, "shows": list(titles)}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def slug(title: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a latent store is whole, and what is in it."""
+"""Whether a latent store is complete and undamaged, and statistics of it."""
 
 import collections
 import hashlib
@@ -23,11 +23,11 @@ class Findings:
     examples: list[str] = field(default_factory=list)
     most: int = 20
 
-    def add(self, kind: str, what: str) -> None:
+    def add(self, kind: str, name: str) -> None:
         """Counts a finding, and keeps the first few as examples."""
         self.counts[kind] += 1
         if len(self.examples) < self.most:
-            self.examples.append(f"{kind}: {what}")
+            self.examples.append(f"{kind}: {name}")
 
 
 def verify(store: LatentStore, on_progress: Callable[[int], object] = lambda records: None) -> Findings:

@@ -1,4 +1,4 @@
-"""How many images may be passed over while a store is made."""
+"""How many images may be skipped while a store is written."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -31,7 +31,7 @@ PHOTOS = {
 class PhotoSource:
     """Random square crops of eight colour photographs that come with scikit-image; the class is the photograph.
 
-    Example i is crop i // 8 of photograph i % 8. Its place and size (a part between `side[0]` and `side[1]` of the
+    Example i is crop i // 8 of photograph i % 8. Its position and size (a part between `side[0]` and `side[1]` of the
     shorter side) are drawn from (seed, i): other seeds give other crops of the same photographs.
     """
 

@@ -226,7 +226,7 @@ def _open(url: str):
 
 
 def _names(urls: Sequence[str]) -> tuple[str, ...]:
-    """What comes behind the folder that all tar files lie in: they are named alike wherever that is."""
+    """Paths of the tar files relative to their common folder, so that names do not depend on where it is."""
     folders = [url.split("/")[:-1] for url in urls]
     common = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
     return tuple("/".join(url.split("/")[common:]) for url in urls)

@@ -1,4 +1,4 @@
-"""Writing a latent store, unit by unit, by one host or several, so that a killed write goes on where it was.
+"""Writing a latent store, unit by unit, by one host or several, so that a killed write can be resumed.
 
 A unit (see `examples`) becomes a shard: written under a temporary name, renamed, then recorded in a file of its own
 beside it. A write takes the units that have no such record. Whoever finds all units recorded writes the report and the
@@ -69,7 +69,7 @@ def write_store(
     """Encodes every image of `source` into a latent store in the folder `path`, which may be remote, and opens it.
 
     A folder that already holds the complete store of the same source, crop and autoencoder is opened as it is; one that
-    was begun is gone on with, whole units at a time. With several hosts each writes its part of the units into the same
+    was begun is resumed, unit by unit. With several hosts each writes its part of the units into the same
     folder, and the one that is ready last completes the store; for the others the store that is returned is not
     `finished`.
 
@@ -128,19 +128,19 @@ def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, on_progress, o
     examples, moments = encoded.examples, encoded.moments
     finite = [bool(np.isfinite(each).all()) for each in moments] if examples else []
     rows = iter(zip(finite, shards.rows(examples, moments), strict=True))
-    for unit, what in encoded.loaded:
-        if isinstance(what, Example):
+    for unit, item in encoded.loaded:
+        if isinstance(item, Example):
             is_finite, row = next(rows)
             if is_finite:
                 shards.add(unit, row)
                 limit.seen += 1
                 continue
-            reason = f"{what.key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights"
-            what = Skipped(what.key, shards.units[unit], reason)
-        if isinstance(what, Skipped):
-            shards.skip(what)
-            limit.skip(what)
-            on_skipped(what)
+            reason = f"{item.key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights"
+            item = Skipped(item.key, shards.units[unit], reason)
+        if isinstance(item, Skipped):
+            shards.skip(item)
+            limit.skip(item)
+            on_skipped(item)
         else:
             shards.finish(unit)
     if examples:
@@ -265,8 +265,8 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
 def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
     """Raises an InputError unless the store holds what is planned; names and shard sizes may differ."""
     differences = [
-        (what, have, want)
-        for what, have, want, same in (
+        (name, have, want)
+        for name, have, want, same in (
             ("autoencoder", found.autoencoder, planned.autoencoder, found.weights_hash == planned.weights_hash),
             ("resolution", found.resolution, planned.resolution, found.resolution == planned.resolution),
             ("crop", found.crop, planned.crop, found.crop == planned.crop),
@@ -277,9 +277,9 @@ def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
         if not same
     ]
     if differences:
-        what, have, want = differences[0]
+        name, have, want = differences[0]
         raise InputError(
-            f"{folder} already holds another latent store ({what} {have}, not {want}); "
+            f"{folder} already holds another latent store ({name} {have}, not {want}); "
             "give another folder or delete this one"
         )
 

@@ -4,7 +4,7 @@
     FOLDER/<key>/part-000000-001024.npz   features of images 0 to 1023, and so on
 
 A part is a fixed range of images whatever the batch size and the devices. It is written when all of its images are
-seen, or those before an interruption, and appears under its name whole: an evaluation that was stopped goes on there.
+seen, or those before an interruption, and is written atomically: an evaluation that was stopped resumes there.
 """
 
 import functools
@@ -145,7 +145,7 @@ def _measurer(networks: Networks, mesh: Mesh):
 
 
 def read_part(path: AnyPath, count: int) -> dict[str, np.ndarray] | None:
-    """A part as it was written, of its first images up to `count`; None where it cannot be read (it is made again)."""
+    """A part as it was written, of its images up to `count`; None where it cannot be read (then it is computed)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             part = {name: arrays[name] for name in arrays.files}

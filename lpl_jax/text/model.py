@@ -190,7 +190,7 @@ class Clip(flax.struct.PyTreeNode):
     def encode_text(self, tokens: jax.Array) -> Features:
         """Token numbers (B, T), T at most `config.text.positions`, each row with an end token -> Features.
 
-        The mask is causal and nothing else, as in Stable Diffusion: padding behind the end token is attended to by
+        The mask is causal and nothing else, as in Stable Diffusion: padding after the end token is attended to by
         padding only, and does not change the pooled output.
 
         Raises:

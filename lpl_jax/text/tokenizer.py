@@ -40,7 +40,7 @@ def _find_words(*patterns: str) -> PreTokenizer:
 
 
 NORMALIZER = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-# The special words in other letter case are ordinary text, but cut before and behind.
+# The special words in other letter case are ordinary text, but cut before and after.
 WORDS = Chain([_find_words(r"<\|startoftext\|>|<\|endoftext\|>", CONTRACTIONS, RUNS), _find_words(CONTRACTIONS, RUNS)])
 OPEN_CLIP_WORDS = _find_words(*OPEN_CLIP_SPECIAL.values(), f"(?i:{CONTRACTIONS})", RUNS)
 
@@ -49,7 +49,7 @@ class WordTokenizer:
     """What all tokenisers share: `encode` gives the numbers of a text, and here they become rows.
 
     Attributes:
-      bos, eos, padding: numbers of the start token, of the end token and of what fills rows behind it.
+      bos, eos, padding: numbers of the start token, of the end token and of padding.
       vocab_size: numbers are below it.
     """
 
@@ -106,7 +106,7 @@ class Tokenizer(WordTokenizer):
     Args:
       vocabulary: unit -> number, with the two special words `BOS` and `EOS`.
       merges: pairs of units, in the order in which they were learnt.
-      padding: the unit whose number fills rows behind the end token. `EOS` in most models; "!" (number 0) in Stable
+      padding: the unit whose number pads rows after the end token. `EOS` in most models; "!" (number 0) in Stable
         Diffusion 2, in SDXL's second encoder and with open_clip.
       cleaning: one of `CLEANING`.
 

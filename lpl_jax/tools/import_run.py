@@ -1,4 +1,4 @@
-"""Make a run from weights: a folder at step 0, which `lpl train` goes on from with the same config and overrides.
+"""Make a run from weights: a folder at step 0, which `lpl train` resumes with the same config and overrides.
 
     lpl import exports/base.safetensors --config quickstart --workdir runs/imported
 
@@ -63,7 +63,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     print(import_run(args.source, build(config_file.given(args)), args.workdir))
     return 0

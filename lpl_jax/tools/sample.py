@@ -34,7 +34,7 @@ SLUG = 40  # characters of a prompt in a file name
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     run = open_run(args.workdir)
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
@@ -99,9 +99,7 @@ def parser() -> cli.Parser:
     add = result.add_argument
     flags.add(result, "workdir", required=True)
     add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
-    add(
-        "--prompts", type=flags.path, metavar="PLACE", help="text file of prompts, one a line, or a store with captions"
-    )
+    add("--prompts", type=flags.path, metavar="PATH", help="text file of prompts, one a line, or a store with captions")
     flags.add(result, "limit")
     add("--label", action="append", type=cli.not_negative, metavar="N", help="class; may be given several times")
     flags.add(result, "count", default=4)

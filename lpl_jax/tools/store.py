@@ -28,7 +28,7 @@ MARGIN = 6
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     store = LatentStore(args.store, partial=args.unfinished)
     return {"verify": _verify, "stats": _stats, "show": _show}[args.verb](store, args)
@@ -127,8 +127,8 @@ def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> 
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (MARGIN + columns * cell[0], MARGIN + rows * cell[1]), "white")
     draw = ImageDraw.Draw(page)
-    for place, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
-        row, column = divmod(place, columns)
+    for index, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        row, column = divmod(index, columns)
         left, top = MARGIN + column * cell[0], MARGIN + row * cell[1]
         picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
         page.paste(picture, (left, top))
@@ -144,7 +144,7 @@ def parser() -> cli.Parser:
     def add_verb(name: str, text: str, more: str = "") -> cli.Parser:
         verb = verbs.add_parser(name, help=text, description=f"{text}\n\n    lpl store {name} stores/photos-64{more}")
         verb.add_argument("store", type=flags.path, metavar="STORE", help="folder of the latent store")
-        verb.add_argument("--unfinished", action="store_true", help="also one that is still being made")
+        verb.add_argument("--unfinished", action="store_true", help="also one that is still being written")
         return verb
 
     add_verb("verify", "checksums and every record; status 1 where something is wrong")

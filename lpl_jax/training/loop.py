@@ -78,7 +78,7 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
     with startup.part("autoencoder"):
         autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
         text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
-    # Before anything is made, so that a mistake leaves nothing behind.
+    # Before anything is written, so that a mistake leaves nothing behind.
     experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
     mesh = parallel.make_mesh(experiment.mesh)
     _check_batch(experiment, parallel.batch_shards(mesh))

@@ -76,7 +76,7 @@ def save(autoencoder: Autoencoder, folder: str | Path) -> None:
     tensors beside the others (`SIDE.layers.N.pool.0`, `.1` and `.3`) and "AutoencoderTinyMidblockNorm" as the class.
 
     Raises:
-      InputError: the folder already has weights, which are not written over.
+      InputError: the folder already has weights, which are not overwritten.
     """
     folder = to_path(folder)
     if (folder / WEIGHTS).exists():

@@ -50,7 +50,7 @@ def batches(
       control: also yield "control" (B, 4) float32: height and width of the original image, top and left of the crop,
         of the image as it is taken (mirrored or not), in pixels; what a denoiser with `control` is given.
       with_index: also yield "index", the numbers of the records.
-      text: also yield "tokens" (B, T) int32, the numbers of the caption, and where the store keeps outputs of the text
+      text: also yield "tokens" (B, T) int32, the ids of the caption, and where the store keeps outputs of the text
         tower "text_hidden" (B, T, D) and "text_pooled" (B, D') float16.
       second_caption: probability of taking the second caption column instead of the first, for each image anew.
       read_threads, read_ahead: threads that read, and batches that they may be ahead of training.

@@ -93,7 +93,7 @@ def _check_record(store: LatentStore, index: int, data: bytes, keys: set[bytes],
 
 
 def statistics(store: LatentStore, records: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Numbers of a store, from so many of its records drawn at random (None: all).
+    """Statistics of a store, from this many of its records, drawn at random (None: all).
 
     Returns:
       "records", "bytes", "bytes_per_record", "skipped", "looked_at"; "class_counts" (num_classes,) of those looked at;

@@ -59,12 +59,12 @@ class TextInfo:
 
     Attributes:
       tokenizer, fingerprint: what it was loaded from, for people, and its identity.
-      length: T, token numbers of a caption, with start, end and padding.
-      vocab_size: token numbers are below it.
+      length: T, token ids of a caption, with start, end and padding.
+      vocab_size: token ids are below it.
       eos: number of the token that ends a caption.
       columns: names of the caption columns.
       encoder, layer: text tower whose outputs are kept too, for people, and which of its states ("last" or
-        "penultimate"); None where only token numbers are kept.
+        "penultimate"); None where only token ids are kept.
       encoder_fingerprint: the tower's identity, of `text.tower_fingerprint`.
       hidden_dim, pooled_dim: widths of these outputs; 0 where there are none.
     """

@@ -79,11 +79,11 @@ def write_store(
       dtype: "float16" (relative error 2^-11 per value, half the size) or "float32".
       shard_records: images per file, the last one excepted; a webdataset makes one file of each tar file.
       host_index, host_count: this host takes the units whose number leaves this remainder.
-      max_skipped: images that may be passed over because they cannot be read or have no caption: a number, or a share
+      max_skipped: images that may be skipped because they cannot be read or have no caption: a number, or a share
         of all (0.01, a float). None is 0 for sources of known length, 0.01 for streams.
       on_progress: called with 0 before the first image is read, when all else is found in order, and then with the
         number of images of each batch that is encoded; not called for a store that is opened as it is.
-      on_skipped: called with each image that is passed over.
+      on_skipped: called with each image that is skipped.
 
     Raises:
       InputError: `path` holds another store or other files, the source has no image or more than `max_skipped` that

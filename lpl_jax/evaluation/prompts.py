@@ -19,7 +19,7 @@ class Prompts(NamedTuple):
 def read_prompts(path: PathLike, count: int | None = None) -> Prompts:
     """The prompts at `path`: a text file with one on each line, or a latent store, of which the first captions count.
 
-    count: at most so many of a store's.
+    count: at most this many of a store's.
 
     Raises:
       InputError: nothing there, an empty line, or a store without captions.

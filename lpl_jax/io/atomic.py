@@ -26,12 +26,12 @@ PARTIAL = ".partial"
 
 
 def check_free(path: AnyPath) -> None:
-    """Raises InputError where writing to `path` would write over something; an empty folder is nothing."""
+    """Raises InputError where writing to `path` would overwrite something; an empty folder is nothing."""
     linked = not is_remote(path) and path.is_symlink()
     if path.is_dir() and not linked and not any(path.iterdir()):
         return
     if path.exists() or linked:
-        raise InputError(f"{path} exists: nothing is written over, give another path")
+        raise InputError(f"{path} exists: nothing is overwritten, give another path")
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """A new safetensors file of a PyTorch state dict, which `read_file` reads.
 
     Raises:
-      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+      InputError: another ending than .safetensors, or a file that exists, which is not overwritten.
     """
     path = to_path(path)
     if path.suffix != ".safetensors" or path.exists():

@@ -2,7 +2,7 @@
 
 The loss of a row depends on that row alone, and the network in it is frozen. So the gradient is computed right with
 the value and is all that is kept for the backward pass: one chunk's activations are alive at a time, however many rows
-are decoded, and each device decodes rows of its own part of the batch without a word to the others.
+are decoded, and each device decodes rows of its own part of the batch without communication.
 
 Clean and predicted latents are decoded in two calls: in one batched call the backward pass would run over both halves,
 though the clean one needs none.

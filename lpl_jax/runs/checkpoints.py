@@ -129,7 +129,7 @@ class Checkpointer:
         if in_the_way:
             begun = "a new run" if start_step is None else f"a run that resumes from step {start_step}"
             raise InputError(
-                f"{folder} holds checkpoints of steps {_text(in_the_way)}, which {begun} would write over: "
+                f"{folder} holds checkpoints of steps {_text(in_the_way)}, which {begun} would overwrite: "
                 "resume from the latest, give another folder, or remove them"
             )
         policies = [LatestN(keep)] + ([EveryNSteps(keep_every)] if keep_every else [])

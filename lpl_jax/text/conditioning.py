@@ -1,4 +1,4 @@
-"""Prompts as the condition of a denoiser: what a training step and a sampler make of token numbers.
+"""Prompts as the condition of a denoiser: how a training step and a sampler encode token ids.
 
     tokens (B, T) --frozen tower--> hidden (B, T, D), pooled (B, P) --dropout, padding--> context, pooled
 
@@ -81,7 +81,7 @@ class TextSource(Part, section="text"):
 
 
 class TextConditioner(flax.struct.PyTreeNode):
-    """A frozen text tower and the empty prompt; a pytree, to be handed to jitted functions as an argument.
+    """A frozen text tower and the empty prompt; a pytree, to be passed to jitted functions as an argument.
 
     Attributes:
       clip: the tower.

@@ -84,7 +84,7 @@ def load_tokenizer(source: str | Path, *, subfolder: str | None = None, cleaning
 
 
 def save(clip: Clip, folder: str | Path) -> None:
-    """Write a folder that transformers' class of the same towers reads. Refuses to write over an existing file."""
+    """Write a folder that transformers' class of the same towers reads. Refuses to overwrite an existing file."""
     folder = to_path(folder)
     if (folder / WEIGHTS).exists():
         raise InputError(f"{folder / WEIGHTS} exists: choose another folder")

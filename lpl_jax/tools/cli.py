@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """A parser with defaults in its help and the flag --debug; a mistake is an InputError.
 
     A flag or verb that it does not know is answered by the nearest one. `overrides`, if it is switched on, takes
-    `--config.SECTION.FIELD=VALUE` and hands them over in the attribute `overrides` of the result.
+    `--config.SECTION.FIELD=VALUE` and returns them in the attribute `overrides` of the result.
     """
 
     def __init__(self, description: str | None = None, **options):

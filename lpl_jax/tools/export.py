@@ -4,7 +4,7 @@
     lpl export --workdir RUN --out FOLDER --layout lpl_jax     any model
     lpl export --workdir RUN --out FILE.safetensors            any model, in one file
 
-Nothing is written over, and nothing appears under its name before all of it is written. `lpl import` is the other way.
+Nothing is overwritten, and nothing appears under its name before all of it is written. `lpl import` is the other way.
 """
 
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ FLAGS = {
     "resolution": Flag(cli.positive, "SIDE", "side of the images, pixels; others are resized and cropped to it"),
     "count": Flag(cli.positive, "N", "how many images; sample: of each prompt or class"),
     "limit": Flag(
-        cli.positive, "N", "use only so many: images, drawn by the seed (prepare); captions, in turn (sample)"
+        cli.positive, "N", "largest number of: images, drawn by the seed (prepare); captions, in turn (sample)"
     ),
     "batch-size": Flag(cli.positive, "N", "images at a time, over all devices"),
     "seed": Flag(cli.not_negative, "N", "every random choice follows from it"),

@@ -3,7 +3,7 @@
     lpl import exports/base.safetensors --config quickstart --workdir runs/imported
 
 Its parameters and averages are the weights in SOURCE: a folder, a .safetensors file or a hub id (docs/weights.md).
-Nothing is written over, and nothing appears under its name before all of it is written.
+Nothing is overwritten, and nothing appears under its name before all of it is written.
 """
 
 import dataclasses

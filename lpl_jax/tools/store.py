@@ -150,7 +150,7 @@ def parser() -> cli.Parser:
     add_verb("verify", "checksums and every record; status 1 where something is wrong")
     stats = add_verb("stats", "classes, latents, captions, sizes")
     stats.add_argument(
-        "--records", type=cli.positive, metavar="N", default=4096, help="look at so many, drawn at random"
+        "--records", type=cli.positive, metavar="N", default=4096, help="how many to look at, drawn at random"
     )
     show = add_verb("show", "decoded images with their captions or classes on one sheet", " --out sheet.png")
     flags.add(show, "out", required=True)

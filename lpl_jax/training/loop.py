@@ -70,7 +70,7 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
     began: `time.perf_counter()` when the program began, for the report of its start; None: now.
 
     Raises:
-      InputError: nothing has been written over; the message says what does not fit.
+      InputError: nothing is overwritten; the message says what does not fit.
     """
     workdir, startup = run_folder(workdir), Startup(began)
     if workdir.exists() and not workdir.is_dir():

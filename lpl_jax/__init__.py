@@ -1,4 +1,4 @@
-"""Latent Perceptual Loss for latent diffusion models, in JAX and Flax: `open_run` opens what `lpl train` has made."""
+"""Latent Perceptual Loss for latent diffusion models, in JAX and Flax: `open_run` opens a run of `lpl train`."""
 
 from typing import TYPE_CHECKING, Any
 

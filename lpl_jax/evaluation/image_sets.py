@@ -239,7 +239,7 @@ def _open_array(path: Path) -> tuple[IO[bytes], int]:
 
 
 def _array_shape(stream: IO[bytes], name: str) -> tuple[int, ...]:
-    """(N, H, W, 3) from an .npy header; leaves the stream behind it. Nothing is unpickled."""
+    """(N, H, W, 3) from an .npy header; leaves the stream after it. Nothing is unpickled."""
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:

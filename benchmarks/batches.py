@@ -32,6 +32,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lpl_jax.data import LatentStore, Manifest, TextInfo, batches  # noqa: E402
 from lpl_jax.data.store import Shard  # noqa: E402
+from lpl_jax.io.atomic import write_json, write_text  # noqa: E402
 from lpl_jax.tools.cli import Parser, run_main  # noqa: E402
 
 BATCH = 64  # of one host: a quarter of 256
@@ -60,7 +61,7 @@ def make_store(folder: Path, resolution: int, records: int, shards: int = 4) -> 
         writer.close()
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         found.append(Shard(name, records // shards, (folder / name).stat().st_size, digest))
-    (folder / "manifest.json").write_text(Manifest(**{**vars(manifest), "shards": tuple(found)}).to_json())
+    write_text(folder / "manifest.json", Manifest(**{**vars(manifest), "shards": tuple(found)}).to_json())
 
 
 def measure(folder: Path, text: bool, workers: int, seconds: float) -> dict:
@@ -180,7 +181,7 @@ def main(argv) -> int:
     result = compare(**quick) if args.quick else compare(1.0, args.seconds, args.repeats)
     print(json.dumps(result, indent=2))
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"{result['date']}-{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(args.results / f"{result['date']}-{args.name}.json", result, indent=2)
     return 0
 
 

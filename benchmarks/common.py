@@ -8,7 +8,6 @@ import datetime
 import functools
 import gc
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -136,9 +135,10 @@ def today() -> str:
 
 def write(result: Mapping[str, Any], name: str, folder: Path) -> Path:
     """`result` as FOLDER/YYYY-MM-DD-NAME.json; the path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    from lpl_jax.io.atomic import write_json
+
     path = folder / f"{today()}-{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(path, result)
     return path
 
 

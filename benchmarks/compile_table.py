@@ -22,6 +22,7 @@ from typing import Any
 
 from lpl_jax.cost.topology import GIB
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
 from lpl_jax.tools import cli, compile_check
 
 MODELS = ("paper796", "xl_two_stream")
@@ -132,9 +133,8 @@ def run(file: Path, words: Sequence[str] = ()) -> None:
             print(f"{cell.name}: not compiled", flush=True)
             continue
         found = {"command": cell.arguments, **report}
-        file.parent.mkdir(parents=True, exist_ok=True)
         # Read again: another process may have added to it in the meantime.
-        file.write_text(json.dumps(read(file) | {cell.name: found}, indent=1) + "\n")
+        write_json(file, read(file) | {cell.name: found})
 
 
 def compiled(arguments: Sequence[str]) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from benchmarks import common
 from benchmarks.gpu_sections import FULL, MINIATURE, SECTIONS, Record, Scale
 from lpl_jax import xla_flags
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
 from lpl_jax.tools.cli import Parser, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def recorder(path: Path) -> Record:
         known = json.loads(path.read_text()) if path.is_file() else {}
         for name, value in found.items():
             known[name] = known[name] + value if isinstance(value, list) and name in known else value
-        path.write_text(json.dumps(known))
+        write_json(path, known, indent=None)
 
     return record
 

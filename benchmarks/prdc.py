@@ -28,6 +28,7 @@ sys.path[0] = str(HERE.parent)  # of this file's folder, where it would hide the
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from lpl_jax.io.atomic import write_json  # noqa: E402
 from lpl_jax.tools.cli import Parser, run_main  # noqa: E402
 
 METHODS = {"lpl_jax float64": "float64", "lpl_jax float32": "float32", "prdc": None}
@@ -153,7 +154,7 @@ def main(argv) -> int:
     result = compare(count, width, args.k, args.repeats)
     print(json.dumps(result, indent=2))
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"{result['date']}-prdc.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(args.results / f"{result['date']}-prdc.json", result, indent=2)
     # float32 decides ties by rounding: up to some pairs among all may differ
     allowed = {"lpl_jax float64": 1e-12, "lpl_jax float32": 1e-3}
     if wrong := [method for method, value in result["largest_difference"].items() if value > allowed[method]]:

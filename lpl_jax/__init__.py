@@ -1,6 +1,9 @@
 """Latent Perceptual Loss for latent diffusion models, in JAX and Flax: `open_run` opens what `lpl train` has made."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lpl_jax.runs import open_run
 
 __version__ = "0.1.0"
 __all__ = ["open_run"]

@@ -32,6 +32,7 @@ def initialize(
       auto: take everything from the cluster's environment.
       coordinator, num_processes, process_id: or all three by hand.
       timeout: seconds in which all processes must have started.
+
     Raises:
       InputError: arguments that contradict each other, no cluster, or processes that cannot be reached.
     """
@@ -47,7 +48,7 @@ def initialize(
         raise InputError(f"--connect-timeout={timeout}: must be 1 or more seconds")
     if given:
         _check(by_hand)
-        if process_id:
+        if process_id and coordinator:
             _reach(coordinator, timeout)
     import jax  # here, so that flags are checked without it
 

@@ -13,6 +13,6 @@ class InputError(ValueError):
 
 
 def nearest(name: object, possible: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" with the one of the possible names that is most like this one; "" where none is."""
+    """A question for messages, " (did you mean NAME?)", with the most similar possible name; "" where none is."""
     found = difflib.get_close_matches(str(name), list(possible), n=1, cutoff=0.7)
     return f" (did you mean {found[0]}?)" if found else ""

@@ -15,7 +15,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Union
 
 from lpl_jax.errors import InputError, nearest
@@ -157,19 +157,21 @@ def fits(value: Any, hint: Any) -> bool:
 
 def describe(hint: Any) -> str:
     """The type in words."""
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    words: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    words[type(None)] = "None"
+    numbers: dict[Any, str] = {float: "numbers", int: "whole numbers"}
 
-    def word(kind):
+    def word(kind: Any) -> str:
         if typing.get_origin(kind) is Literal:
             return f"one of {', '.join(map(str, typing.get_args(kind)))}"
         if typing.get_origin(kind) is tuple:
-            return {float: "numbers", int: "whole numbers"}.get(typing.get_args(kind)[0], "several texts")
-        return words.get(kind, kind.__name__)
+            return numbers.get(typing.get_args(kind)[0], "several texts")
+        return words.get(kind) or str(kind.__name__)
 
     return " or ".join(word(kind) for kind in members(hint))
 
 
-def check_names(given: Sequence[str], possible: Sequence[str], what: str) -> None:
+def check_names(given: Iterable[str], possible: Sequence[str], what: str) -> None:
     """Raises InputError for the first name that is not possible, with the nearest one that is. what: "lpl.{}"."""
     for name in given:
         if name not in possible:

@@ -17,14 +17,17 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from typing_extensions import override
 
 from lpl_jax.errors import InputError
 from lpl_jax.fields import Check, Part, field
+
+Device: TypeAlias = Any  # jax.Device: jaxlib has no stubs
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -61,6 +64,7 @@ class MeshConfig(Part, section="mesh"):
         "replicated", "the first stage: replicated | fsdp (split over fsdp, and gathered in each step that decodes)"
     )
 
+    @override
     def check(self) -> None:
         if [getattr(self, axis) for axis in AXES].count(-1) > 1:
             raise InputError(f"mesh: only one axis can be -1 (the rest), got {self._text()}")
@@ -83,7 +87,7 @@ class MeshConfig(Part, section="mesh"):
 
 def make_mesh(
     config: MeshConfig,
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
+    devices: Sequence[Device] | None = None,
 ) -> Mesh:
     """Mesh with the axes `data`, `fsdp`, `tensor` over `devices` (all of them by default)."""
     devices = list(jax.devices() if devices is None else devices)

@@ -2,8 +2,8 @@
 
     python scripts/draw_method.py
 
-Its maps are real: a photograph of the scikit-image package, the bundled autoencoder, masks and normalised differences
-of `LPLConfig.paper()`, one channel of each tap. Only the denoiser is a stand-in, total variation denoising of z_t.
+Its maps are real: a rendered scene, the bundled autoencoder, masks and normalised differences of `LPLConfig.paper()`,
+one channel of each tap. Only the denoiser is a stand-in, total variation denoising of z_t.
 """
 
 from pathlib import Path
@@ -15,7 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
-from skimage.data import coffee
 from skimage.restoration import denoise_tv_chambolle
 
 from lpl_jax import autoencoders
@@ -47,11 +46,55 @@ def unit(values, quantile=0.01):
     return np.clip((values - low) / (high - low), 0, 1)
 
 
+def scene(side):
+    """A picture of our own: striped spheres on a tiled floor, ray cast with one light; uint8 (side, side, 3)."""
+    x, y = np.meshgrid(*2 * [(np.arange(side) + 0.5) / side * 2 - 1])
+    ray = np.stack([x, -y - 0.28, np.full_like(x, 1.7)], -1)
+    ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
+    eye, light = np.array([0.0, 0.75, -3.2]), np.array([-0.55, 0.8, -0.45])
+    light /= np.linalg.norm(light)
+    balls = [  # centre, radius, two colours
+        ((-0.62, 0.05, 0.25), 0.75, (0.78, 0.22, 0.12), (0.96, 0.80, 0.55)),
+        ((0.78, -0.15, -0.35), 0.55, (0.10, 0.35, 0.62), (0.85, 0.92, 0.95)),
+        ((0.25, -0.42, -1.15), 0.28, (0.90, 0.62, 0.10), (0.35, 0.18, 0.05)),
+    ]
+    depth = np.where(ray[..., 1] < -1e-3, (-0.7 - eye[1]) / np.minimum(ray[..., 1], -1e-3), np.inf)
+    floor = eye + np.where(np.isfinite(depth), depth, 0)[..., None] * ray
+    tiles = (np.floor(floor[..., 0] * 2.2) + np.floor(floor[..., 2] * 2.2)) % 2
+    colour = np.where(tiles[..., None] > 0, [0.62, 0.42, 0.27], [0.86, 0.76, 0.62])
+    shade = np.full(x.shape, 0.95)
+    for centre, radius, *_ in balls:  # shadows on the floor
+        to_centre = np.array(centre) - floor
+        along = to_centre @ light
+        miss = np.linalg.norm(to_centre - along[..., None] * light, axis=-1)
+        shade = np.where(along > 0, np.minimum(shade, 0.38 + 0.57 * np.clip((miss / radius - 0.85) / 0.3, 0, 1)), shade)
+    colour = np.where(np.isfinite(depth)[..., None], colour * shade[..., None], 0)
+    sky = np.stack([0.55 + 0.2 * y, 0.62 + 0.14 * y, 0.72 + 0.02 * y], -1)
+    haze = np.clip(np.where(np.isfinite(depth), depth, 1e3) / 14, 0, 1)[..., None]
+    colour = colour * (1 - haze) + sky * haze
+    for centre, radius, first, second in balls:
+        to_eye = eye - np.array(centre)
+        half = (ray * to_eye).sum(-1)
+        inside = half**2 - to_eye @ to_eye + radius**2
+        reach = -half - np.sqrt(np.maximum(inside, 0))
+        hit = (inside > 0) & (reach < depth)
+        depth = np.where(hit, reach, depth)
+        normal = (eye + reach[..., None] * ray - np.array(centre)) / radius
+        angle = np.arctan2(normal[..., 2], normal[..., 0]) + 1.3 * normal[..., 1]
+        stripes = np.clip(0.5 + 2.5 * np.sin(7 * angle) * np.sqrt(np.maximum(1 - normal[..., 1] ** 2, 0)), 0, 1)
+        skin = stripes[..., None] * first + (1 - stripes[..., None]) * np.array(second)
+        diffuse = 0.25 + 0.75 * np.maximum(normal @ light, 0)
+        gloss = np.maximum((2 * (normal @ light)[..., None] * normal - light) @ -np.array([0, 0.2, 1.0]), 0) ** 24
+        ball = skin * diffuse[..., None] + 0.8 * gloss[..., None]
+        colour = np.where(hit[..., None], ball, colour)
+    return np.uint8(np.clip(colour, 0, 1) ** (1 / 1.6) * 255 + 0.5)
+
+
 def maps():
     """Pictures by name: image, latents in three colours, and for each tap (predicted, difference, clean)."""
-    photo = Image.fromarray(coffee()[:, 100:500]).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    picture = Image.fromarray(scene(4 * SIDE)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     autoencoder, config = autoencoders.load("bundled"), LPLConfig.paper()
-    z0 = np.asarray(autoencoder.scale(autoencoder.encode(np.float32(photo)[None] / 127.5 - 1).mean))
+    z0 = np.asarray(autoencoder.scale(autoencoder.encode(np.float32(picture)[None] / 127.5 - 1).mean))
     z_t = ALPHA * z0 + SIGMA * np.random.default_rng(0).standard_normal(z0.shape).astype(np.float32)
     z0_hat = denoise_tv_chambolle(z_t[0] / ALPHA, weight=0.35, channel_axis=-1)[None].astype(np.float32)
     taps = []
@@ -63,13 +106,13 @@ def maps():
             keep = np.asarray(outlier_mask(predicted, closing=closing, opening=opening, quantile=config.quantile))
         taps.append(tap_maps(np.asarray(predicted[0]), np.asarray(clean[0]), keep[0]))
     latents = {"z0": z0[0], "z_t": z_t[0], "z0_hat": z0_hat[0]}
-    return {"image": np.asarray(photo), **latent_colours(latents, photo), "taps": taps}
+    return {"image": np.asarray(picture), **latent_colours(latents, picture), "taps": taps}
 
 
-def latent_colours(latents, photo):
-    """Each latent in the colours of the linear map that comes closest to the photograph for z0."""
+def latent_colours(latents, picture):
+    """Each latent in the colours of the linear map that comes closest to the picture for z0."""
     rows, columns, _ = latents["z0"].shape
-    small = np.asarray(photo.resize((columns, rows), Image.Resampling.BOX)) / 255
+    small = np.asarray(picture.resize((columns, rows), Image.Resampling.BOX)) / 255
     linear, *_ = np.linalg.lstsq(with_ones(latents["z0"]).reshape(rows * columns, -1), small.reshape(-1, 3), rcond=None)
     return {name: np.clip(with_ones(latent) @ linear, 0, 1) for name, latent in latents.items()}
 

@@ -122,7 +122,7 @@ def encode(autoencoder: Autoencoder, images: jax.Array) -> jax.Array:
 
 
 def resampled_latents(
-    autoencoder: Autoencoder, images: jax.Array, latents: jax.Array, method: Method, factor: float
+    autoencoder: Autoencoder, images: jax.Array | np.ndarray, latents: jax.Array, method: Method, factor: float
 ) -> jax.Array:
     """Scaled latents (B, h, w, C) after the round trip of Fig. 11: of themselves, or of the images they encode.
 
@@ -146,14 +146,14 @@ def distance_config(autoencoder: Autoencoder) -> LPLConfig:
 def reference(autoencoder: Autoencoder, latents: jax.Array, config: LPLConfig) -> Reference:
     """Decodes scaled latents (B, h, w, C) once for all comparisons."""
     images = jnp.clip(autoencoder.decode(latents), -1, 1)
-    return Reference(latents, images, autoencoder.features(latents, num_taps=config.taps))
+    return Reference(latents, images, autoencoder.features(latents, num_taps=len(config.tap_names)))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def compare(autoencoder: Autoencoder, changed: jax.Array, clean: Reference, config: LPLConfig) -> Errors:
     """Errors of changed scaled latents (B, h, w, C) against the original ones."""
     images = jnp.clip(autoencoder.decode(changed), -1, 1)
-    features = autoencoder.features(changed, num_taps=config.taps)
+    features = autoencoder.features(changed, num_taps=len(config.tap_names))
     image_mse = jnp.mean(jnp.square(images - clean.images), axis=(1, 2, 3))
     return Errors(
         latent_mse=jnp.mean(jnp.square(changed - clean.latents), axis=(1, 2, 3)),
@@ -169,7 +169,8 @@ def gradient_energy(images: jax.Array) -> jax.Array:
 
     Blur lowers it and a shift leaves it as it is, unlike errors that compare pixel by pixel.
     """
-    return sum(jnp.mean(jnp.square(jnp.diff(images, axis=axis)), axis=(1, 2, 3)) for axis in (1, 2))
+    down, across = (jnp.mean(jnp.square(jnp.diff(images, axis=axis)), axis=(1, 2, 3)) for axis in (1, 2))
+    return down + across
 
 
 def disagreements(first: Sequence[float], second: Sequence[float]) -> tuple[int, int]:
@@ -178,9 +179,8 @@ def disagreements(first: Sequence[float], second: Sequence[float]) -> tuple[int,
     Args:
       first, second: one number for each of the same N things, larger = worse in both.
     """
-    first, second = np.asarray(first), np.asarray(second)
     above = np.triu_indices(len(first), 1)
-    pairs = [(values[above[0]], values[above[1]]) for values in (first, second)]
+    pairs = [(values[above[0]], values[above[1]]) for values in map(np.asarray, (first, second))]
     # Compared, not subtracted: infinities have no difference.
     signs = [np.greater(a, b).astype(int) - np.less(a, b) for a, b in pairs]
     product = signs[0] * signs[1]

@@ -111,7 +111,8 @@ def irregularity_maps(
     for name, value in (("draws", draws), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name}={value}: must be at least 1")
-    corners = patch_positions(*latent.shape[:2], patch, patch if stride is None else stride)
+    height, width, _ = latent.shape
+    corners = patch_positions(height, width, patch, patch if stride is None else stride)
     grid, corners = corners.shape[:2], corners.reshape(-1, 2)
     count, sums = len(corners), np.zeros((len(corners), 2))
     for draw in range(draws):

@@ -51,7 +51,8 @@ def plot_decodes(path: Path, images: Mapping[tuple[str, float], np.ndarray], tit
       reference: decode of the original latent.
     """
     plt = _pyplot()
-    methods, factors = (list(dict.fromkeys(key[part] for key in images)) for part in (0, 1))
+    methods = list(dict.fromkeys(method for method, _ in images))
+    factors = list(dict.fromkeys(factor for _, factor in images))
     shape = len(methods), len(factors) + 1
     figure, axes = plt.subplots(*shape, figsize=(2 * shape[1], 2.2 * shape[0]), squeeze=False, layout="constrained")
     for row, method in zip(axes, methods, strict=True):

@@ -25,8 +25,7 @@ class Moments(NamedTuple):
     logvar: Float32[Array, "b h w c"]
 
 
-@flax.struct.dataclass
-class Autoencoder:
+class Autoencoder(flax.struct.PyTreeNode):
     """A frozen autoencoder: `params` are leaves, `config` is static and decides what network they are the weights of.
 
     Pass it to jitted functions as an argument; captured as a closure its weights would become constants of the program.

@@ -62,7 +62,7 @@ def compile_report(
             "batch_size": batch,
             "resolution": experiment.resolution,
             "decoded": analytic["decoding"]["images"],
-            "effort": jax.config.jax_exec_time_optimization_effort,
+            "effort": jax.config.values["jax_exec_time_optimization_effort"],
             "versions": versions(topology),
             "state": _bytes_on_each(state),
             "state_whole": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),

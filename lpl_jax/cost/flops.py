@@ -47,6 +47,7 @@ class Convention:
     encode: bool
 
     def forward(self, work: Work) -> float:
+        """Operations of a forward pass of this work."""
         return 2 * (work.weights + work.attention)
 
     def input_backward(self, work: Work) -> float:
@@ -96,6 +97,7 @@ class StepFlops:
 
     @property
     def total(self) -> float:
+        """Of the whole step."""
         return self.base + self.perceptual
 
 
@@ -118,6 +120,7 @@ def step_flops(
       decoded: images that go through the decoder as a share of the batch, 0 to 1.
       context_tokens: 1 for class labels, else the length of a text.
       tower: of a text tower that runs in the step; None: there is none, or its outputs come from a store.
+
     Raises:
       InputError: a resolution that does not fit, or a share outside 0 to 1.
     """
@@ -280,7 +283,7 @@ def _tiny_encoder_work(config: TinyAutoencoderConfig, resolution: int) -> Work:
 def _tiny_decoder_work(config: TinyAutoencoderConfig, side: int, taps: int | str) -> Work:
     width = config.decoder_width
     weights = _conv(side, config.latent_channels, width)
-    for level, blocks in enumerate(config.decoder_blocks if taps == "rgb" else config.decoder_blocks[:taps]):
+    for level, blocks in enumerate(config.decoder_blocks[:taps] if isinstance(taps, int) else config.decoder_blocks):
         if level:
             side *= 2
             weights += _conv(side, width, width)

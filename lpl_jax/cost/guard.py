@@ -1,8 +1,8 @@
-"""Whether the compiled training step has grown: its operations, memory and communication at tiny size, against values
-that are kept in a file and renewed on purpose (`lpl compile-check --update-guard FILE`).
+"""Whether the compiled training step has grown.
 
-The step is compiled for emulated CPU devices: what grows there by more than the tolerance, grows elsewhere, too. The
-values depend on the version of jax.
+Its operations, memory and communication at tiny size are compared with values in a file, which are renewed on purpose
+(`lpl compile-check --update-guard FILE`). The step is compiled for emulated CPU devices: what grows there by more than
+the tolerance grows elsewhere, too. The values depend on the version of jax.
 """
 
 import functools
@@ -52,14 +52,16 @@ def _quantities(config: dict[str, Any], devices: int) -> dict[str, float]:
     shapes = jax.eval_shape(init, jax.random.key(0))
     experiment = resolve(build(config), shapes.config)
     report = compile_report(experiment, shapes, topology.parse(f"cpu:{devices}"))
-    memory, found = report["memory"], {}
+    memory = report["memory"]
+    found: dict[str, float] = {}
     for name in ("traced", "compiled"):
         found[f"{name} operations"] = report["flops"][name]
     for name in ("argument", "temp", "peak"):
         found[f"memory: {name}, bytes"] = memory[name]
     for kind, total in report["collectives"].items():
         found |= {f"{kind}: number": total["count"], f"{kind}: bytes": total["bytes"]}
-    return found | {"full rematerializations": len(report["rematerializations"])}
+    found["full rematerializations"] = len(report["rematerializations"])
+    return found
 
 
 def grown(

@@ -35,6 +35,7 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
+        """Names of the instructions that this one reads."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
@@ -69,6 +70,7 @@ def parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
     for line in text.splitlines():
         if line.endswith("{") and "->" in line and " = " not in line.split("(")[0]:
             head = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
+            assert head
             current = computations[head[2]] = []
             entry = head[2] if head[1] else entry
         elif line.rstrip() == "}":  # attributes may run over lines that begin with one
@@ -160,7 +162,7 @@ class _Cost:
         text = " ".join(each.attributes for name in [condition, *_fused(test)] for each in self.computations[name])
         if len(limits) != 1 or len(places) != 1 or "direction=LT" not in text:
             return None
-        place = int(re.search(r"index=(\d+)", places[0])[1])
+        place = int(re.findall(r"index=(\d+)", places[0])[0])
         start = _constant(_element(here.get(loop.operands[0]), place, here), here)
         following = _element(self.computations[body][-1], place, inside)
         if start is None or following is None or following.opcode != "add":
@@ -190,9 +192,9 @@ def _fused(instructions: list[Instruction]) -> list[str]:
 
 def _own_cost(each: Instruction, here: dict[str, Instruction]) -> _Totals:
     if each.opcode == "dot":
-        return _Totals(Counter(flops=_dot_flops(each, here)), {})
+        return _Totals(Counter({"flops": _dot_flops(each, here)}), {})
     if each.opcode == "convolution":
-        return _Totals(Counter(flops=_convolution_flops(each, here)), {})
+        return _Totals(Counter({"flops": _convolution_flops(each, here)}), {})
     if each.opcode == "custom-call" and re.search(r'custom_call_target="(tpu_custom_call|__gpu\$\w+)', each.attributes):
         return _Totals(Counter(kernels=1), {})
     kind = each.opcode.removesuffix("-start")
@@ -216,7 +218,7 @@ def _size(type_text: str) -> float:
 
 
 def _element_bytes(kind: str) -> float:
-    return _BYTES[kind] if kind in _BYTES else int(re.search(r"\d+", kind)[0]) / 8
+    return _BYTES[kind] if kind in _BYTES else int(re.findall(r"\d+", kind)[0]) / 8
 
 
 def _dims(name: str, attributes: str) -> list[int]:
@@ -232,6 +234,7 @@ def _dot_flops(each: Instruction, here: dict[str, Instruction]) -> float:
 def _convolution_flops(each: Instruction, here: dict[str, Instruction]) -> float:
     left, right, out = (_shapes(text)[0][1] for text in (*(here[name].type for name in each.operands[:2]), each.type))
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
+    assert labels
     window = dict(re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{([^}]*)\}", each.attributes) or [""])[0]))
     total = 2 * out[labels[3].index("b")] * out[labels[3].index("f")] * right[labels[2].index("i")]
     for index, size in enumerate(window.get("size", "").split("x") if "size" in window else ()):

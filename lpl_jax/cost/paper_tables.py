@@ -90,14 +90,19 @@ def text_variants() -> list[str]:
     lines = ["| condition | 256 px | 256 px, LPL | 512 px | 512 px, LPL |", "|---|---|---|---|---|"]
     tower = TOWERS["openai/clip-vit-large-patch14"]
     for name, changes, tokens, counted in variants:
-        model, options = preset("paper796", control=True, **changes), dict(context_tokens=tokens)
-        options |= {"tower": tower} if counted else {}
+        model = preset("paper796", control=True, **changes)
         cells = []
         for key in ("256", "256 LPL", "512", "512 LPL"):
             row = ROWS[key]
             decoded = DECODED if row.lpl else 0.0
             parts = flops.step_flops(
-                flops.PAPER, model, AutoencoderConfig(), row.resolution, decoded=decoded, **options
+                flops.PAPER,
+                model,
+                AutoencoderConfig(),
+                row.resolution,
+                decoded=decoded,
+                context_tokens=tokens,
+                tower=tower if counted else None,
             )
             cells.append(f"{row.images * parts.total / 1e12:.3f}")
         lines.append(f"| Condition: {name} | {' | '.join(cells)} |")

@@ -22,8 +22,11 @@ _TOTAL = re.compile(r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+)", r
 
 
 class Plan(NamedTuple):
-    """text: of the optimised program, as a compiled program's `as_text`. memory: bytes by kind, as
-    `step_cost.compile_step` has them."""
+    """What XLA has planned for a program.
+
+    text: of the optimised program, as a compiled program's `as_text`. memory: bytes by kind, as in
+    `step_cost.compile_step`.
+    """
 
     text: str
     memory: dict[str, int]
@@ -70,7 +73,7 @@ def read(folder: Path) -> Plan:
 
 def memory(buffers: str, usage: str) -> dict[str, int]:
     """Bytes in the device's memory, from the buffer assignment and the report of its use."""
-    peak = int(_TOTAL.search(usage)[1])
+    peak = int(_TOTAL.findall(usage)[0])
     argument = alias = fresh = 0
     for size, rest in _ALLOCATION.findall(buffers):
         live_out = "maybe-live-out" in rest

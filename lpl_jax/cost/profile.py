@@ -26,6 +26,7 @@ def profile_step(
     with jax.set_mesh(mesh):
         report = step_cost.analyse(experiment, autoencoder, text)
         traced = report["traced"] = step_cost.trace(experiment, autoencoder, mesh, text)
+        compiled = None
         if compile:
             compiled, report["compiled"] = step_cost.compile_step(experiment, autoencoder, mesh, text)
             missed = (traced["step"] - traced["bodies_once"]) / mesh.size

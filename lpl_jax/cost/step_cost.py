@@ -66,12 +66,20 @@ def analyse(experiment: Experiment, autoencoder: Autoencoder, text: TextConditio
         active = experiment.paradigm.active_fraction(lpl.tau_at(experiment.resolution))
         images = decoded_images(make_objective(experiment), batch)
     analytic, source = {}, experiment.text
-    options = dict(context_tokens=source.length if source else 1, decoded=images / batch)
+    tower = None
     if source and source.embeddings == "step":
-        options["tower"] = text.clip.config.text
+        assert text is not None
+        tower = text.clip.config.text
     for convention in flops.CONVENTIONS:
         parts = flops.step_flops(
-            convention, experiment.model, autoencoder.config, experiment.resolution, lpl, **options
+            convention,
+            experiment.model,
+            autoencoder.config,
+            experiment.resolution,
+            lpl,
+            context_tokens=source.length if source else 1,
+            decoded=images / batch,
+            tower=tower,
         )
         if reweighting:
             parts = dataclasses.replace(parts, predicted_backward=0.0)
@@ -189,6 +197,7 @@ def measure(
 ) -> dict[str, Any]:
     """Steps of the compiled program on random latents, each one waited for: seconds, and memory where devices tell."""
     step, seconds = runner(experiment, autoencoder, mesh, compiled, text), []
+    metrics = {}
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
         metrics = step()

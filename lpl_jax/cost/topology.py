@@ -25,8 +25,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Family:
-    """hbm: bytes of a chip that a program may use, as libtpu's own errors state them. cores: that the cloud's names
-    count for each chip. axes: of a slice."""
+    """A generation of TPUs.
+
+    hbm: bytes of a chip that a program may use, as libtpu's own errors state them. cores: TensorCores of a chip, which
+    the cloud's names count. axes: of a slice.
+    """
 
     hbm: float
     cores: int
@@ -61,6 +64,7 @@ class Topology:
 
     @property
     def platform(self) -> str:
+        """The name of the platform in jax: cpu or tpu."""
         return "cpu" if self.family == "cpu" else "tpu"
 
     @property
@@ -82,7 +86,7 @@ def parse(given: str) -> Topology:
         return Topology(given, "cpu", given, count, None)
     match = re.fullmatch(r"(\w+)(:|-)([\dx]+)", given)
     family = FAMILIES.get(match[1]) if match else None
-    if family is None:
+    if match is None or family is None:
         raise InputError(f"--topology {given!r} is not known; possible: {_possible()}")
     if match[2] == ":":
         sizes = [int(size or 0) for size in match[3].split("x")]
@@ -103,8 +107,10 @@ def _possible() -> str:
 
 
 def environment(topology: Topology) -> dict[str, str]:
-    """Variables that have to be set before JAX is imported: libtpu then looks for no TPU, and logs what the partitioner
-    warns of."""
+    """Environment variables that have to be set before jax is imported.
+
+    With them libtpu looks for no TPU, and logs the partitioner's warnings.
+    """
     values = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
     flags = os.environ.get("XLA_FLAGS", "").split()
     if topology.platform == "cpu":

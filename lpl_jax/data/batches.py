@@ -93,7 +93,7 @@ def sample_posterior(key: jax.Array, *, mean: jax.Array, logvar: jax.Array) -> j
 class _Place(NamedTuple):
     """A place in the stream of records: which one, mirrored (1) or not (0), and which caption column."""
 
-    index: int
+    record: int
     side: int
     column: int
 
@@ -123,7 +123,7 @@ def _draw(flip: bool, second_caption: float, index: int, rng: np.random.Generato
 def _fields(store: LatentStore, control: bool, text: bool) -> tuple[str, ...]:
     """Fields of the records that a batch holds beside moments and label."""
     wanted = ("control",) * control + ("tokens", "text_hidden", "text_pooled") * text
-    return tuple(name for name in wanted if name in store.manifest.record_dtype.names)
+    return tuple(name for name in wanted if name in store.manifest.field_names)
 
 
 def _read(store: LatentStore, fields: tuple[str, ...], with_index: bool, places: Sequence[_Place]) -> Batch:
@@ -159,8 +159,8 @@ def _check_text(store: LatentStore, second_caption: float):
         raise InputError(f"second_caption={second_caption}: must be a probability, 0 to 1")
     if second_caption and len(text.columns) < 2:
         raise InputError(
-            f"second_caption={second_caption}: latent store {store.path} has one caption column, {text.columns[0]}; "
-            "prepare it with a second one"
+            f"second_caption={second_caption}: latent store {store.path} has one caption column, "
+            f"{', '.join(text.columns)}; prepare it with a second one"
         )
 
 

@@ -64,8 +64,9 @@ class CaptionEncoder:
             self.info = self._tower.info
 
     def __call__(self, captions: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
-        """The captions (one of each column) of B images -> {"tokens": int32 (B, columns, T)}, and with a text tower
-        "text_hidden" (B, columns, T, D) and "text_pooled" (B, columns, D) float16.
+        """Captions of B images, one of each column -> {"tokens": int32 (B, columns, T)}.
+
+        With a text tower also "text_hidden" (B, columns, T, D) and "text_pooled" (B, columns, D), float16.
         """
         tokens = self._tokenizer([caption for row in captions for caption in row], self.info.length)
         found = {"tokens": tokens}
@@ -79,8 +80,9 @@ class _Tower:
     """A frozen text tower on all local devices."""
 
     def __init__(self, options: TextOptions, info: TextInfo):
+        assert options.encoder is not None
         clip = text_models.load(options.encoder, subfolder=options.encoder_subfolder, tower="text")
-        config = clip.config.text
+        config = clip.text_config
         if info.length > config.positions or info.vocab_size > config.vocab_size:
             raise InputError(
                 f"text tower {options.encoder} takes {config.positions} tokens below {config.vocab_size}; tokenizer "

@@ -15,6 +15,7 @@ def read_captions(columns: Sequence[str], read: Callable[[str], bytes | None], n
       columns: "txt", or the name of a field of the image's json; dots lead into objects and lists ("captions.0").
       read: the content of the image's file with this ending ("txt" or "json"); None where it has none.
       name: of the image, for errors.
+
     Raises:
       InputError: a caption that is missing or empty, or a json that cannot be read.
     """

@@ -7,9 +7,17 @@ from lpl_jax.experiment import Experiment
 def data_source(experiment: Experiment) -> Source:
     """The images that a run learns from."""
     data = experiment.data
-    options = dict(crop=data.crop, split=data.split, data_dir=data.data_dir, limit=data.limit, captions=data.captions)
-    if experiment.text is not None and data.source != "photos" and not data.source.startswith("tfds:"):
-        options["captions"] = data.captions or ("txt",)
-    if data.source == "photos":  # documented as for photos only; a config made for them may be given another source
-        options["crops"] = data.crops
-    return open_source(data.source, experiment.resolution, seed=experiment.seed, **options)
+    captions, photos = data.captions, data.source == "photos"
+    if experiment.text is not None and not photos and not data.source.startswith("tfds:"):
+        captions = data.captions or ("txt",)
+    return open_source(
+        data.source,
+        experiment.resolution,
+        crop=data.crop,
+        crops=data.crops if photos else None,  # a config made for photos may be given another source
+        split=data.split,
+        data_dir=data.data_dir,
+        captions=captions,
+        seed=experiment.seed,
+        limit=data.limit,
+    )

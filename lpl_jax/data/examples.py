@@ -7,17 +7,23 @@ makes the two alike: there is one way to write a store.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+from typing_extensions import TypeIs
 
 from lpl_jax.data.images import Crop
 
 
 class Example(NamedTuple):
-    """One image: uint8 (H, W, 3), class index, a name that is unique in its source, int32 (2, 4): original size and
-    place of the crop, as `Crop.with_control` counts them, of the image [as is, mirrored]; its captions, one for each
-    of the source's `caption_columns`.
+    """One image of a source.
+
+    Attributes:
+      image: uint8 (H, W, 3).
+      label: class index.
+      key: a name that is unique in its source.
+      control: int32 (2, 4), original size and crop offsets of the image [as is, mirrored], see `Crop.with_control`.
+      captions: one for each of the source's `caption_columns`.
     """
 
     image: np.ndarray
@@ -49,36 +55,51 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Source(Protocol):
-    """What every source tells: the crop, class names, the names of its caption columns, and who it is.
+class _Described(Protocol):
+    """What every source tells: the crop, and what it is.
 
     `description` is for people; `fingerprint` (hexadecimal) is equal only for sources with the same examples.
     """
 
     crop: Crop
-    class_names: Sequence[str]
-    caption_columns: Sequence[str]
     description: str
     fingerprint: str
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, by label."""
+        ...
 
-class ImageSource(Source, Protocol):
+    @property
+    def caption_columns(self) -> Sequence[str]:
+        """Names of the captions that each example has."""
+        ...
+
+
+class ImageSource(_Described, Protocol):
     """A source of known length; every example is a pure function of its index."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
-    def key(self, index: int) -> str: ...
+    def key(self, index: int) -> str:
+        """The example's name, unique in its source, without reading the example."""
+        ...
 
 
-class StreamSource(Source, Protocol):
+class StreamSource(_Described, Protocol):
     """A source that is read unit by unit."""
 
-    def units(self) -> Sequence[Unit]: ...
+    def units(self) -> Sequence[Unit]:
+        """Its units, in order."""
+        ...
 
 
-def is_stream(source: Source) -> bool:
+Source: TypeAlias = ImageSource | StreamSource
+
+
+def is_stream(source: Source) -> TypeIs[StreamSource]:
     """Whether a source can only be read from the front, so that its length is not known."""
     return hasattr(source, "units")
 

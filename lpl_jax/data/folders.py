@@ -66,6 +66,7 @@ class FolderSource:
         return Example(image, self._labels[index], self._files[index], control, captions)
 
     def key(self, index: int) -> str:
+        """The file's path in the folder."""
         return self._files[index]
 
 

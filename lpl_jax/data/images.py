@@ -74,7 +74,8 @@ class Crop:
         side = (low + (high - low) * fraction) * min(image.size)
         left, top = x * (image.width - side), y * (image.height - side)
         box = (left, top, left + side, top + side)
-        pixels = np.asarray(image.resize((self.resolution,) * 2, Image.Resampling.LANCZOS, box=box))
+        size = self.resolution, self.resolution
+        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
         places = top, left, image.width - side - left
         return pixels, _control(image.size, *(round(place * self.resolution / side) for place in places))
 
@@ -100,7 +101,7 @@ def read_rgb(file: Path | bytes, name: str) -> Image.Image:
 
 def _resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
     shorter = min(image.size)
-    size = tuple(round(side * resolution / shorter) for side in image.size)
+    size = round(image.width * resolution / shorter), round(image.height * resolution / shorter)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 

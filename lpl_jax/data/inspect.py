@@ -24,14 +24,16 @@ class Findings:
     most: int = 20
 
     def add(self, kind: str, what: str) -> None:
+        """Counts a finding, and keeps the first few as examples."""
         self.counts[kind] += 1
         if len(self.examples) < self.most:
             self.examples.append(f"{kind}: {what}")
 
 
-def verify(store: LatentStore, on_progress: Callable[[int], None] = lambda records: None) -> Findings:
-    """Checks the checksum of every shard, and every record: readable, finite, label, tokens and captions as the
-    manifest says, keys that occur once.
+def verify(store: LatentStore, on_progress: Callable[[int], object] = lambda records: None) -> Findings:
+    """Checks the checksum of every shard, and every record.
+
+    A record has to be readable and finite, with label, tokens and captions as the manifest says, and its key unique.
 
     on_progress: called with the number of records of each chunk.
     """
@@ -86,7 +88,7 @@ def _check_record(store: LatentStore, index: int, data: bytes, keys: set[bytes],
     if text and not ((fixed["tokens"] >= 0) & (fixed["tokens"] < text.vocab_size)).all():
         findings.add("tokens", f"{name}: a number that is not 0 to {text.vocab_size - 1}")
     for part in ("text_hidden", "text_pooled"):
-        if part in manifest.record_dtype.names and not np.isfinite(fixed[part]).all():
+        if part in manifest.field_names and not np.isfinite(fixed[part]).all():
             findings.add("not finite", f"{name}: {part}")
 
 
@@ -109,7 +111,7 @@ def statistics(store: LatentStore, records: int | None = None, seed: int = 0) ->
     absmax, words, tokens = 0.0, [], []
     for start in range(0, len(indices), CHUNK):
         part = indices[start : start + CHUNK]
-        fixed = store.fixed(part)
+        fixed = store.fixed(part.tolist())
         mean, logvar = (fixed["moments"][:, 0, i].astype(np.float64) for i in range(2))
         latents, variance = (mean - shift) * scale, np.exp(logvar) * scale**2
         sums += [x.sum((0, 1, 2)) for x in (latents, latents**2 + variance, np.sqrt(variance), np.ones_like(latents))]

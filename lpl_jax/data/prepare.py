@@ -36,7 +36,8 @@ def prepare(
     def skip(_):
         nonlocal skipped
         skipped += 1
-        bar.set_postfix(skipped=skipped, refresh=False)
+        if bar is not None:
+            bar.set_postfix(skipped=skipped, refresh=False)
 
     try:
         store = write_store(out, source, autoencoder, on_progress=count, on_skipped=skip, **options)
@@ -52,7 +53,7 @@ def prepare(
 
 def _rate(encoded: int, start: float, begun: tuple[float, int] | None) -> str:
     now = time.perf_counter()
-    if not encoded:
+    if begun is None:
         return "was complete already, nothing encoded"
     first_end, first = begun
     rest = f", {(encoded - first) / (now - first_end):.1f} img/s behind the first batch" if encoded > first else ""

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Loaded(NamedTuple):
     what: Example | Skipped | None
 
 
-def load_units(units: Iterable[tuple[int, Unit]], *, threads: int, ahead: int) -> Iterator[Loaded]:
+def load_units(units: Iterable[tuple[int, Unit]], *, threads: int, ahead: int) -> Generator[Loaded, None, None]:
     """The examples of numbered units, in their order; after each unit its end.
 
     One thread goes through the units (which reads tar files), `threads` decode; at most `ahead` items are on their way.

@@ -23,7 +23,7 @@ class SkipLimit:
 
     def __post_init__(self):
         share = isinstance(self.most, float)
-        if self.most < 0 or share and self.most > 1:
+        if self.most < 0 or (share and self.most > 1):
             raise InputError(f"max_skipped={self.most}: must be a number of images or a share, 0.0 to 1.0")
 
     def add(self, unit_records: dict[int, dict[str, Any]]) -> None:
@@ -33,6 +33,7 @@ class SkipLimit:
             self.skipped += [Skipped(entry["key"], record["unit"], entry["reason"]) for entry in record["skipped"]]
 
     def skip(self, skipped: Skipped) -> None:
+        """Counts an image that is skipped. Raises InputError where it is one too many."""
         self.skipped.append(skipped)
         self.check()
 
@@ -55,7 +56,7 @@ class SkipLimit:
 
 
 def parse_limit(text: str) -> int | float:
-    """ "100" -> 100 images, "0.01" and "1%" -> a share.
+    """A number of images ("100"), or a share of them ("0.01" and "1%").
 
     Raises:
       InputError: something else.

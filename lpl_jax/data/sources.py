@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,7 @@ class PhotoSource:
         return Example(image, label, f"{name}-{crop:05d}", control)
 
     def key(self, index: int) -> str:
+        """PHOTOGRAPH-CROP."""
         crop, label = divmod(index, len(self._photos))
         return f"{self.class_names[label]}-{crop:05d}"
 
@@ -80,6 +82,7 @@ class Subset:
         return self._source[int(self._indices[index])]
 
     def key(self, index: int) -> str:
+        """Its name in the source."""
         return self._source.key(int(self._indices[index]))
 
 
@@ -125,7 +128,7 @@ def open_source(
             raise InputError(f"captions={', '.join(captions)} with source photos: these have no captions")
         source = PhotoSource(resolution, seed=seed, **photo_options)
         return source if limit is None else Subset(source, limit, seed)
-    options = dict(seed=seed, **_given(crop=crop, captions=captions))
+    options = _given(seed=seed, crop=crop, captions=captions)
     if kind == "webdataset":
         return WebDatasetSource(spec, resolution, limit=limit, **options)
     if kind == "tfds":
@@ -153,13 +156,13 @@ def indexed(source: Source) -> ImageSource:
     return source
 
 
-def _given(**options):
+def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _scikit_image_data() -> Path:
     # The package is located, not imported: only its files are needed.
     spec = importlib.util.find_spec("skimage")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise InputError("source photos: needs the package scikit-image (pip install scikit-image)")
     return Path(spec.submodule_search_locations[0]) / "data"

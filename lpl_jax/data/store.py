@@ -137,14 +137,17 @@ class Manifest:
 
     @property
     def num_records(self) -> int:
+        """Images in all shards."""
         return sum(shard.records for shard in self.shards)
 
     @property
     def num_bytes(self) -> int:
+        """Size of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def num_classes(self) -> int:
+        """Classes of the images."""
         return len(self.class_names)
 
     @property
@@ -155,13 +158,18 @@ class Manifest:
 
     @property
     def record_dtype(self) -> np.dtype:
-        """Layout of the fixed part of a record: [flip][height, width, top, left], [flip][mean, logvar] of moments, and
-        tokens (and outputs of the text tower) of each caption column.
+        """Layout of the fixed part of a record; key and captions (UTF-8, with zero bytes between them) follow it.
 
-        The key and the captions (UTF-8, with zero bytes between them) follow it.
+        [flip][height, width, top, left], [flip][mean, logvar] of moments, and tokens (and outputs of the text tower)
+        of each caption column.
         """
         moments = ("moments", np.dtype(self.dtype).newbyteorder("<"), (2, 2, *self.latent_shape))
         return np.dtype([("label", "<i4"), ("control", "<i4", (2, 4)), moments, *self._text_fields()])
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Names of the fields of `record_dtype`."""
+        return self.record_dtype.names or ()
 
     def _text_fields(self) -> list[tuple]:
         text = self.text
@@ -176,6 +184,7 @@ class Manifest:
         return [field for field in fields if 0 not in field[2]]
 
     def to_json(self) -> str:
+        """The text of manifest.json."""
         counts = {"num_records": self.num_records, "num_bytes": self.num_bytes, "num_classes": self.num_classes}
         shards = [shard._asdict() for shard in self.shards]
         fields = {**dataclasses.asdict(self), "shards": shards}
@@ -231,7 +240,7 @@ class LatentStore:
         self.manifest, self.finished = _read_manifest(self.path, partial)
         for shard in self.manifest.shards:
             _check_shard(self.path / shard.file, shard)
-        self._dtype = self.manifest.record_dtype
+        self._dtype, self._fields = self.manifest.record_dtype, self.manifest.field_names
         self._shards = [_Records(self.path / shard.file, shard.records) for shard in self.manifest.shards]
         *self._starts, _ = itertools.accumulate((shard.records for shard in self.manifest.shards), initial=0)
 
@@ -249,7 +258,7 @@ class LatentStore:
         moments = fixed["moments"]
 
         def given(name: str) -> np.ndarray | None:
-            return fixed[name] if name in self._dtype.names else None
+            return fixed[name] if name in self._fields else None
 
         text = given("tokens"), given("text_hidden"), given("text_pooled")
         return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, fixed["control"], tuple(captions), *text)
@@ -280,10 +289,12 @@ class LatentStore:
 
     @property
     def num_classes(self) -> int:
+        """Classes of the images."""
         return self.manifest.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
         return self.manifest.class_names
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lpl_jax.data.captions import check_columns, clean_caption
 from lpl_jax.data.examples import Example
@@ -70,6 +71,7 @@ class TFDSSource:
         return Example(image, label, key, control, captions)
 
     def key(self, index: int) -> str:
+        """NAME/SPLIT/INDEX."""
         return f"{self._prefix}/{index}"
 
 
@@ -88,7 +90,7 @@ def _caption(value, column: str, key: str) -> str:
     return text
 
 
-def _open(name: str, split: str, data_dir: Path | None, image_key: str):
+def _open(name: str, split: str, data_dir: Path | None, image_key: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

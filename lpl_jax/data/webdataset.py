@@ -7,13 +7,14 @@ item that says why; an error of the disk or of the network is no such thing, and
 import functools
 import glob
 import hashlib
-import os
+import itertools
 import re
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
 from lpl_jax.data.examples import Example, Item, Unit
@@ -113,7 +114,7 @@ def read_tar(file) -> Iterator[tuple[str, dict[str, bytes]]]:
       tarfile.TarError: damaged, or ending without the mark that ends a tar file. What was read before that was yielded,
         the last sample perhaps without some of its files.
     """
-    key, parts, damage = None, {}, None
+    key, parts, damage = "", {}, None
     try:
         for name, content in _members(file):
             folder, _, file_name = name.rpartition("/")
@@ -135,8 +136,9 @@ def read_tar(file) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _members(file) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each file in a tar file."""
-    watched = _Watched(file)
-    with tarfile.open(fileobj=watched, mode="r|") as tar:
+    watched: Any = _Watched(file)
+    opened: Any = tarfile.open(fileobj=watched, mode="r|")  # noqa: SIM115  # typed loosely: it has `members`
+    with opened as tar:
         for member in tar:
             tar.members = []  # or it would remember every header
             if member.isfile():
@@ -206,14 +208,14 @@ def _remote(part: str) -> list[str]:
         return [part]
     system, path = file_system(part)
     found = system.glob(path if glob.has_magic(part) else f"{path.rstrip('/')}/*.tar")
-    return [system.unstrip_protocol(name) for name in sorted(found)]
+    return [system.unstrip_protocol(str(name)) for name in sorted(found)]
 
 
 def _size(url: str) -> int:
     if not is_remote(url):
         return Path(url).stat().st_size
     system, path = file_system(url)
-    return system.size(path)
+    return system.info(path)["size"]
 
 
 def _open(url: str):
@@ -226,7 +228,7 @@ def _open(url: str):
 def _names(urls: Sequence[str]) -> tuple[str, ...]:
     """What comes behind the folder that all tar files lie in: they are named alike wherever that is."""
     folders = [url.split("/")[:-1] for url in urls]
-    common = len(os.path.commonprefix(folders))
+    common = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
     return tuple("/".join(url.split("/")[common:]) for url in urls)
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -125,7 +126,7 @@ def write_store(
 def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, on_progress, on_skipped) -> None:
     """Hands what was encoded to the shards of its units."""
     examples, moments = encoded.examples, encoded.moments
-    finite = np.isfinite(moments).reshape(len(examples), -1).all(axis=1) if examples else []
+    finite = [bool(np.isfinite(each).all()) for each in moments] if examples else []
     rows = iter(zip(finite, shards.rows(examples, moments), strict=True))
     for unit, what in encoded.loaded:
         if isinstance(what, Example):
@@ -158,8 +159,12 @@ class _Shards:
         self._folder, self._dtype, self.units = folder, manifest.record_dtype, units
         self._captions, self._suffix = captions, _suffix(host)
         # ArrayRecord writes local files only: a shard of a remote store is uploaded when it is complete.
-        self._scratch = tempfile.TemporaryDirectory() if is_remote(folder) else None
-        self._writer: ArrayRecordWriter | None = None
+        if is_remote(folder):
+            self._scratch = tempfile.TemporaryDirectory()
+            self._local = Path(self._scratch.name)
+        else:
+            self._local = folder
+        self._writer: Any = None  # an ArrayRecordWriter, which has no types
         self._records, self._skipped = 0, []
 
     def rows(self, examples: list[Example], moments: np.ndarray) -> Iterator[bytes]:
@@ -209,7 +214,7 @@ class _Shards:
         return f"latents-{unit:05d}-of-{len(self.units):05d}.array_record"
 
     def _partial(self, unit: int) -> Path:
-        return (Path(self._scratch.name) if self._scratch else self._folder) / (self._name(unit) + self._suffix)
+        return self._local / (self._name(unit) + self._suffix)
 
 
 def _suffix(host: int) -> str:

@@ -1,9 +1,10 @@
 """The denoiser's configuration and its presets."""
 
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+from typing_extensions import override
 
 from lpl_jax.denoisers.attention import IMPLEMENTATIONS
 from lpl_jax.errors import InputError, nearest
@@ -77,6 +78,7 @@ class MMDiTConfig(Part, section="model"):
         "float32", "of matrix products and of the token streams; parameters are always float32"
     )
 
+    @override
     def check(self) -> None:
         self._require(self.hidden % self.heads == 0, "heads", f"a divisor of hidden={self.hidden}")
         self._require(self.hidden % 4 == 0, "hidden", "a multiple of 4 (sine and cosine of two coordinates)")
@@ -104,6 +106,7 @@ class MMDiTConfig(Part, section="model"):
 
     @property
     def head_dim(self) -> int:
+        """Channels of an attention head."""
         return self.hidden // self.heads
 
     @property
@@ -137,7 +140,7 @@ class MMDiTConfig(Part, section="model"):
 
 # The context stream runs through the image stream's attention projections with its own shift, scale and gate; no MLP.
 # All blocks are alike, so the last one's context gate is a parameter without effect.
-_LIGHT_CONTEXT = dict(
+_LIGHT_CONTEXT: dict[str, Any] = dict(
     context_attn="shared", context_mlp="none", context_modulation_chunks=3, context_pre_only=False, num_classes=1000
 )
 

@@ -36,7 +36,7 @@ from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import atomic_path, check_free, write_text
 from lpl_jax.io.hub import find
-from lpl_jax.io.paths import to_path
+from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
 
 CLASS_NAME = "lpl_jax.MMDiT"
@@ -109,7 +109,7 @@ def load_params(config: MMDiTConfig, source: str | Path) -> dict:
 def save(
     config: MMDiTConfig,
     params: Mapping,
-    path: str | Path,
+    path: PathLike,
     *,
     layout: str | None = None,
     about: Mapping[str, Any] | None = None,

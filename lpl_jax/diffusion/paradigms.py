@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Num, PRNGKeyArray
+from typing_extensions import override
 
 from lpl_jax.diffusion import schedules, timesteps
 from lpl_jax.errors import InputError, nearest
@@ -120,6 +121,7 @@ class DiscreteParadigm(Paradigm):
     beta_start: float = field(0.00085, "eps, v: first beta", between(0, 1, ends="none"))
     beta_end: float = field(0.012, "eps, v: last beta", between(0, 1, ends="none"))
 
+    @override
     def check(self) -> None:
         if not self.beta_start < self.beta_end:
             raise InputError(
@@ -167,6 +169,7 @@ class EpsParadigm(DiscreteParadigm):
 
     name: ClassVar[str] = "eps"
 
+    @override
     def check(self) -> None:
         super().check()
         if self.zero_terminal_snr:

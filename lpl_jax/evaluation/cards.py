@@ -109,7 +109,7 @@ def markdown(card: Card) -> str:
     lines = ["# Result card", "", "| metric | value | 95 % interval | better |", "|---|---|---|---|"]
     for name, metric in card.metrics.items():
         title, better = METRICS[name]
-        interval = "-" if metric.low is None else f"{_number(metric.low)} to {_number(metric.high)}"
+        interval = _interval(metric) or "-"
         lines.append(f"| {title} | {_number(metric.value)} | {interval} | {better} |")
     if card.absent:
         lines += ["", "Not computed:", ""]
@@ -163,8 +163,12 @@ def matters(field: str) -> bool:
 def _cell(metric: Metric | None) -> str:
     if metric is None:
         return "-"
-    half = "" if metric.low is None else f" ({_number(metric.low)} to {_number(metric.high)})"
-    return _number(metric.value) + half
+    interval = _interval(metric)
+    return _number(metric.value) + (f" ({interval})" if interval else "")
+
+
+def _interval(metric: Metric) -> str:
+    return "" if metric.low is None or metric.high is None else f"{_number(metric.low)} to {_number(metric.high)}"
 
 
 def _number(value: float) -> str:

@@ -130,8 +130,7 @@ class Network(nn.Module):
         return features, logits
 
 
-@flax.struct.dataclass
-class Classifier:
+class Classifier(flax.struct.PyTreeNode):
     """A frozen classifier: `params` are leaves, `config` is static. Pass it to jitted functions as an argument."""
 
     params: Any
@@ -153,8 +152,8 @@ class Classifier:
         x = jnp.asarray(images, jnp.float32)
         shape = (len(images), side, side, 3)  # an axis that has its length already is left exactly as it is
         x = jax.image.resize(x, shape, "linear", antialias=True, precision=jax.lax.Precision.HIGHEST)
-        pool, logits = Network(self.config).apply({"params": self.params}, x / 127.5 - 1)
-        return {"pool": pool, "logits": logits}
+        found: Any = Network(self.config).apply({"params": self.params}, x / 127.5 - 1)
+        return dict(zip(("pool", "logits"), found, strict=True))
 
 
 def init(config: ClassifierConfig, key: jax.Array) -> Classifier:

@@ -14,8 +14,7 @@ RULE = "100 * max(cos(image, text), 0), mean over pairs"
 RESIZE_RULE = "shorter side to CLIP's size, bicubic antialiased (Pillow), rounded to 8 bits, centre cropped"
 
 
-@flax.struct.dataclass
-class ClipFeatures:
+class ClipFeatures(flax.struct.PyTreeNode):
     """CLIP's vision tower as a feature network; a frozen pytree, to be handed to jitted functions as an argument.
 
     It takes two steps, because Pillow resizes (`RESIZE_RULE`): `prepare` on the host, in NumPy, and `embed` on the
@@ -37,7 +36,9 @@ class ClipFeatures:
 
     def embed(self, pixels: jax.Array) -> dict[str, jax.Array]:
         """Prepared images -> {"clip": (B, D) float32}, not normalised."""
-        return {"clip": self.clip.encode_images(pixels).projected}
+        projected = self.clip.encode_images(pixels).projected
+        assert projected is not None  # `prepare` refuses a tower without projection
+        return {"clip": projected}
 
     def features(self, images: Iterable[np.ndarray]) -> dict[str, jax.Array]:
         """uint8 images, as for `prepare` -> {"clip": (B, D) float32}, not normalised. Not for use inside `jax.jit`."""
@@ -90,8 +91,10 @@ def clip_scores(*, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
     Args:
       images, texts: their embeddings, (N, D), of any length but 0.
+
     Returns:
       (N,) float64, 0 to 100.
+
     Raises:
       InputError: shapes that differ, or an embedding that is zero or not finite.
     """

@@ -1,6 +1,5 @@
 """Cards of many runs in one table, with the numbers that the paper prints, and pictures of rows that form a figure."""
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +54,7 @@ def write_results(
     cards = {row.name: cards_of(workdir / row.name) for row in known}
     cards = {name: cards[name] or cards[evaluations[name]] for name in cards}
     rows = [row for row in known if cards[row.name] or row.name in chosen]
-    found = {row.name: sorted(cards[row.name], key=functools.partial(_order, row)) for row in rows}
+    found = {row.name: sorted(cards[row.name], key=lambda each, row=row: _order(row, each)) for row in rows}
     baselines = {row.against: [card for _, card in cards[row.against]] for row in rows if row.against}
     metrics = [name for name in METRICS if any(name in row.paper | row.gain for row in rows) or _measured(found, name)]
     titles = [METRICS[name][0] for name in metrics]
@@ -69,12 +68,14 @@ def write_results(
             line = {"name": row.name, "where": row.where, "evaluation": folder.name, "against": row.against}
             line |= {f"paper_{name}": value for name, value in row.paper.items()}
             line |= {f"paper_change_{name}": value for name, value in row.gain.items()}
-            for name in metrics if card else ():
+            table.append(line)
+            if card is None:
+                continue
+            for name in metrics:
                 if name in card.metrics:
                     line[name] = card.metrics[name].value
                 if (change := _change(name, card, base)) is not None:
                     line[f"change_{name}"] = change
-            table.append(line)
     head = (
         "Printed / measured here; in brackets the change from the row that it is compared with, where both were made "
         "in the same way."
@@ -122,7 +123,7 @@ def _varied(row, card: Card) -> dict[str, Any]:
     return {flag: card.made.get(VARIED[flag]) for flag in row.evaluate}
 
 
-def _order(row, evaluation: tuple[Path, Card]) -> list:
+def _order(row, evaluation: tuple[AnyPath, Card]) -> list[tuple[int, float]]:
     """Values that the row lists come in its order, others by size."""
     places = []
     for flag, value in _varied(row, evaluation[1]).items():

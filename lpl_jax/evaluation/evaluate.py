@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from lpl_jax import parallel
-from lpl_jax.data import ImageSource
+from lpl_jax.data import Source
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
 from lpl_jax.evaluation.cards import Card
@@ -55,7 +55,7 @@ class Evaluator(NamedTuple):
 def make_evaluator(
     config: EvaluationConfig,
     *,
-    source: ImageSource | None,
+    source: Source | None,
     resolution: int,
     mesh: Mesh,
     folder: PathLike,
@@ -75,7 +75,7 @@ def make_evaluator(
     networks, made = load_networks(config)
     reference = load_reference(config, source, networks, made, resolution=resolution, mesh=mesh, folder=folder)
     embedded = None
-    if prompts is not None and config.clip is not None:
+    if prompts is not None and config.clip is not None and networks.clip is not None:
         embedded = text_features(networks.clip.clip, load_tokenizer(config.clip), prompts.lines)
     prompts_made = prompts.made if prompts is not None else {}
     return Evaluator(config, networks, made, reference, embedded, prompts_made, mesh, folder)

@@ -63,7 +63,7 @@ def extract(
     """
     shards = parallel.batch_shards(mesh)
     batch_size = -(-min(batch_size, PART, count) // shards) * shards
-    kept = None if folder is None else _kept(folder, made)
+    kept = None if folder is None else _kept(folder, made or {})
     measure = _measurer(networks, mesh)
     parts = []
     with tqdm(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
@@ -75,7 +75,8 @@ def extract(
             try:
                 for first in range(start + len(part), stop, batch_size):
                     rows = np.arange(first, first + batch_size, dtype=np.int32).clip(max=stop - 1)
-                    part.add(*measure(images(rows), np.arange(batch_size) < stop - first), stop - first)
+                    arrays, power = measure(images(rows), np.arange(batch_size) < stop - first)
+                    part.add(arrays, power, stop - first)
                     bar.update(min(batch_size, stop - first))
             finally:  # what was computed before an interruption is not computed again
                 if path and part.grown and jax.process_index() == 0:
@@ -117,7 +118,9 @@ class _Part:
 
     def arrays(self) -> dict[str, np.ndarray]:
         found = {name: np.concatenate(arrays) for name, arrays in self._found.items()}
-        return found if self._power is None else found | {"power": self._power}
+        if self._power is not None:
+            found["power"] = np.asarray(self._power)
+        return found
 
 
 def _measurer(networks: Networks, mesh: Mesh):

@@ -28,7 +28,7 @@ class Gaussian(NamedTuple):
 
     mean: np.ndarray
     covariance: np.ndarray
-    count: int | None = None
+    count: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,6 +139,7 @@ def read_statistics(path: PathLike, kind: str = "pool") -> Gaussian:
 
     Args:
       kind: "pool" for mu and sigma (FID), "spatial" for mu_s and sigma_s (sFID).
+
     Raises:
       InputError: a file that is missing, damaged, lacks these arrays, or holds values that no samples can have.
     """

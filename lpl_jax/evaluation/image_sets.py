@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -61,6 +61,7 @@ def open_images(path: PathLike, *, resolution: int | None = None, minimum: int =
       resolution: resize the shorter side of every image to it and cut the centre square; None leaves images as they
         are, and they must be of one size.
       minimum: number of images that are needed.
+
     Raises:
       InputError: nothing there, another kind of file, a file in the folder that is no image, fewer than `minimum`
         images, or a first image that cannot be used; it names the file. On access: the same for the other images.
@@ -225,7 +226,7 @@ class _Array:
             return content
 
 
-def _open_array(path: Path) -> tuple[BinaryIO, int]:
+def _open_array(path: Path) -> tuple[IO[bytes], int]:
     """The .npy stream of a file and its length."""
     if path.suffix.lower() == ".npy":
         return path.open("rb"), path.stat().st_size
@@ -237,7 +238,7 @@ def _open_array(path: Path) -> tuple[BinaryIO, int]:
         return archive.open("arr_0.npy"), archive.getinfo("arr_0.npy").file_size  # open until it is closed itself
 
 
-def _array_shape(stream: BinaryIO, name: str) -> tuple[int, ...]:
+def _array_shape(stream: IO[bytes], name: str) -> tuple[int, ...]:
     """(N, H, W, 3) from an .npy header; leaves the stream behind it. Nothing is unpickled."""
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -315,13 +316,13 @@ def _decode(content: bytes, name: str) -> Image.Image:
         if content.startswith(PNG_START):
             _check_png(content, name)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise InputError(f"{name}: {image.n_frames} frames: needed: a single image")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise InputError(f"{name}: {frames} frames: needed: a single image")
             if image.mode not in ("1", "L", "P", "RGB", "LA", "RGBA"):
                 raise InputError(f"{name}: colour mode {image.mode}: possible: RGB, grey-scale, palette")
             if image.mode in ("LA", "RGBA") or "transparency" in image.info:
                 image = image.convert("RGBA")
-                if (lowest := image.getextrema()[3][0]) < 255:
+                if (lowest := np.asarray(image.getchannel("A")).min()) < 255:
                     raise InputError(f"{name}: transparent (alpha down to {lowest} of 255): needed: an opaque image")
             return image.convert("RGB")
     except InputError:

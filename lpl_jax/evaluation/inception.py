@@ -8,7 +8,7 @@ would take fewer bits otherwise.
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -196,8 +196,7 @@ class Network(nn.Module):
         return {"pool": pool, "spatial": spatial, "logits": Classifier(name="fc")(pool)}
 
 
-@flax.struct.dataclass
-class Inception:
+class Inception(flax.struct.PyTreeNode):
     """The frozen FID network. Pass it to jitted functions as an argument, as in `jax.jit(Inception.features)`."""
 
     params: Any
@@ -209,6 +208,7 @@ class Inception:
 
         Args:
           images: (B, H, W, 3) uint8, of any size.
+
         Returns:
           "pool" (B, 2048): mean of the last block, `pool_3` in TensorFlow's graph. FID, precision and recall.
           "spatial" (B, 2023): the first 7 channels of the 1x1 branch of the 17x17 block `mixed_6` (Mixed_6d in PyTorch)
@@ -216,13 +216,14 @@ class Inception:
             "Generating Images with Sparse Representations" (2021).
           "logits" (B, 1008): without the last layer's bias, as guided-diffusion and torch-fidelity take them for the
             Inception score.
+
         Raises:
           InputError: another shape or type.
         """
         if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape or images.dtype != jnp.uint8:
             raise InputError(f"images of shape {images.shape}, {images.dtype}; needed: (B, H, W, 3), uint8")
         resized = tf1_bilinear(jnp.asarray(images, jnp.float32), SIDE, SIDE)
-        return Network().apply({"params": self.params}, (resized - 128) / 128)
+        return cast(dict[str, jax.Array], Network().apply({"params": self.params}, (resized - 128) / 128))
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """The Inception score."""
 
+import itertools
+
 import numpy as np
 
 from lpl_jax.errors import InputError
@@ -16,8 +18,10 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]
       logits: (N, classes), before the softmax. The published Inception score takes the FID network's 1008 classes
         without the bias of its last layer (`Inception.features(...)["logits"]`).
       splits: number of parts; the score depends on their size, 5,000 images in the literature (50,000 in 10 parts).
+
     Returns:
       Mean and standard deviation (of the population, ddof 0) over the parts, computed in float64 on the host.
+
     Raises:
       InputError: fewer images than parts, no parts, another shape, or values that are not finite.
     """
@@ -29,7 +33,7 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]
     if not np.isfinite(logits).all():
         raise InputError("inception_score: the logits have infinite or undefined values")
     bounds = [i * len(logits) // splits for i in range(splits + 1)]
-    scores = [_score(logits[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    scores = [_score(logits[start:end]) for start, end in itertools.pairwise(bounds)]
     return float(np.mean(scores)), float(np.std(scores))
 
 

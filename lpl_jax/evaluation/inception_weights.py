@@ -36,6 +36,7 @@ def find_weights(path: str | Path | None = None) -> Path:
     Args:
       path: the file, or a folder that holds it under one of the published names; None looks into ~/.cache/lpl_jax and
         into the folder where PyTorch's ports download to.
+
     Raises:
       InputError: it is not there; says where it is published and where to put it.
     """
@@ -62,6 +63,7 @@ def load(path: str | Path | None = None) -> Inception:
 
     Args:
       path: see `find_weights`. A .pth file needs PyTorch to be read; nothing in it is executed.
+
     Raises:
       InputError: nothing there, a damaged file, another network's (torchvision's Inception v3 is one), or tensors that
         do not fit (all are named).

@@ -106,6 +106,6 @@ def _spectra(generated: Features, reference: Reference, config) -> tuple[dict[st
         return band_means(profile_error(profile, theirs.profile), ours.resolution)
 
     return {
-        f"spectrum_{band}": _around(value, lambda rows, band=band: errors(rows)[band], ours.count, config)
+        f"spectrum_{band}": _around(value, lambda rows, band=band: float(errors(rows)[band]), ours.count, config)
         for band, value in band_errors(ours, theirs).items()
     }, {}

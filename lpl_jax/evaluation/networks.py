@@ -19,8 +19,7 @@ RULES = {
 }
 
 
-@flax.struct.dataclass
-class Networks:
+class Networks(flax.struct.PyTreeNode):
     """The feature networks of an evaluation, as one pytree.
 
     main: `Inception` or `Classifier`. clip: for CLIPScore, or None.

@@ -67,7 +67,7 @@ def evaluate_run(
     out = to_path(out, "--out", remote=True) if out else run.workdir / cards.FOLDER
     config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
     prompts = _prompts(run, config)
-    condition = run.condition(prompts.lines if run.text else range(run.experiment.model.num_classes))
+    condition = run.condition(prompts.lines if run.text and prompts else range(run.experiment.model.num_classes))
     evaluator = make_evaluator(
         config,
         source=None if config.reference else run.source,
@@ -120,7 +120,10 @@ def _prompts(run: Run, config: EvaluationConfig) -> Prompts | None:
 
 def _settings(run: Run, sampling: SamplingConfig, lists: Lists) -> list[Setting]:
     """All combinations of what is given, in the order of the lists."""
-    steps = run.steps if list(lists.checkpoint) == ["all"] else [run.step(step) for step in lists.checkpoint or (None,)]
+    if list(lists.checkpoint) == ["all"]:
+        steps = run.steps
+    else:
+        steps = [run.step(int(step)) for step in lists.checkpoint] or [run.step()]
     for guidance in lists.guidance:
         if not (math.isfinite(guidance) and guidance >= 0):
             raise InputError(f"guidance {guidance:g} is not possible: it must be finite and at least 0")
@@ -140,7 +143,7 @@ def _about(run: Run) -> dict[str, Any]:
     """What all images of a run have in common, for the card."""
     experiment = run.experiment
     drawn = {"labels": f"number of the image modulo {experiment.model.num_classes}"}
-    if run.text is not None:
+    if run.text is not None and experiment.text is not None:
         drawn = {
             "text": experiment.text.source,
             "text.weights": fingerprint(run.text.clip.params),

@@ -29,6 +29,7 @@ import numpy as np
 from jax import lax
 
 from lpl_jax.errors import InputError
+from lpl_jax.parallel import Device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class PRDC:
     dtype: str
 
     def means(self) -> dict[str, float]:
+        """The four metrics by name."""
         return {name: float(getattr(self, name).mean()) for name in ("precision", "recall", "density", "coverage")}
 
 
@@ -59,7 +61,7 @@ def prdc(
     k_density: int | None = None,
     block: int = 2048,
     dtype: str | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> PRDC:
     """Precision, recall, density and coverage of fake features (M, D) with respect to real ones (N, D).
 
@@ -71,6 +73,7 @@ def prdc(
       block: rows of each set that are compared at a time.
       dtype: "float64" or "float32" for the squared distances; None is float64, but float32 on TPUs, which lack it.
       devices: blocks are dealt out to these, each of which holds all features; None is the default device alone.
+
     Raises:
       InputError: shapes that do not fit, fewer than k + 1 samples in a set, or values that are not finite.
     """
@@ -95,7 +98,7 @@ def prdc(
     return PRDC(precision, recall, count / k_density, nearest < radii[1], k, k_density, dtype)
 
 
-def _device(x: jax.Array) -> jax.Device:
+def _device(x: jax.Array) -> Device:
     return next(iter(x.devices()))
 
 

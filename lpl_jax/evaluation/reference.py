@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from lpl_jax.data import ImageSource, indexed
+from lpl_jax.data import ImageSource, Source, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.extract import Features, extract
 from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, statistics
@@ -24,8 +24,11 @@ KINDS = ("pool", "spatial")
 
 
 class Reference(NamedTuple):
-    """features: of the images, None where only statistics are known. statistics: by kind of feature. made: for the
-    card."""
+    """What generated images are compared with.
+
+    features: of the images, None where only statistics are known. statistics: by kind of feature. made: provenance,
+    for the card.
+    """
 
     features: Features | None
     statistics: dict[str, Statistics | Gaussian]
@@ -34,7 +37,7 @@ class Reference(NamedTuple):
 
 def load_reference(
     config: EvaluationConfig,
-    source: ImageSource | None,
+    source: Source | None,
     networks: Networks,
     made: dict[str, Any],
     *,
@@ -47,11 +50,12 @@ def load_reference(
     Args:
       source: the images where the config names none: those of the run's data.
       made: of the networks.
+
     Raises:
       InputError: no such file, images that are refused, statistics of other features.
     """
     path = to_path(config.reference, "evaluation.reference", remote=True) if config.reference else None
-    published = {}
+    published: dict[str, Statistics | Gaussian] = {}
     if path and path.suffix == ".npz" and "mu" in _names(path):
         if config.features != "inception":
             raise InputError(f"{path} holds statistics of Inception features; evaluation.features={config.features!r}")
@@ -76,7 +80,7 @@ def load_reference(
         label="reference",
     )
     own = {kind: statistics(features.arrays[kind]) for kind in KINDS if kind in features.arrays}
-    if published:
+    if path and published:
         about["reference.source"] += f"; means and covariances as published in {path.name}"
     found = own | published
     about |= {"reference.num_images": count, "reference.statistics": statistics_hash(found["pool"])}

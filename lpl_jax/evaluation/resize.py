@@ -15,6 +15,7 @@ def tf1_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
 
     Args:
       images: (B, H, W, C) float, in any range.
+
     Returns:
       (B, height, width, C) of the same type.
     """

@@ -32,8 +32,10 @@ def power(images: jax.Array) -> jax.Array:
 
     Args:
       images: uint8 (B, H, H, 3).
+
     Returns:
       (B, H, H) float32.
+
     Raises:
       InputError: another type or shape, or images that are not square.
     """
@@ -63,6 +65,7 @@ def radial_profile(power: jax.Array) -> jax.Array:
 
     Args:
       power: (..., H, H), frequency 0 in the middle as `power` returns it.
+
     Returns:
       (..., H // 2 + 1), of the same type.
     """
@@ -135,10 +138,12 @@ class SpectrumSum:
 
     @property
     def count(self) -> int:
+        """Number of images."""
         return len(self.profiles)
 
     @property
     def resolution(self) -> int:
+        """Side of the images, pixels."""
         return len(self.total)
 
     @property
@@ -193,8 +198,10 @@ def band_means(curve: np.ndarray, resolution: int) -> Mapping[str, np.ndarray]:
 
     Args:
       curve: (..., resolution // 2 + 1).
+
     Returns:
       {"low": (...), "middle": (...), "high": (...)}.
+
     Raises:
       InputError: images so small that a band is empty, or a curve of another length.
     """

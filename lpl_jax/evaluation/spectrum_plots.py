@@ -40,7 +40,7 @@ def plot_maps(path: PathLike, maps: Mapping[str, np.ndarray]) -> None:
     extent = (first, first + side, first + side, first)
     ticks = np.linspace(-(side // 2), side // 2, 5).round().astype(int)
     for axis, (title, values) in zip(axes.flat, maps.items(), strict=False):
-        image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
+        axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
         axis.set(xlabel="horizontal frequency", xticks=ticks, yticks=ticks)
         axis.set_title(textwrap.fill(title, 34), fontsize=10)
     for axis in axes.flat[len(maps) :]:
@@ -48,7 +48,9 @@ def plot_maps(path: PathLike, maps: Mapping[str, np.ndarray]) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("vertical frequency (cycles/image)")
     extend = "both" if np.abs(stacked).max() > limit else "neither"
-    figure.colorbar(image, ax=axes, label=r"$\log_{10} P_A - \log_{10} P_B$", extend=extend, shrink=0.8 / rows)
+    figure.colorbar(
+        axes[0, 0].images[0], ax=axes, label=r"$\log_{10} P_A - \log_{10} P_B$", extend=extend, shrink=0.8 / rows
+    )
     with atomic_open(path) as file:
         figure.savefig(file, dpi=120)
     plt.close(figure)

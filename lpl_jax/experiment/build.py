@@ -8,7 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lpl_jax.autoencoders import AutoencoderConfig
+from ml_collections import ConfigDict
+from typing_extensions import override
+
+from lpl_jax.autoencoders import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.denoisers import MMDiTConfig, preset
 from lpl_jax.denoisers.attention import check_attention, choose_attention, current_platform
 from lpl_jax.diffusion import Paradigm, paradigm
@@ -48,6 +51,7 @@ class Experiment(Part, section=""):
     sampling: SamplingConfig = field(SamplingConfig(), "")
     evaluation: EvaluationConfig = field(EvaluationConfig(), "")
 
+    @override
     def check(self) -> None:
         _check_perceptual(self)
         _check_batch(self)
@@ -57,7 +61,7 @@ class Experiment(Part, section=""):
             raise InputError(f"sampling.sampler={sampler!r} with paradigm {name!r}; possible: {', '.join(possible)}")
 
 
-def build(config: Mapping[str, Any], *, platform: str | None = None) -> Experiment:
+def build(config: ConfigDict | Mapping[str, Any], *, platform: str | None = None) -> Experiment:
     """The experiment that a config (a ConfigDict, or nested dicts) describes.
 
     platform: what it is for, cpu | tpu | cuda | rocm: decides every "auto". None: what this process computes on.
@@ -65,7 +69,7 @@ def build(config: Mapping[str, Any], *, platform: str | None = None) -> Experime
     Raises:
       InputError: an unknown section or field, a value that is not possible, or fields that contradict each other.
     """
-    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    config = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     check_names(config, [*SCALARS, *SECTIONS], "config section {!r}")
     values = {section: dict(config.get(section) or {}) for section in SECTIONS}
     text = _text(_given(values["text"]))
@@ -80,7 +84,11 @@ def build(config: Mapping[str, Any], *, platform: str | None = None) -> Experime
     return Experiment(**{name: config[name] for name in SCALARS if name in config}, **simple, **special)
 
 
-def resolve(experiment: Experiment, autoencoder: AutoencoderConfig, tower: TextConfig | None = None) -> Experiment:
+def resolve(
+    experiment: Experiment,
+    autoencoder: AutoencoderConfig | TinyAutoencoderConfig,
+    tower: TextConfig | None = None,
+) -> Experiment:
     """The experiment with what only the frozen networks know: the number of latent channels, the width of text tokens.
 
     tower: of a run on text; None leaves these widths as they are.
@@ -89,7 +97,7 @@ def resolve(experiment: Experiment, autoencoder: AutoencoderConfig, tower: TextC
       InputError: a resolution that the autoencoder does not take, or patches that do not tile the latents.
     """
     model = dataclasses.replace(experiment.model, latent_channels=autoencoder.latent_channels)
-    if tower is not None:
+    if tower is not None and experiment.text is not None:
         context_dim, pooled_dim = experiment.text.dims(tower)
         model = dataclasses.replace(model, context_dim=context_dim, pooled_dim=pooled_dim)
     side, rest = divmod(experiment.resolution, autoencoder.downsample)
@@ -120,7 +128,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, "", "None")}
 
 
-def _typed(cls: type, values: Mapping[str, Any]):
+def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:
     check_names(values, [item.name for item in dataclasses.fields(cls)], cls.section + ".{}")
     return cls(**values)
 

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from typing_extensions import override
+
 from lpl_jax.errors import InputError
 from lpl_jax.fields import Part, at_least, field
 
@@ -24,6 +26,7 @@ class DataConfig(Part, section="data"):
     limit: int | None = field(None, "use at most so many images, drawn at random", at_least(1))
     unfinished: bool = field(False, "train on what is there of a store that is still being made")
 
+    @override
     def check(self) -> None:
         if self.second_caption_key is not None and self.caption_key is None:
             raise InputError(f"data.second_caption_key={self.second_caption_key}: give data.caption_key, the first one")

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from typing_extensions import override
+
 from lpl_jax.errors import InputError
 from lpl_jax.fields import Part, at_least, field
 
@@ -36,6 +38,7 @@ class EvaluationConfig(Part, section="evaluation"):
     every: int | None = field(None, "steps between small evaluations during training; None: never", at_least(1))
     every_images: int = field(256, "images of such a small evaluation, with the classifier's features", at_least(1))
 
+    @override
     def check(self) -> None:
         if self.resamples == 1:
             raise InputError("evaluation.resamples=1 is not possible: 2 or more give intervals, 0 gives none")

@@ -13,7 +13,7 @@ ECONOMICAL_SHARE = 1 / 12
 
 
 def _word_or_number(*words: str, of: str) -> Check:
-    return Check(lambda value: value in words or type(value) is int and value > 0, f"{', '.join(words)}, or {of}")
+    return Check(lambda value: value in words or (type(value) is int and value > 0), f"{', '.join(words)}, or {of}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,13 @@ class LossConfig(Part, section="loss"):
         "auto": 1.1 times the expected number under the threshold, rounded up to equal parts of the groups.
         "economical": `ECONOMICAL_SHARE` of the batch, rounded down to equal parts, but at least one of each group.
         """
-        batch_size //= parts
+        if isinstance(self.lpl_capacity, int):
+            return self.lpl_capacity // parts
         if self.lpl_capacity == "all":
             return None
+        batch_size //= parts
         if self.lpl_capacity == "auto":
             wanted = math.ceil(max(1, math.ceil(1.1 * active_fraction * batch_size)) / groups)
-        elif self.lpl_capacity == "economical":
-            wanted = max(1, int(ECONOMICAL_SHARE * batch_size / groups))
         else:
-            return self.lpl_capacity // parts
+            wanted = max(1, int(ECONOMICAL_SHARE * batch_size / groups))
         return min(batch_size, wanted * groups)

@@ -41,10 +41,13 @@ class Chooser(NamedTuple):
 
 
 class Section(NamedTuple):
-    """parts: the dataclasses behind a section, of which the chooser takes one. automatic: fields that a config leaves
-    to the machine, with what "auto" does."""
+    """A section of a config.
 
-    parts: tuple[type, ...]
+    parts: its dataclasses, of which the chooser takes one. automatic: fields that a config leaves to the machine, with
+    what "auto" does.
+    """
+
+    parts: tuple[type[Any], ...]
     chooser: Chooser | None = None
     automatic: Mapping[str, str] = {}
 
@@ -81,8 +84,11 @@ SECTIONS: dict[str, Section] = {
 
 
 class Entry(NamedTuple):
-    """A field of a config as a user sees it: its value in a fresh config, its type, its meaning, and the default that
-    stands behind a None, by what was chosen."""
+    """A field of a config as a user sees it.
+
+    value: in a fresh config. hint: its type. help: its meaning. behind: the default where it is None, by what was
+    chosen.
+    """
 
     value: Any
     hint: Any
@@ -129,11 +135,11 @@ def config_dict() -> ConfigDict:
     """A ConfigDict of all fields with their defaults; what may be None is a reference with the field's type."""
     result = ConfigDict({name: value for name, (value, _) in SCALARS.items()})
     for section in SECTIONS:
-        result[section] = ConfigDict()
+        result[section] = fields = ConfigDict()
         for name, entry in entries(section).items():
             optional = entry.value is None or is_optional(section, name)
             kind = _plain(entry.hint)
-            result[section][name] = FieldReference(entry.value, field_type=kind) if optional else entry.value
+            fields[name] = FieldReference(entry.value, field_type=kind) if optional else entry.value
     return result
 
 
@@ -163,7 +169,8 @@ def documentation() -> str:
         "\n".join(_item(name, _kind(int), _code(value), text) for name, (value, text) in SCALARS.items()),
     ]
     for section, (parts, *_) in SECTIONS.items():
-        about = (parts[0].__mro__[1] if len(parts) > 1 else parts[0]).__doc__.splitlines()[0]
+        first = parts[0]
+        about = str((first.__mro__[1] if len(parts) > 1 else first).__doc__).splitlines()[0]
         lines = []
         for name, entry in entries(section).items():
             default = _code(entry.value) + _behind_text(entry.behind)

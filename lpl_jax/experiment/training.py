@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from typing_extensions import override
+
 from lpl_jax.errors import InputError
 from lpl_jax.fields import POSITIVE, Part, at_least, between, field
 
@@ -23,6 +25,7 @@ class OptimizerConfig(Part, section="optimizer"):
     weight_decay: float = field(0.0, "decoupled, on kernels only; 0: none", at_least(0))
     clip_norm: float | None = field(1.0, "largest global norm of the gradient; None: no clipping", POSITIVE)
 
+    @override
     def check(self) -> None:
         if self.schedule == "cosine":
             if self.total_steps is None or self.total_steps <= self.warmup_steps:
@@ -44,6 +47,7 @@ class EMAConfig(Part, section="ema"):
     decays: tuple[float, ...] = field((0.9999,), "one average each, side by side")
     start: int = field(0, "until this step the averages equal the parameters", at_least(0))
 
+    @override
     def check(self) -> None:
         ema_names(self.decays)
 
@@ -82,6 +86,7 @@ class TrainConfig(Part, section="train"):
     init_from: str | None = field(None, "run (its folder) or weights (docs/weights.md) that this run starts from")
     init_weights: str = field("params", "which of them: params, or the name of an average such as 0.9999")
 
+    @override
     def check(self) -> None:
         if self.batch_size % self.accumulate:
             raise InputError(

@@ -42,6 +42,7 @@ def atomic_path(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
       replace: a file may take the place of another one.
+
     Raises:
       InputError: without `replace`, as `check_free` does, before and after the block.
     """
@@ -143,5 +144,6 @@ def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
     """An .npz file of named arrays."""
+    named: dict[str, Any] = dict(arrays)
     with atomic_open(path) as file:
-        (np.savez_compressed if compressed else np.savez)(file, **arrays)
+        (np.savez_compressed if compressed else np.savez)(file, **named)

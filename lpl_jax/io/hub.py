@@ -35,6 +35,7 @@ def fetch(hub_id: str, names: Sequence[str], *, subfolder: str | None = None, un
       subfolder: the folder inside the repository; None is its root.
       unless_there: patterns that are fetched only where none of `names` but .json files is there (old repositories have
         pickles alone; where there are safetensors, a pickle is never asked for).
+
     Raises:
       InputError: no such repository, no network, or the hub refuses.
     """

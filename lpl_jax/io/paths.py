@@ -13,10 +13,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import fsspec
 from etils import epath
+from fsspec.config import conf
+from typing_extensions import TypeIs
 
 from lpl_jax.errors import InputError
 
@@ -28,12 +30,17 @@ REMOTE = ("gs", "s3")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
+@overload
+def to_path(text: PathLike, name: str = ..., *, remote: Literal[False] = False) -> Path: ...
+@overload
+def to_path(text: PathLike, name: str = ..., *, remote: bool | tuple[str, ...]) -> AnyPath: ...
 def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...] = False) -> AnyPath:
     """The path that a user has typed, or that a caller has already.
 
     Args:
       name: the flag or config field that it was given as, for messages.
       remote: whether gs:// and s3:// are possible here, or which of them.
+
     Raises:
       InputError: a remote path where local ones alone are possible, one of a kind that is not possible or whose package
         is not installed, or a home folder that is not there.
@@ -55,6 +62,10 @@ def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...
     return path
 
 
+@overload
+def is_remote(path: AnyPath) -> TypeIs[epath.Path]: ...
+@overload
+def is_remote(path: PathLike) -> bool: ...
 def is_remote(path: PathLike) -> bool:
     """Whether a path, or a source that a user has typed, is on object storage."""
     return "://" in os.fspath(path)
@@ -67,7 +78,7 @@ def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
       InputError: a kind that fsspec does not know, or whose package is not installed.
     """
     # Other hosts write there, too: what was listed a while ago is not what is there now.
-    fsspec.config.conf.setdefault(url.partition("://")[0], {}).setdefault("use_listings_cache", False)
+    conf.setdefault(url.partition("://")[0], {}).setdefault("use_listings_cache", False)
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol that fsspec does not know is a ValueError

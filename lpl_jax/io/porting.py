@@ -22,7 +22,7 @@ misshapen is listed by name, all of it, in one `InputError`.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -90,12 +90,13 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
       rules: the family's table.
       shapes: parameter tree of anything with `.shape` (from `jax.eval_shape`): what the network expects.
       where: what the tensors came from, for messages.
+
     Raises:
       InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; all
         are named.
     """
     compiled = [(_pattern(rule.theirs), rule.ours) for rule in rules]
-    expected = flatten_dict(shapes, sep="/")
+    expected: dict[str, Any] = flatten_dict(shapes, sep="/")  # pyright: ignore[reportAssignmentType]  # of leaves alone
     found, problems = {}, []
     for name, tensor in tensors.items():
         path, array = _to_ours(name, np.asarray(tensor), compiled, expected)

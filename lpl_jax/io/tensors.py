@@ -38,6 +38,7 @@ def read_folder(
       names: possible files in the order of preference, of which the first that exists is read; one that ends in .json
         is an index, with a `weight_map` from tensors to the files beside it over which they are spread.
       torch_files, ignore: see `read_file`.
+
     Raises:
       InputError: no such file, an index that does not fit its files, or a file that `read_file` refuses.
     """
@@ -83,6 +84,7 @@ def read_file(path: Path, *, torch_files: bool = False, ignore: str | tuple[str,
       torch_files: whether a file that is not named .safetensors is read with PyTorch, as .bin and .pth files need;
         otherwise every file has to be a safetensors file.
       ignore: ending, or endings, of the names of tensors that are left out, whatever they are.
+
     Raises:
       InputError: missing, damaged, holding something else than floating-point tensors, or with values that are not
         finite (all are named).

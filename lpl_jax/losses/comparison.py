@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
+from typing_extensions import override
 
 from lpl_jax.diffusion import Paradigm
 from lpl_jax.errors import InputError
@@ -50,6 +51,7 @@ class ComparisonConfig(Part, section="comparison"):
         None, "calibrate the weight to this variance over the diffusion loss's (App. A.4: 0.1, the default)", POSITIVE
     )
 
+    @override
     def check(self) -> None:
         if (self.tau is None) != (self.tau_ref_resolution is None):
             raise InputError("comparison.tau and comparison.tau_ref_resolution are given together or not at all")
@@ -78,7 +80,9 @@ class ComparisonConfig(Part, section="comparison"):
 
     def tau_at(self, resolution: float) -> float:
         """The threshold on sigma/alpha for images of this side in pixels; infinite where there is no gate."""
-        return math.inf if self.tau is None else self.tau * resolution / self.tau_ref_resolution
+        if self.tau is None or self.tau_ref_resolution is None:
+            return math.inf
+        return self.tau * resolution / self.tau_ref_resolution
 
 
 def comparison_losses(

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from lpl_jax.errors import InputError, nearest
 from lpl_jax.fields import POSITIVE, Check, Part, between, check_names, field, one_of
 from lpl_jax.losses.outliers import kernel_sizes
@@ -103,6 +105,7 @@ class LPLConfig(Part, section="lpl"):
         None, "calibrate the weight to this share of the total loss (paper: 0.2)", between(0, 1, ends="none")
     )
 
+    @override
     def check(self) -> None:
         self._check_gate()
         self._check_masks()
@@ -171,7 +174,7 @@ class LPLConfig(Part, section="lpl"):
         With it the same timesteps are active at every size, if the noise schedule is rescaled with the size too.
         Where the schedule is not, give the size that is trained as `tau_ref_resolution`.
         """
-        if self.tau is None:
+        if self.tau is None or self.tau_ref_resolution is None:
             raise InputError("lpl.tau is not set; give tau and tau_ref_resolution, or start from a preset")
         if not resolution > 0:
             raise InputError(f"resolution={resolution} is not a positive number of pixels")
@@ -180,14 +183,14 @@ class LPLConfig(Part, section="lpl"):
     @property
     def tap_names(self) -> tuple[str, ...]:
         """Names of the compared maps, in order."""
-        return ("rgb",) if self.taps == "rgb" else TAP_NAMES[: self.taps]
+        return TAP_NAMES[: self.taps] if isinstance(self.taps, int) else ("rgb",)
 
     def masked(self, tap: int) -> bool:
         """Whether outliers are masked in this tap, counted from 0 = mid."""
         if self.taps == "rgb" or self.mask_layers == "none":
             return False
-        layers = {"all": range(len(TAP_NAMES)), "deep": DEEP_TAPS}.get(self.mask_layers, self.mask_layers)
-        return tap in layers
+        named = {"all": range(len(TAP_NAMES)), "deep": DEEP_TAPS}
+        return tap in (named[self.mask_layers] if isinstance(self.mask_layers, str) else self.mask_layers)
 
     def kernels(self, tap: int, size: int) -> tuple[int, int]:
         """(closing, opening) filter widths of this tap for maps with `size` pixels on the shorter side."""

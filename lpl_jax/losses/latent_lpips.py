@@ -32,8 +32,7 @@ NORM_EPS = 1e-5  # of the batch normalisation
 UNIT_EPS = 1e-8  # added to the squared length of a channel vector
 
 
-@flax.struct.dataclass
-class LatentLPIPS:
+class LatentLPIPS(flax.struct.PyTreeNode):
     """The frozen network: `params` are leaves, `latent_channels` is static. Pass it to jitted functions as an argument.
 
     `params`: for slice i = 1..5, `slice_{i}/layer_{j}` with torchvision's number j of the layer, a convolution (kernel,

@@ -151,7 +151,7 @@ class Checkpointer:
         step = int(state.step)
         if step == self._last:
             return False
-        items = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
         items[METADATA] = ocp.args.JsonSave(self._metadata | {"step": step})
         args = ocp.args.Composite(**items)
         self._manager.wait_until_finished()

@@ -127,10 +127,10 @@ class Run:
         if not len(shown):
             raise InputError("nothing to draw: give at least one label or prompt")
         prompts = all(isinstance(each, str) for each in shown)
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and self.experiment.text is not None:
             if not prompts:
                 raise InputError(f"{self.workdir} is a run on text: give prompts")
-            return self.tokenizer(list(shown), self.experiment.text.length)
+            return self.tokenizer(list(map(str, shown)), self.experiment.text.length)
         if prompts:
             raise InputError(f"{self.workdir} is a run on classes: give labels, 0 to {classes - 1}")
         labels = np.asarray(shown, np.int32)

@@ -5,6 +5,7 @@ What an image shows, its condition, is a label, or the token numbers of a prompt
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers import MMDiT, MMDiTConfig
 from lpl_jax.diffusion import Paradigm, ddim_grid, flow_grid, guided, sample
+from lpl_jax.diffusion.paradigms import DiscreteParadigm, FlowParadigm
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.text import Condition, TextConditioner
@@ -53,7 +55,7 @@ def sample_latents(
     noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
     noise = parallel.constrain_batch(noise)
 
-    def denoise(z, t, condition):
+    def denoise(z, t, condition) -> Any:
         control = jnp.tile(jnp.array([resolution, resolution, 0.0, 0.0]), (len(z), 1)) if model.control else None
         return MMDiT(model).apply({"params": params}, z, paradigm.time_input(t), *condition, control)
 
@@ -83,9 +85,9 @@ def check_sampling(paradigm: Paradigm, sampling: SamplingConfig) -> None:
         raise InputError(
             f"sampling.sampler={sampler!r} with paradigm {paradigm.name!r}; possible: {', '.join(paradigm.samplers)}"
         )
-    if sampler == "ddim":
+    if isinstance(paradigm, DiscreteParadigm):
         ddim_grid(paradigm, sampling.steps, sampling.spacing)
-    else:
+    elif isinstance(paradigm, FlowParadigm):
         flow_grid(paradigm, sampling.steps)
 
 

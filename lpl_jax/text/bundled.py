@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from typing_extensions import override
 
 from lpl_jax.errors import InputError
 from lpl_jax.text.config import ClipConfig, TextConfig
@@ -41,7 +42,8 @@ class HashTokenizer(WordTokenizer):
     bos, eos, padding = VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 1
     vocab_size = VOCABULARY
 
-    @property
+    @functools.cached_property
+    @override
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{NAME} words, version {VERSION}, {VOCABULARY} numbers".encode()).hexdigest()
 

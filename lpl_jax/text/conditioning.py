@@ -80,8 +80,7 @@ class TextSource(Part, section="text"):
         return tower.width, tower.width if self.pooled else 0
 
 
-@flax.struct.dataclass
-class TextConditioner:
+class TextConditioner(flax.struct.PyTreeNode):
     """A frozen text tower and the empty prompt; a pytree, to be handed to jitted functions as an argument.
 
     Attributes:
@@ -106,6 +105,7 @@ class TextConditioner:
             "text_pooled" (B, P), which then stand in place of the tower's outputs.
           dropped: (B,) bool, where the empty prompt stands in place of the sample's; None: nowhere.
           key: of the noise that replicated padding is given in training; None: no noise, as for sampling.
+
         Raises:
           InputError: tokens of another length, or a batch that lacks what is needed.
         """
@@ -176,7 +176,7 @@ def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer
     clip = _without_projection(clip)
     name, folder = source.tokenizer or source.source, source.tokenizer_subfolder
     tokenizer = load_tokenizer(name, subfolder=folder)
-    config = clip.config.text
+    config = clip.text_config
     if source.length > config.positions:
         raise InputError(f"text.length={source.length}: {source.source} takes up to {config.positions} tokens")
     if tokenizer.vocab_size > config.vocab_size or tokenizer.eos >= config.vocab_size:
@@ -204,7 +204,7 @@ def tower_fingerprint(clip: Clip) -> str:
 def _without_projection(clip: Clip) -> Clip:
     """Into the space shared with images: only CLIPScore needs it."""
     tower = {name: leaf for name, leaf in clip.params["text"].items() if name != "projection"}
-    text = dataclasses.replace(clip.config.text, projection_dim=None)
+    text = dataclasses.replace(clip.text_config, projection_dim=None)
     return Clip({"text": tower}, dataclasses.replace(clip.config, text=text))
 
 

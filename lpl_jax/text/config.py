@@ -92,7 +92,7 @@ class ClipConfig:
     @classmethod
     def tiny(cls, **changes) -> "ClipConfig":
         """Both towers at a size for tests."""
-        shared = dict(layers=2, projection_dim=12)
+        shared: dict[str, Any] = dict(layers=2, projection_dim=12)
         text = TextConfig(16, heads=2, mlp_width=32, vocab_size=99, positions=12, eos_token_id=98, **shared)
         vision = VisionConfig(24, heads=3, mlp_width=48, image_size=16, patch_size=8, **shared)
         return replace(cls(name="tiny", text=text, vision=vision), **changes)
@@ -135,6 +135,7 @@ def from_transformers(
       name: what it is of, for messages.
       tower: "text" or "vision" keeps one tower of a CLIPModel, with its projection; None keeps what is there.
       dtype: compute type.
+
     Raises:
       InputError: another class, a tower that it does not have, or an option that this architecture does not have.
     """
@@ -142,7 +143,7 @@ def from_transformers(
     if tower is not None and tower not in CLASSES[kind]:
         raise InputError(f"{name}: {kind} has no tower {tower!r}; it has: {', '.join(CLASSES[kind])}")
     projection = config.get("projection_dim", 512) if kind == "CLIPModel" or kind.endswith("Projection") else None
-    towers = {
+    towers: dict[str, Any] = {
         side: _tower(side, _section(config, kind, side), projection, name, dtype)
         for side in CLASSES[kind]
         if tower in (None, side)
@@ -152,7 +153,8 @@ def from_transformers(
 
 def class_name(config: Mapping[str, Any], name: str) -> str:
     """The transformers class that a config.json is of: one of `CLASSES`."""
-    kind = (config.get("architectures") or [MODEL_TYPES.get(config.get("model_type"), config.get("model_type"))])[0]
+    model_type = config.get("model_type") or ""
+    kind = (config.get("architectures") or [MODEL_TYPES.get(model_type, config.get("model_type"))])[0]
     if kind not in CLASSES:
         raise InputError(f"{name}: config.json is of {kind}; possible: {', '.join(CLASSES)}")
     return kind
@@ -186,7 +188,7 @@ def to_transformers(config: ClipConfig) -> dict[str, Any]:
             sections[side] |= {theirs: getattr(tower, ours) for ours, theirs in names.items()}
             if tower.projection_dim is not None:
                 sections[side]["projection_dim"] = tower.projection_dim
-    if len(sections) == 2:
+    if config.text and config.vision:
         return {
             "architectures": ["CLIPModel"],
             "model_type": "clip",

@@ -19,8 +19,10 @@ def preprocess(images: Iterable[np.ndarray], size: int = 224) -> np.ndarray:
     Args:
       images: uint8 arrays (H, W, 3), which may differ in size; an array (B, H, W, 3) is one way to give them.
       size: `config.vision.image_size`.
+
     Returns:
       (B, size, size, 3) float32.
+
     Raises:
       InputError: no images, or other types or shapes.
     """

@@ -4,7 +4,7 @@ Architecture: Radford et al., "Learning Transferable Visual Models From Natural 
 module boundaries of transformers' modeling_clip.py. Arrays are (batch, tokens, width) between the layers.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -65,6 +65,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two dense layers around the activation."""
+
     config: TowerConfig
 
     @nn.compact
@@ -87,6 +89,8 @@ class Layer(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
+    """Token and position embeddings: (B, T) -> (B, T, width) float32."""
+
     config: TextConfig
 
     @nn.compact
@@ -97,6 +101,8 @@ class TextEmbeddings(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
+    """Patch, class and position embeddings: (B, H, W, 3) -> (B, 1 + patches, width) float32."""
+
     config: VisionConfig
 
     @nn.compact
@@ -115,6 +121,7 @@ class VisionEmbeddings(nn.Module):
 
 def _layers(config: TowerConfig, x: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
     """Outputs of the last layer and of the one before it (which are the embeddings if there is one layer only)."""
+    penultimate = x
     for index in range(config.layers):
         penultimate, x = x, Layer(config, causal, name=f"layer_{index}")(x)
     return x, penultimate
@@ -156,8 +163,7 @@ class VisionTower(nn.Module):
         return Features(x, penultimate, pooled, _project(self.config, pooled))
 
 
-@flax.struct.dataclass
-class Clip:
+class Clip(flax.struct.PyTreeNode):
     """A frozen CLIP model of one tower or both: `params` are leaves, `config` is static.
 
     Pass it to jitted functions as an argument; captured as a closure its weights would become constants of the program.
@@ -166,6 +172,20 @@ class Clip:
 
     params: Any
     config: ClipConfig = flax.struct.field(pytree_node=False)
+
+    @property
+    def text_config(self) -> TextConfig:
+        """Of the text tower. Raises InputError where there is none."""
+        if self.config.text is None:
+            raise InputError(f"{self.config.name} has no text tower")
+        return self.config.text
+
+    @property
+    def vision_config(self) -> VisionConfig:
+        """Of the vision tower. Raises InputError where there is none."""
+        if self.config.vision is None:
+            raise InputError(f"{self.config.name} has no vision tower")
+        return self.config.vision
 
     def encode_text(self, tokens: jax.Array) -> Features:
         """Token numbers (B, T), T at most `config.text.positions`, each row with an end token -> Features.
@@ -176,12 +196,12 @@ class Clip:
         Raises:
           InputError: no text tower, or sequences that are too long.
         """
-        config = self._tower("text")
+        config = self.text_config
         if tokens.ndim != 2 or tokens.shape[1] > config.positions:
             raise InputError(
                 f"tokens of shape {tokens.shape}: {self.config.name} takes (batch, up to {config.positions} tokens)"
             )
-        return TextTower(config).apply({"params": self.params["text"]}, tokens)
+        return cast(Features, TextTower(config).apply({"params": self.params["text"]}, tokens))
 
     def encode_images(self, pixels: jax.Array) -> Features:
         """Images from `preprocess`, (B, image_size, image_size, 3) -> Features.
@@ -189,17 +209,11 @@ class Clip:
         Raises:
           InputError: no vision tower, or images of another size.
         """
-        config = self._tower("vision")
+        config = self.vision_config
         side = config.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
             raise InputError(f"images of shape {pixels.shape}: {self.config.name} takes (batch, {side}, {side}, 3)")
-        return VisionTower(config).apply({"params": self.params["vision"]}, pixels)
-
-    def _tower(self, side: str) -> TextConfig | VisionConfig:
-        config = getattr(self.config, side)
-        if config is None:
-            raise InputError(f"{self.config.name} has no {side} tower")
-        return config
+        return cast(Features, VisionTower(config).apply({"params": self.params["vision"]}, pixels))
 
 
 def init(config: ClipConfig, key: jax.Array) -> Clip:

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import Regex, models, normalizers
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Chain
+from typing_extensions import override
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
@@ -50,14 +51,17 @@ class WordTokenizer:
     Attributes:
       bos, eos, padding: numbers of the start token, of the end token and of what fills rows behind it.
       vocab_size: numbers are below it.
-      fingerprint: hexadecimal digest of all that decides about a text's numbers: equal tokenisers have the same.
     """
 
     bos: int
     eos: int
     padding: int
     vocab_size: int
-    fingerprint: str
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all that decides about a text's numbers: equal tokenisers have the same."""
+        raise NotImplementedError
 
     def __call__(self, texts: str | Sequence[str], length: int = 77) -> np.ndarray:
         """Texts -> int32 (B, length): start token, text, end token, padding. A text that is too long loses its end.
@@ -105,6 +109,7 @@ class Tokenizer(WordTokenizer):
       padding: the unit whose number fills rows behind the end token. `EOS` in most models; "!" (number 0) in Stable
         Diffusion 2, in SDXL's second encoder and with open_clip.
       cleaning: one of `CLEANING`.
+
     Raises:
       InputError: an unknown cleaning rule, a vocabulary without a special word or without a unit of the merges.
     """
@@ -134,7 +139,7 @@ class Tokenizer(WordTokenizer):
         # The end token stands for bytes that a (partial) vocabulary does not have, as in both references.
         self._core = tokenizers.Tokenizer(
             models.BPE(
-                vocabulary,
+                dict(vocabulary),
                 self.merges,
                 unk_token=special[EOS],
                 continuing_subword_prefix="",
@@ -149,6 +154,7 @@ class Tokenizer(WordTokenizer):
             self._core.normalizer, self._core.pre_tokenizer = NORMALIZER, Chain([WORDS, bytewise])
 
     @functools.cached_property
+    @override
     def fingerprint(self) -> str:
         parts = [sorted(self.vocabulary.items()), self.merges, self.padding, self.cleaning]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -162,6 +168,7 @@ class Tokenizer(WordTokenizer):
             bpe_simple_vocab_16e6.txt.gz, or a hub id such as "openai/clip-vit-large-patch14".
           subfolder: the tokeniser's folder inside a pipeline's, such as "tokenizer".
           cleaning: one of `CLEANING`; None takes the rule of the layout.
+
         Raises:
           InputError: nothing there, or files that cannot be read.
         """
@@ -207,7 +214,7 @@ def _clean_open_clip(text: str) -> str:
 
 def _ftfy():
     try:
-        import ftfy
+        import ftfy  # pyright: ignore[reportMissingImports]  # optional
     except ImportError:
         raise InputError(
             "cleaning='open_clip' needs the package ftfy (pip install ftfy); cleaning='transformers' needs nothing and "

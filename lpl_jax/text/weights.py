@@ -55,6 +55,7 @@ def load(
       config: what the tensors are of, instead of the config.json in the folder or beside the file (`tower` and `dtype`
         are then not looked at).
       dtype: compute type, float32 or bfloat16; in bfloat16 the matrices are stored so, too.
+
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
     """

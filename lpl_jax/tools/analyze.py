@@ -7,10 +7,9 @@
 What they show: docs/analyses.md.
 """
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,10 +19,12 @@ from lpl_jax import autoencoders
 from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import open_source
-from lpl_jax.data.sources import PHOTOS
+from lpl_jax.data.sources import PHOTOS, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
+from lpl_jax.io.atomic import write_csv
 from lpl_jax.losses import LPLConfig
+from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
 
 PHOTO_RESOLUTION = 256
@@ -33,12 +34,20 @@ SHOWN_IMAGES = 4  # in a figure of heat maps
 def main(argv: Sequence[str]) -> int:
     """Arguments behind the verb -> exit status."""
     args = parser().parse_args(argv)
-    flags.check_local(args, "out")
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
-    autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
+    autoencoder = autoencoder_of(args)
     args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is noticed before the work
     args.run(args, autoencoder, names, images)
     return 0
+
+
+def autoencoder_of(args) -> Autoencoder:
+    """That of a run, or the one that is named."""
+    if args.workdir is None:
+        return autoencoders.load(args.autoencoder or "bundled", subfolder=args.autoencoder_subfolder)
+    if args.autoencoder or args.autoencoder_subfolder:
+        raise InputError("give one of --workdir (its autoencoder is taken) and --autoencoder")
+    return open_run(args.workdir).autoencoder
 
 
 def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -49,12 +58,12 @@ def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tup
     if spec == "photos":
         crops = -(-count // len(PHOTOS))
         source = open_source("photos", PHOTO_RESOLUTION if resolution is None else resolution, crops=crops, seed=seed)
-        examples = [source[index] for index in range(count)]
+        examples = [indexed(source)[index] for index in range(count)]
         return [example.key for example in examples], np.stack([example.image for example in examples])
     images = open_images(spec, resolution=resolution)
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
     read = tqdm(rows, desc="reading", unit="image", leave=False)
-    return [images.names[row] for row in rows], np.concatenate([images[row : row + 1] for row in read])
+    return [images.names[int(row)] for row in rows], np.concatenate([images[row : row + 1] for row in read])
 
 
 def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
@@ -79,8 +88,13 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
                 errors[method, factor].append(np.stack(numbers, axis=1)[:valid])
                 shown.setdefault((str(method), factor), np.asarray(decoded[0]))
                 bar.update()
-    rows = [_interp_row(*key, np.concatenate(errors[key]), latents.shape, batch.shape) for key in keys]
-    _write(args.out / "interp.csv", rows)
+    pixels = images.shape[1:3]
+    sides = {"pixel": pixels, "latent": [side // autoencoder.config.downsample for side in pixels]}
+    rows = [
+        _interp_row(method, factor, np.concatenate(errors[method, factor]), sides[method.space])
+        for method, factor in keys
+    ]
+    write_csv(args.out / "interp.csv", rows)
     latent_plots.plot_interpolation(args.out / "interp.png", rows)
     if not args.no_images:
         latent_mse = {key: float(errors[key][0][0, 0]) for key in keys}  # of the image that is shown
@@ -96,8 +110,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
     print(f"{len(images)} images, {len(rows)} resamplings: latent MSE orders pairs of them {', '.join(counts)}")
 
 
-def _interp_row(method, factor, errors, latent_shape, image_shape) -> dict:
-    sides = (image_shape if method.space == "pixel" else latent_shape)[1:3]
+def _interp_row(method, factor, errors, sides) -> dict:
     height, width = (interpolation.reduced_size(side, factor) for side in sides)
     latent_mse, psnr, distance, detail = errors.mean(axis=0, dtype=np.float64).tolist()
     return {
@@ -122,14 +135,15 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
             key = jax.random.fold_in(jax.random.key(args.seed), index)
             maps.append(irregularity.irregularity_maps(autoencoder, latent, key, on_draw=bar.update, **options))
     maps, stride = np.stack(maps), args.patch if args.stride is None else args.stride
-    corners = irregularity.patch_positions(*latent.shape[:2], args.patch, stride)
+    height, width = (side // autoencoder.config.downsample for side in images.shape[1:3])
+    corners = irregularity.patch_positions(height, width, args.patch, stride)
     rows = [
         {"image": name, "row": row, "column": column, "total_error": total, "outside_error": outside}
         for name, image_map in zip(names, maps.tolist(), strict=True)
         for line, places in zip(image_map, corners.tolist(), strict=True)
         for (total, outside), (row, column) in zip(line, places, strict=True)
     ]
-    _write(args.out / "irregularity.csv", rows)
+    write_csv(args.out / "irregularity.csv", rows)
     footprint = args.patch * autoencoder.config.downsample
     title = f"{args.noise} noise on patches of {args.patch}x{args.patch} latents ({footprint}x{footprint} pixels)"
     first = slice(SHOWN_IMAGES)
@@ -167,7 +181,8 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
             parts[tap].append([np.asarray(part)[:valid] for part in measured])
     tap_rows, channel_rows = [], []
     for tap, maps in zip(taps, shown, strict=True):
-        measured = outlier_maps.TapStatistics(*map(np.concatenate, zip(*parts[tap], strict=True)))
+        columns: Any = map(np.concatenate, zip(*parts[tap], strict=True))
+        measured = outlier_maps.TapStatistics(*columns)
         name = outlier_maps.tap_names(autoencoder)[tap]
         channel_rows += _channel_rows(name, measured)
         tap_rows.append(_tap_row(name, tap, maps.shape, measured, config))
@@ -177,8 +192,8 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
         shown = None if args.no_images else image[0]
         _plot_outliers(path, maps, measured, (name, tap, channels), config=config, image=shown)
         print(_tap_summary(tap_rows[-1]))
-    _write(args.out / "outliers_taps.csv", tap_rows)
-    _write(args.out / "outliers_channels.csv", channel_rows)
+    write_csv(args.out / "outliers_taps.csv", tap_rows)
+    write_csv(args.out / "outliers_channels.csv", channel_rows)
 
 
 def _plot_outliers(path, maps, measured, chosen, *, config, image) -> None:
@@ -259,13 +274,6 @@ def _numbers(flag: str, text: str, kind: type) -> tuple:
         raise InputError(f"{flag} {text!r}: needed: numbers with commas between them") from None
 
 
-def _write(path: Path, rows: Sequence[Mapping]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def parser() -> cli.Parser:
     """The flags of `lpl analyze`."""
     result = cli.Parser(__doc__, prog="lpl analyze")
@@ -279,7 +287,8 @@ def parser() -> cli.Parser:
     add = _command(verbs, "irregularity", irregular, about, batch_size=32)
     add("--noise", **cli.one_of(irregularity.NOISES), default="half_variance", help="what is put on a patch")
     add("--patch", type=cli.positive, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
-    add("--stride", type=cli.positive, metavar="N", help="between patches, latent pixels").note = "the patch's side"
+    text = "between patches, latent pixels (default: the patch's side)"
+    add("--stride", type=cli.positive, metavar="N", help=text)
     add("--draws", type=cli.positive, metavar="N", default=4, help="draws of noise that are averaged")
     about = "Fig. 13: extreme values in decoder features and their masks"
     add = _command(verbs, "outliers", outliers, about, batch_size=8)
@@ -299,8 +308,9 @@ def _command(verbs, name: str, run: Callable, about: str, batch_size: int) -> Ca
     result.set_defaults(run=run)
     flags.add(result, "images", required=True)
     flags.add(result, "out", required=True)
-    flags.add(result, "autoencoder", default="bundled")
+    flags.add(result, "autoencoder", note="bundled")
     flags.add(result, "autoencoder-subfolder")
+    flags.add(result, "workdir", note="none: --autoencoder counts")
     flags.add(result, "resolution", note=f"{PHOTO_RESOLUTION} for photos, else as they are")
     flags.add(result, "count", default=8)
     flags.add(result, "seed", default=0)

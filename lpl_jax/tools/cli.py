@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from lpl_jax import compile_cache
 from lpl_jax.errors import InputError, nearest
 
@@ -25,8 +27,8 @@ def answer(name: str, possible: Iterable[str]) -> str:
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        """With the default, or what stands for it."""
-        default = getattr(action, "note", action.default)
+        """With the default; where that depends on something else, the help itself says what it is."""
+        default = action.default
         plain = default is None or default is False or default is argparse.SUPPRESS or action.required
         return action.help if plain else f"{action.help} (default: {str(default).replace('%', '%%')})"
 
@@ -49,7 +51,8 @@ class Parser(argparse.ArgumentParser):
         self.verbs = super().add_subparsers(required=True, metavar="VERB", **options)
         return self.verbs
 
-    def parse_known_args(self, args=None, namespace=None):
+    @override
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]  # overloads
         """As of argparse, which calls it for each verb with what stands behind it."""
         arguments = sys.argv[1:] if args is None else list(args)
         self._check_names(arguments)
@@ -98,6 +101,7 @@ class Several:
         self.kind, self.words = kind, words
 
     def __call__(self, text: str) -> list[Any]:
+        """The values that a text names."""
         return [text] if text in self.words else [self.kind(part) for part in text.split(",")]
 
 
@@ -164,9 +168,9 @@ def run_main(
       keep_programs: whether what main compiles is kept (`lpl_jax.compile_cache`); not where compiling is measured.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if keep_programs:
-        compile_cache.enable()
     try:
+        if keep_programs:
+            compile_cache.enable()
         status = main(argv)
     except InputError as error:
         if "--debug" in argv:

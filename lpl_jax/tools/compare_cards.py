@@ -8,12 +8,12 @@ the spectra of all are written there.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards
 from lpl_jax.evaluation.evaluate import read_spectra, write_spectra
 from lpl_jax.io.atomic import write_text
+from lpl_jax.io.paths import AnyPath, is_remote
 from lpl_jax.tools import cli, flags
 
 
@@ -56,10 +56,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """Names for folders: the first part of their paths that is different in all, such as the run's; where there is
-    none, the paths without the parts at both ends that all have in common."""
-    parts = [folder.absolute().parts for folder in folders]
+def short_names(folders: Sequence[AnyPath]) -> list[str]:
+    """Names for folders: the first part of their paths that differs in all, such as the run's name.
+
+    Where there is none: the paths without the parts at both ends that all have in common.
+    """
+    parts = [(folder if is_remote(folder) else folder.absolute()).parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise InputError("a card is given twice: compare needs different ones")
     alike = len({len(path) for path in parts}) == 1  # else their parts are not of the same kinds

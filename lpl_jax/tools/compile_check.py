@@ -21,6 +21,7 @@ from lpl_jax.cost import plan
 from lpl_jax.cost import topology as topologies
 from lpl_jax.cost.topology import GIB, MESSAGES, Topology
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
 from lpl_jax.tools import cli, config_file, flags
 
 # Set in the process that compiles, whose environment fits the topology; JAX is imported there only.
@@ -67,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
     report = check(config, topology, argv, batch=args.batch_size, find=args.find_batch, hlo=args.hlo)
     print(text(report), end="")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.json, report)
         print(f"written to {args.json}")
     status = 1 if report["fits"] is False else 0
     if planning:  # the compiler is still at work

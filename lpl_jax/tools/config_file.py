@@ -1,11 +1,12 @@
-"""Config files and what a command line changes in them: --config imagenet:256,lpl --config.train.steps=1000
+"""Config files and what a command line changes in them.
+
+    --config imagenet:256,lpl --config.train.steps=1000
 
 A name is looked for in the working directory first, then in the package: `imagenet`, `imagenet.py` and
 `configs/imagenet.py` are the same. Behind a colon stand arguments of the file's `get_config`.
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import SourceFileLoader
@@ -17,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.paths import to_path
 from lpl_jax.tools.cli import OVERRIDE, answer
 
 PACKAGE = Path(__file__).resolve().parents[1] / "configs"
@@ -63,7 +65,9 @@ def module(name: str) -> ModuleType:
     """A config file as a module. Raises InputError: it is not there, or fails."""
     path = find(name)
     loader = SourceFileLoader(f"lpl_config_{path.stem}", str(path))
-    found = module_from_spec(spec_from_loader(loader.name, loader))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    found = module_from_spec(spec)
     sys.modules[loader.name] = found  # dataclasses look their module up
     try:
         loader.exec_module(found)
@@ -76,7 +80,7 @@ def module(name: str) -> ModuleType:
 
 def find(name: str) -> Path:
     """The file of a config: as given or with .py, here, in configs/ or in the package. Raises InputError."""
-    place, short = Path(name).expanduser(), name.removeprefix("configs/")
+    place, short = to_path(name, "--config"), name.removeprefix("configs/")
     folders = () if place.is_absolute() else (Path("configs"), PACKAGE)
     for candidate in (place, *(folder / short for folder in folders)):
         for path in (candidate, candidate.with_name(f"{candidate.name}.py")):
@@ -111,17 +115,18 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 def _find(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
     """The section of a field, and its name there. Raises InputError where there is none."""
-    here, name = config, "config"
+    here, name, section = config, "config", config
     *sections, field = path.split(".")
     for part in [*sections, field]:
         if not isinstance(here, ConfigDict):
             raise InputError(f"{name} is a value, it has no field {part!r}")
+        section = here
         if part not in here:
             raise InputError(f"{name} has no field {part!r}{_answer(config, here, part, field)}")
         here, name = here[part], f"{name}.{part}"
     if isinstance(here, ConfigDict):
         raise InputError(f"{name} is a section: give {name}.FIELD=VALUE, FIELD one of {', '.join(here)}")
-    return functools.reduce(ConfigDict.__getitem__, sections, config), field
+    return section, field
 
 
 def _answer(config: ConfigDict, section: ConfigDict, part: str, field: str) -> str:

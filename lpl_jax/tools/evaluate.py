@@ -9,6 +9,7 @@ Features that were computed are not computed again. `lpl compare` sets the cards
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 from ml_collections import ConfigDict
@@ -56,12 +57,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if bool(args.workdir) == bool(args.images):
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
-    default = base.get_config()
-    config = config_file.given(args, _config_of(args.workdir, default) if args.workdir else default)
+    config = config_file.given(args, _config_of(args.workdir) if args.workdir else base.get_config())
     flags.join_processes(args)
     for name in ("features", "reference"):
         if getattr(args, name) is not None:
-            config.evaluation[name] = getattr(args, name)
+            config.update_from_flattened_dict({f"evaluation.{name}": getattr(args, name)})
     experiment = build(config)
     command = ["lpl", "eval", *argv]
     lists = {name: getattr(args, name) for name in LISTS}
@@ -81,9 +81,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _config_of(workdir: PathLike, base: ConfigDict) -> ConfigDict:
+def _config_of(workdir: PathLike) -> ConfigDict:
     """A run's config over the base one, which knows the types of the fields that the run leaves out."""
-    config = ConfigDict(base)
+    config = base.get_config()
     with config.unlocked(), config.ignore_type():
         for section, value in to_dict(open_run(workdir).experiment).items():
             if not isinstance(value, dict):
@@ -91,5 +91,5 @@ def _config_of(workdir: PathLike, base: ConfigDict) -> ConfigDict:
                 continue
             for name, field in value.items():
                 if field is not None:
-                    config[section][name] = field
+                    cast(ConfigDict, config[section])[name] = field
     return config

@@ -44,8 +44,8 @@ def parser() -> cli.Parser:
     flags.add(result, "out", required=True)
     flags.add(result, "checkpoint", note="the newest")
     flags.add(result, "weights", note="the first average")
-    layout = result.add_argument("--layout", **cli.one_of(WEIGHTS), help="of the folder; files are lpl_jax")
-    layout.note = "diffusers for a folder"
+    text = "of the folder; files are lpl_jax (default: diffusers for a folder)"
+    result.add_argument("--layout", **cli.one_of(WEIGHTS), help=text)
     return result
 
 

@@ -79,18 +79,17 @@ PROCESSES = ("distributed", "coordinator", "num-processes", "process-id", "conne
 def add(parser, name: str, *, several: bool = False, words: Sequence[str] = (), note: str | None = None, **options):
     """Adds a flag of the table.
 
-    several: it takes values with commas between them, or one of `words`, such as all. note: stands in the help as the
-    default, where that depends on something else.
+    several: it takes values with commas between them, or one of `words`, such as all. note: the default in words, where
+    it depends on something else.
     """
     flag = FLAGS[name]
+    text = flag.help if note is None else f"{flag.help} (default: {note})"
     if flag.type is None:
-        action = parser.add_argument(f"--{name}", action="store_true", help=flag.help, **options)
+        parser.add_argument(f"--{name}", action="store_true", help=text, **options)
     else:
         kind = cli.Several(flag.type, words) if several else flag.type
         metavar = f"{flag.metavar}[,...]" if several else flag.metavar
-        action = parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=flag.help, **options)
-    if note is not None:
-        action.note = note
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text, **options)
 
 
 def add_config(parser: cli.Parser, **options) -> None:
@@ -104,7 +103,8 @@ def add_processes(parser: cli.Parser) -> None:
     """Adds the flags of several processes, as `join_processes` takes them."""
     group = parser.add_argument_group("several processes (docs/scaling.md)")
     for name in PROCESSES:
-        add(group, name, **({"default": 300} if name == "connect-timeout" else {}))
+        options: dict[str, Any] = {"default": 300} if name == "connect-timeout" else {}
+        add(group, name, **options)
 
 
 def join_processes(args: argparse.Namespace) -> None:

@@ -65,5 +65,6 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str]) -> int:
     """Arguments behind the verb -> exit status."""
     args = parser().parse_args(argv)
+    flags.check_local(args, "workdir")
     print(import_run(args.source, build(config_file.given(args)), args.workdir))
     return 0

@@ -92,11 +92,10 @@ def parser() -> cli.Parser:
     flags.add(result, "resolution", required=True)
     flags.add(result, "autoencoder", default="bundled")
     flags.add(result, "autoencoder-subfolder")
-    add(
-        "--crop", **cli.one_of(CROP_RULES), help="of images that are not square"
-    ).note = "random_crop for photos, else resize_center_crop"
-    add("--crops", type=cli.positive, metavar="N", help="photos: random crops of each photograph").note = 256
-    add("--split", type=cli.text, metavar="NAME", help="tfds: the split").note = "train"
+    add("--crop", **cli.one_of(CROP_RULES),
+        help="of images that are not square (default: random_crop for photos, else resize_center_crop)")  # fmt: skip
+    add("--crops", type=cli.positive, metavar="N", help="photos: random crops of each photograph (default: 256)")
+    add("--split", type=cli.text, metavar="NAME", help="tfds: the split (default: train)")
     add("--data-dir", type=cli.text, metavar="FOLDER", help="tfds: where prepared data sets lie")
     flags.add(result, "seed", default=0)
     flags.add(result, "limit")
@@ -106,7 +105,7 @@ def parser() -> cli.Parser:
         help="images of a file; a webdataset makes one file of each tar")  # fmt: skip
     add("--threads", type=cli.positive, metavar="N", default=4, help="threads that read and decode images")
     add("--max-skipped", type=cli.text, metavar="N", help="unusable images to pass over: a number, or a share such as "
-        "1%%").note = "0; tar files: 1%"  # fmt: skip
+        "1%% (default: 0; tar files: 1%%)")  # fmt: skip
     _add_captions(result.add_argument_group("captions").add_argument)
     flags.add_processes(result)
     add = result.add_argument_group("several hosts that know nothing of each other").add_argument
@@ -117,12 +116,11 @@ def parser() -> cli.Parser:
 
 def _add_captions(add) -> None:
     add("--caption-key", type=cli.text, metavar="NAME", help="txt (file beside the image), field of its json, or "
-        "feature of tfds; none: no captions").note = "txt for tar files, else none"  # fmt: skip
+        "feature of tfds; none: no captions (default: txt for tar files, else none)")  # fmt: skip
     add("--second-caption-key", type=cli.text, metavar="NAME",
         help="a second caption of each image, to be mixed in training")  # fmt: skip
-    add(
-        "--tokenizer", type=cli.text, metavar="PLACE", help="bundled, a CLIP folder, or a hub id"
-    ).note = "that of --embed-text, else bundled"
+    add("--tokenizer", type=cli.text, metavar="PLACE",
+        help="bundled, a CLIP folder, or a hub id (default: that of --embed-text, else bundled)")  # fmt: skip
     add("--tokenizer-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as tokenizer")
     add("--tokens", type=cli.positive, metavar="N", default=TextOptions.length, help="numbers kept of each caption")
     add("--embed-text", type=cli.text, metavar="PLACE",

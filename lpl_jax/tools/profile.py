@@ -40,9 +40,8 @@ def parser() -> cli.Parser:
     text = "also run it, on random latents: step time, images/s, MFU, peak memory"
     add("--run", action="store_true", help=text)
     add("--repeats", type=cli.positive, metavar="N", default=10, help="timed steps, of which the median counts")
-    add(
-        "--peak-tflops", type=cli.number, metavar="X", help="peak of one device, for MFU"
-    ).note = "known for common TPUs and GPUs"
+    text = "peak of one device, for MFU (default: known for common TPUs and GPUs)"
+    add("--peak-tflops", type=cli.number, metavar="X", help=text)
     flags.add(result, "out")
     text = "the paper's Tables 7 and 8 from our formulas, beside the printed values; stands alone"
     add("--table8", action="store_true", help=text)
@@ -65,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--peak-tflops {args.peak_tflops:g}: must be above 0")
     if "train" in config:
         with config.unlocked():
-            config.train.init_from = None  # what a run starts from costs nothing
+            config.update_from_flattened_dict({"train.init_from": None})  # what a run starts from costs nothing
     experiment = build(config)
     autoencoder, note = open_autoencoder(experiment)
     text = open_text(experiment)

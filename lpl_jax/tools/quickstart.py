@@ -25,13 +25,16 @@ import numpy as np
 
 from lpl_jax import autoencoders
 from lpl_jax.data import LatentStore, batches, open_source, prepare
+from lpl_jax.data.sources import indexed
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
+from lpl_jax.io.atomic import atomic_open, write_text
 from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
 from lpl_jax.tools import cli, config_file, flags
 from lpl_jax.training import Frozen, Objective, Result, losses, make_objective, train
 from lpl_jax.training.logging import read_metrics
+from lpl_jax.training.objective import LPLTerm
 
 HELDOUT_SEED = 1_000_003  # crops that no training run of a small seed draws
 
@@ -49,9 +52,9 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
     }
     experiments = {}
     for name, values in configs.items():
-        values.data.store = str(workdir / "latents")
+        values.update_from_flattened_dict({"data.store": str(workdir / "latents")})
         if name != "base":
-            values.train.init_from = str(workdir / "base")
+            values.update_from_flattened_dict({"train.init_from": str(workdir / "base")})
         experiments[name] = build(values)
     autoencoder = autoencoders.load(**dataclasses.asdict(experiments["base"].autoencoder))
     heldout = _prepare(experiments["base"], autoencoder, workdir)
@@ -66,14 +69,15 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
     pictures = _pictures(workdir, experiments["base"], autoencoder)
     samples = {title: images for title, images in pictures.items() if title.startswith("samples")}
     for name, shown in (("grid.png", pictures), ("samples.png", samples)):
-        panels(shown, per_row=experiments["base"].sampling.per_class).save(workdir / name)
+        with atomic_open(workdir / name) as file:
+            panels(shown, per_row=experiments["base"].sampling.per_class).save(file, "PNG")
     _plot(workdir, results["base"].step)
     psnr = _psnr(pictures["real"], pictures["reconstruction"])
     summary = (
         f"{_summary(workdir, results, autoencoder, heldout)}\n\n"
         f"Reconstruction by the autoencoder: {psnr:.1f} dB PSNR. {time.perf_counter() - started:.0f} s in this call."
     )
-    (workdir / "summary.md").write_text(summary + "\n")
+    write_text(workdir / "summary.md", summary + "\n")
     print(f"\n{summary}\nPictures: {workdir / 'grid.png'}, {workdir / 'losses.png'}")
     return 0
 
@@ -94,7 +98,7 @@ def _prepare(experiment: Experiment, autoencoder, workdir: Path) -> LatentStore:
 
 def _heldout_source(experiment: Experiment):
     seed = experiment.seed + HELDOUT_SEED
-    return open_source(experiment.data.source, experiment.resolution, crops=8, seed=seed)
+    return indexed(open_source(experiment.data.source, experiment.resolution, crops=8, seed=seed))
 
 
 def _pictures(workdir: Path, experiment: Experiment, autoencoder) -> dict[str, np.ndarray]:
@@ -125,6 +129,7 @@ def _summary(workdir: Path, results: dict[str, Result], autoencoder, heldout: La
     ]
     objective = make_objective(open_run(workdir / "with_lpl").experiment)
     # All of the images are decoded, and none is drawn without its class.
+    assert isinstance(objective.term, LPLTerm)
     term = dataclasses.replace(objective.term, capacity=None, groups=None)
     loss = dataclasses.replace(objective.loss, label_dropout=0.0)
     objective = dataclasses.replace(objective, term=term, loss=loss)

@@ -15,7 +15,6 @@ sampling options, not on how many there are or on the batch (up to rounding). Wh
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,8 @@ from lpl_jax import parallel
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
+from lpl_jax.io.atomic import atomic_open, write_json
+from lpl_jax.io.paths import AnyPath
 from lpl_jax.runs import Run, open_run
 from lpl_jax.tools import cli, flags
 
@@ -40,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
     sampling = run.sampling(**{name: value for name, value in given.items() if value is not None})
     shown, titles = _shown(run, args)
-    options = dict(step=run.step(args.checkpoint), weights=run.weights(args.weights), seed=args.seed)
+    options: dict[str, Any] = dict(step=run.step(args.checkpoint), weights=run.weights(args.weights), seed=args.seed)
     mesh = parallel.make_mesh(parallel.MeshConfig())  # all devices there are, each with a part of every batch
-    chosen = {name: getattr(sampling, name) for name in given} | {
+    chosen: dict[str, Any] = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
     sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
@@ -56,16 +57,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(out: Path, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
+def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
     """PNG files of uint8 images (N, H, W, 3) with metadata, a grid with `per_row` images of each title, and a JSON."""
-    out.mkdir(parents=True, exist_ok=True)
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         about = PngInfo()
         about.add_itxt("Description", title)
         about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **made}, ensure_ascii=False))
-        Image.fromarray(image).save(out / f"{number:04d}_{slug(title)}.png", pnginfo=about)
-    captioned_rows(images, titles[::per_row], per_row).save(out / "grid.png")
-    (out / "samples.json").write_text(json.dumps({**made, "shows": list(titles)}, indent=1, ensure_ascii=False) + "\n")
+        with atomic_open(out / f"{number:04d}_{slug(title)}.png") as file:
+            Image.fromarray(image).save(file, "PNG", pnginfo=about)
+    with atomic_open(out / "grid.png") as file:
+        captioned_rows(images, titles[::per_row], per_row).save(file, "PNG")
+    write_json(out / "samples.json", {**made, "shows": list(titles)}, ensure_ascii=False)
 
 
 def slug(title: str) -> str:
@@ -107,10 +109,10 @@ def parser() -> cli.Parser:
     flags.add(result, "seed", default=0)
     flags.add(result, "guidance", note="the run's")
     flags.add(result, "steps", note="the run's")
-    add(
-        "--sampler", type=cli.text, metavar="NAME", help="ddim, euler or rk4, as the paradigm allows"
-    ).note = "the run's"
-    add("--spacing", type=cli.text, metavar="NAME", help="timesteps of ddim: trailing or leading").note = "the run's"
+    text = "ddim, euler or rk4, as the paradigm allows (default: the run's)"
+    add("--sampler", type=cli.text, metavar="NAME", help=text)
+    text = "timesteps of ddim: trailing or leading (default: the run's)"
+    add("--spacing", type=cli.text, metavar="NAME", help=text)
     flags.add(result, "weights", note="the first average")
     flags.add(result, "checkpoint", note="the newest")
     flags.add(result, "batch-size", default=16)

@@ -19,6 +19,7 @@ from lpl_jax import autoencoders
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import atomic_open
 from lpl_jax.tools import cli, flags
 
 MANY_CLASSES = 20  # more are summarised
@@ -61,13 +62,14 @@ def _stats(store: LatentStore, args) -> int:
     print(f"latent_absmax  {found['latent_absmax']:.2f} (scaled means)")
     for line in _classes(manifest.class_names, found["class_counts"]):
         print(line)
+    length = manifest.text.length if manifest.text else 0
     for column in manifest.text.columns if manifest.text else ():
         numbers = found[column]
         words, tokens = (
             f"{np.min(x)} / {np.median(x):.0f} / {np.max(x)}" for x in (numbers["words"], numbers["tokens"])
         )
         print(
-            f"caption        {column}: words {words}, tokens {tokens} of {manifest.text.length} (least / median / "
+            f"caption        {column}: words {words}, tokens {tokens} of {length} (least / median / "
             f"most); {100 * numbers['truncated']:.1f} % fill them all"
         )
     if manifest.text:
@@ -86,9 +88,10 @@ def _classes(names: Sequence[str], counts: np.ndarray) -> list[str]:
 
 
 def _show(store: LatentStore, args) -> int:
-    flags.check_local(args, "out")
     if not len(store):
         raise InputError(f"latent store {store.path}: holds no image yet")
+    if (kind := Image.registered_extensions().get(args.out.suffix.lower())) is None:
+        raise InputError(f"--out={args.out}: give the name of a picture, such as sheet.png")
     autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
     check_autoencoder(store, autoencoder)
     indices = np.sort(np.random.default_rng(args.seed).permutation(len(store))[: args.count])
@@ -96,8 +99,9 @@ def _show(store: LatentStore, args) -> int:
     # One at a time: a sheet is small, and an image of any size fits.
     images = [np.asarray(_decode(autoencoder, record.mean[int(args.mirrored)])) for record in records]
     titles = [_title(store, int(index), record) for index, record in zip(indices, records, strict=True)]
-    pixels = [np.uint8(np.round((image.clip(-1, 1) + 1) * 127.5)) for image in images]
-    sheet(pixels, titles, args.columns).save(args.out)
+    pixels = [np.round((image.clip(-1, 1) + 1) * 127.5).astype(np.uint8) for image in images]
+    with atomic_open(args.out) as file:
+        sheet(pixels, titles, args.columns).save(file, kind)
     print(f"{args.out}: records {', '.join(map(str, indices))}")
     return 0
 

@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json
 from lpl_jax.tools import cli, config_file, flags
 
 EVALUATED = "evaluated.json"
@@ -81,8 +82,9 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
 
 
 def share(module: ModuleType, extra: Sequence[str] = ()) -> tuple[dict[str, Shared], dict[str, InputError]]:
-    """Row -> what it shares, given the flags behind --: several tables have the same baseline. And row -> what is wrong
-    with it, such as something that has to be given first.
+    """Row -> what it shares with others, and row -> what is wrong with it, such as a setting that is missing.
+
+    extra: the flags after `--`. Several tables have the same baseline.
 
     Rows train the same where their configs differ in sampling and evaluation alone.
     """
@@ -127,7 +129,7 @@ def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[st
 def flags_of(row, extra: Sequence[str]) -> list[str]:
     """The flags behind -- that a row takes: those for all, for its data set, or for names like its own."""
     found = []
-    for match in map(FLAG.fullmatch, extra):
+    for match in filter(None, map(FLAG.fullmatch, extra)):
         everyones = match["rows"] in (None, row.dataset)
         if everyones and row.training_set and match["flag"].startswith(REFERENCE):
             continue  # it is compared with what it learned from, the default
@@ -215,8 +217,7 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     print(f"\n== {row.name}: {row.where}\n{shown(command)}", flush=True)
     if status := subprocess.run(command).returncode:
         return status
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / EVALUATED).write_text(json.dumps(state))
+    write_json(folder / EVALUATED, state, indent=None)
     return 0
 
 
@@ -279,7 +280,7 @@ def parser() -> cli.Parser:
     """The flags of `lpl sweep`."""
     result = cli.Parser(__doc__, prog="lpl sweep")
     add = result.add_argument
-    add("--rows", nargs="+", default=(), metavar="NAME", help="names of experiments; * stands for anything").note = None
+    add("--rows", nargs="+", metavar="NAME", help="names of experiments; * stands for anything")
     flags.add(result, "workdir", default=Path("runs/paper"))
     text = "folder of latent stores, one for each size and autoencoder"
     add("--stores", type=flags.path, metavar="FOLDER", help=text)
@@ -302,7 +303,7 @@ def main(argv: Sequence[str]) -> int:
     if ":" in args.config:
         raise InputError(f"--config {args.config}: give the file alone; --rows says which of its experiments")
     module = load(args.config)
-    for rows in {match["rows"] for match in map(FLAG.fullmatch, extra)} - {None}:
+    for rows in {match["rows"] for match in map(FLAG.fullmatch, extra) if match} - {None}:
         if not any(is_for(rows, row) for row in module.ROWS.values()):
             raise InputError(f"{rows}:--...: no row of {args.config} is of data set {rows!r} or has such a name")
     shared, faults = share(module, extra)
@@ -313,7 +314,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("no experiments given: --rows NAME ..., or --list to see all")
     if args.collect and not args.workdir.is_dir():
         raise InputError(f"--workdir {args.workdir}: no such folder, nothing to collect")
-    chosen, status = choose(module.ROWS, args.rows), 0
+    chosen, status = choose(module.ROWS, args.rows or ()), 0
     if not args.collect:
         if wrong := [row.name for row in chosen if row.name in faults]:  # before weeks are spent on others
             raise InputError(f"{wrong[0]}: {faults[wrong[0]]}")
@@ -339,5 +340,5 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_own(extra: Sequence[str]) -> None:
-    if own := [argument for argument in extra if FLAG.fullmatch(argument)["flag"].startswith(OWN)]:
+    if own := [match[0] for match in map(FLAG.fullmatch, extra) if match and match["flag"].startswith(OWN)]:
         raise InputError(f"{own[0]}: the sweep gives each row its own")

@@ -45,6 +45,7 @@ def open_store(
     if store.manifest.resolution != resolution:
         raise InputError(f"latent store {path} holds {store.manifest.resolution} px images; resolution={resolution}")
     if experiment.text is not None:
+        assert text is not None and tokenizer is not None
         check_captions(experiment, store, text, tokenizer)
     elif store.num_classes > experiment.model.num_classes:
         raise InputError(
@@ -69,9 +70,7 @@ def _text_options(experiment: Experiment) -> TextOptions | None:
 def open_stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: int = 0):
     """This process's part of the batches from a step on; see `data.batches`."""
     index, count = parallel.batch_part(mesh)
-    captions = {}
-    if experiment.text is not None:
-        captions = dict(text=True, second_caption=experiment.text.second_caption)
+    text = experiment.text
     return batches(
         store,
         batch_size=experiment.train.batch_size,
@@ -80,7 +79,8 @@ def open_stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_st
         process_index=index,
         process_count=count,
         control=experiment.model.control,
-        **captions,
+        text=text is not None,
+        second_caption=text.second_caption if text is not None else 0.0,
     )
 
 
@@ -89,6 +89,7 @@ def check_captions(
 ) -> None:
     """Raises an InputError unless the store's captions were made into numbers as the run takes them."""
     text, made = experiment.text, store.manifest.text
+    assert text is not None
     if made is None:
         raise InputError(
             f"text.source={text.source!r}, but latent store {store.path} has no captions: prepare it from a source "
@@ -104,7 +105,7 @@ def check_captions(
     if text.second_caption and len(made.columns) < 2:
         raise InputError(
             f"text.second_caption={text.second_caption}, but latent store {store.path} has one caption column, "
-            f"{made.columns[0]}"
+            f"{', '.join(made.columns)}"
         )
     if text.embeddings == "store":
         kept, needed = (made.hidden_dim, made.pooled_dim), (experiment.model.context_dim, experiment.model.pooled_dim)
@@ -117,8 +118,8 @@ def check_captions(
             raise InputError(
                 f"latent store {store.path} has {made.layer} states of its tower; text.layer={text.layer!r}"
             )
-        if made.encoder_fingerprint != (ours := tower_fingerprint(conditioner.clip)):
+        if (theirs := made.encoder_fingerprint) != (ours := tower_fingerprint(conditioner.clip)):
             raise InputError(
                 f"latent store {store.path} has states of tower {made.encoder} (weights "
-                f"{made.encoder_fingerprint[:12]}), not of {text.source} ({ours[:12]}): prepare it with this one"
+                f"{str(theirs)[:12]}), not of {text.source} ({ours[:12]}): prepare it with this one"
             )

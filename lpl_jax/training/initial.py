@@ -42,6 +42,7 @@ def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: AnyPath)
 def _starting_params(experiment: Experiment, target):
     """Those that `train.init_from` names."""
     settings = experiment.train
+    assert settings.init_from is not None
     return _params_of(experiment, settings.init_from, settings.init_weights, target, "train.init_from")
 
 
@@ -70,6 +71,7 @@ def comparison_network(experiment: Experiment, state: TrainState, mesh: Mesh) ->
     if config is None or config.kind == "reweighting":
         return None
     if config.kind == "latent_lpips":
+        assert config.network is not None  # `ComparisonConfig.check`
         return parallel.put_replicated(latent_lpips_weights.load(config.network), mesh)
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state.params

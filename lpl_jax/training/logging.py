@@ -148,7 +148,7 @@ class MetricLogger:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line. Values are numbers or small arrays; in JSON an array is a list and what is not finite is null."""
-        if self._file is None:
+        if self._file is None or self._board is None:
             return
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         line = {"step": int(step)} | {name: _json(value.tolist()) for name, value in values.items()}
@@ -170,14 +170,14 @@ class MetricLogger:
 
     def flush(self) -> None:
         """Everything that was written is kept from now on: for a checkpoint, behind which no line is made again."""
-        if self._file is not None:
+        if self._file is not None and self._board is not None:
             self._file.flush()
             self._board.flush()
             self._upload()
 
     def close(self) -> None:
         """Close the files."""
-        if self._file is not None:
+        if self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()
             self._upload()

@@ -11,7 +11,7 @@ from weights in files.
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -137,7 +137,7 @@ def _announce(session: Session, state: TrainState) -> None:
         text += f"; {term.config.kind}, weight {float(state.lpl_weight):.3g}"
     elif term is not None:
         share = 100 * experiment.paradigm.active_fraction(term.config.tau_at(experiment.resolution))
-        name = "LPL" if isinstance(term, LPLTerm) else experiment.comparison.kind
+        name = "LPL" if isinstance(term, LPLTerm) else "reweighting"
         text += f"; {name} weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, "
         text += f"{decoded_images(session.objective, settings.batch_size)} images decoded a step"
     print(text, flush=True)
@@ -146,6 +146,7 @@ def _announce(session: Session, state: TrainState) -> None:
 def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup) -> Result:
     experiment, mesh, workdir = session.experiment, session.mesh, session.workdir
     settings, begun = experiment.train, int(state.step)
+    every = experiment.evaluation.every
     start_step = begun if session.resumed else None
     step_fn = make_step(session.objective, session.optimizer, state, mesh, ema_start=experiment.ema.start)
     # Where the step puts it from now on, so that there is one program for all steps.
@@ -173,7 +174,7 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
             recorder.push(step, metrics)
             if step % settings.log_every == 0:
                 recorder.interval(step)
-            if session.evaluate is not None and step % experiment.evaluation.every == 0:
+            if session.evaluate is not None and every is not None and step % every == 0:
                 recorder.flush(step)
                 session.evaluate(step, _averaged(experiment, state), logger)
                 recorder.start(step)
@@ -188,7 +189,7 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
     return Result(state, step, recorder.images_per_second, stop.requested is not None)
 
 
-def _first_step(step_fn: Callable, arguments: tuple, startup: Startup):
+def _first_step(step_fn: Any, arguments: tuple, startup: Startup):
     """The compiled step, and what the first one returns."""
     with startup.part("compile"):
         compiled = step_fn.lower(*arguments).compile()

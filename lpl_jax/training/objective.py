@@ -99,6 +99,7 @@ class LPLTerm:
     gamma: float = 5.0
 
     def __call__(self, step: Prediction, *, objective: "Objective", key, frozen: Frozen, weight, variances):
+        """Total loss, scalar, and what is said of it; see the module."""
         paradigm = objective.paradigm
         alpha, sigma = paradigm.alpha_sigma(step.t)
         min_snr = self.config.extra_weight == "min_snr"
@@ -134,6 +135,7 @@ class LPLTerm:
         means = [output.means for output in outputs]
         diffusion, perceptual = (np.array([row[name] for row in means]) for name in ("diffusion_loss", "lpl"))
         share = self.config.target_share
+        assert share is not None
         return calibrate_weight(diffusion_losses=diffusion, perceptual_losses=perceptual, target_share=share)
 
 
@@ -144,6 +146,7 @@ class ComparisonTerm:
     config: ComparisonConfig
 
     def __call__(self, step: Prediction, *, objective: "Objective", key, frozen: Frozen, weight, variances):
+        """Total loss, scalar, and what is said of it; see the module."""
         block, paradigm = self.config.block, objective.paradigm
         alpha, sigma = paradigm.alpha_sigma(step.t)
         values, active = comparison_losses(
@@ -174,10 +177,11 @@ class ComparisonTerm:
 
     def calibrate(self, outputs: Sequence[LossOutput]) -> float:
         """The weight at which the loss has `variance_share` of the diffusion loss's variance (App. A.4)."""
-        samples = [Samples(*map(np.asarray, output.samples)) for output in outputs]
-        diffusion = np.concatenate([batch.diffusion for batch in samples])
-        perceptual = np.concatenate([batch.perceptual[batch.active] for batch in samples])
+        samples = [output.samples for output in outputs if output.samples is not None]
+        diffusion = np.concatenate([np.asarray(batch.diffusion) for batch in samples])
+        perceptual = np.concatenate([np.asarray(batch.perceptual)[np.asarray(batch.active)] for batch in samples])
         share = self.config.variance_share
+        assert share is not None
         return calibrate_weight_by_variance(diffusion_losses=diffusion, perceptual_losses=perceptual, share=share)
 
 
@@ -188,6 +192,7 @@ class ReweightingTerm:
     lpl: LPLTerm
 
     def __call__(self, step: Prediction, *, objective: "Objective", key, frozen: Frozen, weight, variances):
+        """Total loss, scalar, and what is said of it; see the module."""
         config = self.lpl.config
         alpha, sigma = objective.paradigm.alpha_sigma(step.t)
         active = active_samples(config, alpha=alpha, sigma=sigma, resolution=objective.resolution)

@@ -1,6 +1,6 @@
 """AdamW with warm-up and clipping."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from lpl_jax.experiment import OptimizerConfig
 from lpl_jax.parallel import leaf_path
 
 
-def learning_rate_schedule(config: OptimizerConfig) -> Callable[[jax.Array | int], jax.Array | np.floating]:
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate of the update made at step n (counted from 0), as a float32 scalar.
 
     For an int it is computed on the host: on a device it would come after all steps that are waiting there.
@@ -20,11 +20,12 @@ def learning_rate_schedule(config: OptimizerConfig) -> Callable[[jax.Array | int
     the first at the full rate.
     """
 
-    def schedule(step):
+    def schedule(step: Any) -> Any:
         xp = np if isinstance(step, int) else jnp
         step = xp.asarray(step, xp.float32)
         factor = xp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
         if config.schedule == "cosine":
+            assert config.total_steps is not None  # `OptimizerConfig.check`
             done = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
             factor *= 0.5 * (1 + xp.cos(xp.pi * xp.clip(done, 0.0, 1.0)))
         return config.learning_rate * factor
@@ -40,7 +41,7 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: leaf_path(path).rsplit("/", 1)[-1] == "kernel", params)
 
 
-def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """The optimizer and its learning rate as a function of the step (for the metrics)."""
     schedule = learning_rate_schedule(config)
     parts = []

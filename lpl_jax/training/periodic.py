@@ -41,6 +41,7 @@ def periodic_evaluation(
 
     condition = np.arange(experiment.model.num_classes)
     if experiment.text is not None:
+        assert tokenizer is not None
         captions = store_captions(store, experiment.evaluation.every_images)
         condition = tokenizer(captions, experiment.text.length)
     source = data_source(experiment)
@@ -83,8 +84,9 @@ def make_evaluation(
     )
     evaluator = None
     if source is not None or config.reference is not None:
-        options = dict(resolution=experiment.resolution, mesh=mesh, folder=folder / "features")
-        evaluator = make_evaluator(config, source=source, **options)
+        evaluator = make_evaluator(
+            config, source=source, resolution=experiment.resolution, mesh=mesh, folder=folder / "features"
+        )
 
     def evaluate(step: int, params, logger: MetricLogger) -> None:
         draw = image_sampler(experiment, params, frozen.autoencoder, frozen.text, seed=config.seed, mesh=mesh)

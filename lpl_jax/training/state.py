@@ -19,8 +19,7 @@ from lpl_jax.text import TextConditioner
 from lpl_jax.training.ema import init_emas, update_emas
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """step: int32 scalar, number of updates made. params: float32. emas: averages of the parameters by name ("0.9999").
 
     opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the term beside the diffusion loss; NaN until
@@ -45,8 +44,7 @@ class TrainState:
         return self.replace(lpl_weight=place(np.float32(weight)))
 
 
-@flax.struct.dataclass
-class Frozen:
+class Frozen(flax.struct.PyTreeNode):
     """The networks that a step uses and never changes. A pytree: an argument of jitted functions, never a constant.
 
     autoencoder: decodes, and knows the latents' scale. network: of a comparison loss, `LatentLPIPS` or parameters of

@@ -59,7 +59,7 @@ def losses(
     conditions = _conditions(batch, drop_key, objective, frozen.text)
 
     z_t = paradigm.add_noise(z0=z0, noise=noise, t=t)
-    prediction = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), *conditions)
+    prediction: Any = objective.model.apply({"params": params}, z_t, paradigm.time_input(t), *conditions)
     squared = jnp.square(prediction.astype(jnp.float32) - paradigm.target(z0=z0, noise=noise, t=t)).mean((1, 2, 3))
     by_sample = loss_weight(paradigm, t, objective.loss.weighting, gamma=objective.loss.gamma) * squared
     if objective.term is None:

@@ -16,8 +16,13 @@ def test_folder_labels_follow_the_sorted_class_names(image_folder):
     source = FolderSource(image_folder, 16)
     assert source.class_names == ("ant", "bee") and len(source) == 11
     examples = [source[i] for i in range(11)]
-    assert [e.key for e in examples[:6]] == ["ant/01.png", "ant/03.png", "ant/05.png", "ant/07.png", "ant/09.png"] + [
-        "bee/00.png"
+    assert [e.key for e in examples[:6]] == [
+        "ant/01.png",
+        "ant/03.png",
+        "ant/05.png",
+        "ant/07.png",
+        "ant/09.png",
+        "bee/00.png",
     ]
     assert [e.label for e in examples] == [0] * 5 + [1] * 6
     assert all(e.image.shape == (16, 16, 3) and e.image.dtype == np.uint8 for e in examples)

@@ -12,12 +12,12 @@ import torch
 import transformers
 from PIL import Image
 
-import eval as program
 from lpl_jax import text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier
 from lpl_jax.evaluation.clip_score import ClipFeatures, clip_scores, text_features
 from lpl_jax.text.tokenizer import BOS, EOS, WORD_END, vocabulary_of
+from lpl_jax.tools import evaluate as program
 
 PROMPTS = ["a photo of a cat", "Noise, in three COLOURS", "", "word " * 30, "naïve café 😀"]
 CLASSIFIER = classifier.ClassifierConfig("small", ("a", "b"), side=16, stem=4, widths=(4, 8), blocks=1)

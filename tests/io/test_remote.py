@@ -27,7 +27,7 @@ from lpl_jax.io.atomic import write_npz, write_text
 from lpl_jax.io.paths import files_below
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.parallel import MeshConfig, make_mesh
-from lpl_jax.runs import checkpoints, load_run
+from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.training import train
 from lpl_jax.training.logging import read_metrics
 
@@ -100,15 +100,15 @@ def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, caps
     assert len((folder / "startup.jsonl").read_text().splitlines()) == 2
     assert len(list(folder.glob("events.out.tfevents*"))) == 2
     assert checkpoints.steps(f"{RUN}/checkpoints") == [2, 4]
-    experiment, params = load_run(RUN)
-    assert experiment == load_run(tmp_path / "run")[0]
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(here.emas["0.5"]), strict=True):
+    run = open_run(RUN)
+    assert run.experiment == open_run(tmp_path / "run").experiment
+    for a, b in zip(jax.tree.leaves(run.params()), jax.tree.leaves(here.emas["0.5"]), strict=True):
         np.testing.assert_array_equal(a, b)
     files = [path for path in (folder / "checkpoints/4/ema_0.5").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=f"{RUN}/checkpoints/4 is damaged: .*; other steps in its folder: 2"):
-        load_run(RUN)
+        run.params()
     assert not list(tmp_path.rglob("gs:*"))
 
 

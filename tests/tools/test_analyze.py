@@ -2,11 +2,15 @@
 
 import csv
 
+import chex
 import pytest
 from PIL import Image
 
-from lpl_jax.tools import cli
-from lpl_jax.tools.analyze import main, read_images
+from lpl_jax.autoencoders import load
+from lpl_jax.errors import InputError
+from lpl_jax.experiment import build, resolve
+from lpl_jax.tools import analyze, cli
+from lpl_jax.tools.analyze import main, parser, read_images
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +21,19 @@ def argv(tiny_folder, image_folder):
         return [command, "--images", str(image_folder), "--autoencoder", str(tiny_folder), "--out", str(out), *options]
 
     return make
+
+
+def test_the_autoencoder_of_a_run(tmp_path, tiny_config, tiny_folder, write_run):
+    ours = load(tiny_folder)
+    write_run(tmp_path, resolve(build(tiny_config()), ours.config), [])
+
+    def chosen(*options):
+        return analyze.autoencoder_of(parser().parse_args(["interp", "--images", "photos", "--out", "x", *options]))
+
+    chex.assert_trees_all_equal(chosen("--workdir", str(tmp_path)).params, ours.params)
+    assert chosen().config == load("bundled").config
+    with pytest.raises(InputError, match="give one of --workdir .* and --autoencoder"):
+        chosen("--workdir", str(tmp_path), "--autoencoder", "bundled")
 
 
 def read(path):

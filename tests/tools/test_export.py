@@ -32,7 +32,7 @@ def get_config(kind=""):
     c.model.preset, c.model.latent_channels = "fields", 4
     c.model.hidden, c.model.depth, c.model.heads, c.model.base_grid = 16, 2, 2, 2
     if kind == "text":
-        c.text.source, c.model.context_dim, c.model.pooled_dim = "bundled", 12, 20
+        c.text.source, c.model.context_dim, c.model.pooled_dim = "bundled", 128, 128
     else:
         c.model.num_classes = 3
     c.ema.decays = (0.5, 0.9)
@@ -122,9 +122,9 @@ def test_diffusers_folders_go_through_a_run_and_come_back(here, capsys, caplog):
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
-        joint_attention_dim=12,
+        joint_attention_dim=128,
         caption_projection_dim=16,
-        pooled_projection_dim=20,
+        pooled_projection_dim=128,
         pos_embed_max_size=None,
         qk_norm="rms_norm",
     )

@@ -73,9 +73,8 @@ def test_help_has_all_flags_with_their_defaults_and_an_example(words, capsys, mo
     assert status == 0 and shown.startswith(f"usage: lpl {words} ") and f" lpl {words}" in shown[11:]
     for flag, action in flags_of(PARSERS[words]).items():
         assert flag in shown and action.help, flag
-        default = getattr(action, "note", action.default)
-        if action.type is not None and default is not None:
-            assert f"(default: {default})" in shown, flag
+        if action.type is not None and action.default is not None:
+            assert f"(default: {action.default})" in shown, flag
 
 
 @pytest.mark.parametrize("words", PARSERS)

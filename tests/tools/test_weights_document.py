@@ -120,7 +120,7 @@ def test_the_documented_layout(name):
         table, rest = (inside, rest) if stacked or group == "last_block" else (outside, path)
         module, _, tensor = rest.rpartition("/")
         module = re.sub("^(context|second)_attn/", "attn/", module).replace("context_mlp/", "mlp/")
-        dual = group == "dual_blocks" or group == "last_block" and config.dual_attention == config.depth
+        dual = group == "dual_blocks" or (group == "last_block" and config.dual_attention == config.depth)
         letters = dict(d=config.hidden, e=config.head_dim, m=config.mlp_ratio, p=config.patch_size)
         letters |= dict(C=config.latent_channels, K=config.num_classes, T=config.context_dim, P=config.pooled_dim)
         letters |= dict(S=config.position_table, i=9 if dual else 6)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from lpl_jax.tools.parity.comparison import (
     close,
     equal_by_name,
 )
-from lpl_jax.tools.parity.torch_side import arrays, cast, nchw, nhwc, randomize
+from lpl_jax.tools.parity.torch_side import Model, arrays, cast, nchw, nhwc, randomize
 
 _BLOCKS = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
 _TINY_KL = dict(**_BLOCKS, block_out_channels=(8, 16, 16, 24), layers_per_block=1, norm_num_groups=4)
@@ -80,6 +81,7 @@ KL_TAPS, TINY_TAPS = ("mid", "up_0", "up_1", "up_2", "up_3"), ("level 0", "level
 
 
 def groups(settings: Settings) -> list[Group]:
+    """What is compared: the model that was given, else a tiny one of each family."""
     if settings.autoencoder:
         folder, ours = find_folder(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
         model = load_torch(folder, ours.config)
@@ -93,7 +95,7 @@ def _tiny(family: str, settings: Settings) -> Iterator[Comparison]:
     yield from compare(model, autoencoders.load(folder), folder, settings)
 
 
-def random_torch(family: str, folder: Path, seed: int = 0) -> torch.nn.Module:
+def random_torch(family: str, folder: Path, seed: int = 0) -> Model:
     """diffusers' model of a family with random weights, which are saved in `folder`."""
     kind, options = (FAMILIES | PUBLISHED)[family]
     model = randomize(kind(**options), seed)
@@ -101,9 +103,7 @@ def random_torch(family: str, folder: Path, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def compare(
-    model: torch.nn.Module, ours: autoencoders.Autoencoder, folder: Path, settings: Settings
-) -> Iterator[Comparison]:
+def compare(model: Model, ours: autoencoders.Autoencoder, folder: Path, settings: Settings) -> Iterator[Comparison]:
     """All rows of one autoencoder: diffusers' model and ours of the same folder."""
     inputs = example(ours.config, settings)
     theirs, found = torch_outputs(model, ours.config, **inputs), outputs(ours, **inputs)
@@ -122,7 +122,7 @@ def compare(
     yield _written(model, ours, settings)
 
 
-def gradient_tolerance(model: torch.nn.Module, settings: Settings) -> float:
+def gradient_tolerance(model: Model, settings: Settings) -> float:
     """Of gradients with respect to latents: wider for the weights of a TAESD type that a user gives.
 
     These have ReLUs. Where rounding carries the input of one across 0, the gradient of the latents around it jumps, in
@@ -153,7 +153,7 @@ def _written(model, ours, settings: Settings) -> Comparison:
     )
 
 
-def example(config, settings: Settings) -> dict[str, np.ndarray]:
+def example(config, settings: Settings) -> dict[str, Any]:
     """Images, masks and latents for an autoencoder, two of each."""
     rng = np.random.default_rng(settings.seed)
     sides, small = settings.sides(1), settings.sides(config.downsample)
@@ -184,29 +184,29 @@ def outputs(autoencoder, images, mask, latents, gradient: bool = True, remat: bo
     return out
 
 
-def torch_outputs(model, config, images, mask, latents, gradient: bool = True) -> dict:
+def torch_outputs(model: Model, config, images, mask, latents, gradient: bool = True) -> dict:
     """The same of diffusers' model; TAESD has no log-variance."""
     dtype = next(model.parameters()).dtype
     images, mask, z = nchw(images).to(dtype), nchw(mask).to(dtype), nchw(latents).requires_grad_(gradient)
     raw = (z / config.scaling_factor + config.shift_factor).to(dtype)
     taps = torch_taps(model, raw)
-    out = {"taps": taps}
+    out: dict[str, Any] = {"taps": taps}
     if gradient:
-        (out["gradient"],) = torch.autograd.grad(sum((tap**2).mean() for tap in taps), z)
+        (out["gradient"],) = torch.autograd.grad(torch.stack([(tap**2).mean() for tap in taps]).sum(), z)
     with torch.no_grad():
         out["decoded image"], encoded = model.decode(raw).sample, model.encode(images)
+        if getattr(config, "mask_condition", False):
+            out["image decoded with image and mask"] = model.decode(raw, image=images, mask=mask).sample
         if isinstance(model, AutoencoderTiny):
             out["mean"] = encoded.latents
         else:
             out |= {"mean": encoded.latent_dist.mean, "logvar": encoded.latent_dist.logvar}
         if getattr(config, "post_quant_conv", False):
             out["taps without post_quant_conv"] = torch_taps(model, raw, post_quant_conv=False)
-        if getattr(config, "mask_condition", False):
-            out["image decoded with image and mask"] = model.decode(raw, image=images, mask=mask).sample
     return {name: list(map(nhwc, each)) if isinstance(each, list) else nhwc(each) for name, each in out.items()}
 
 
-def torch_taps(model: torch.nn.Module, raw: torch.Tensor, post_quant_conv: bool = True) -> list[torch.Tensor]:
+def torch_taps(model: Model, raw: torch.Tensor, post_quant_conv: bool = True) -> list[torch.Tensor]:
     """The decoder features of a diffusers autoencoder for unscaled latents, collected by hooks."""
     decoder = model.decoder
     if isinstance(model, AutoencoderTiny):
@@ -226,7 +226,7 @@ def torch_taps(model: torch.nn.Module, raw: torch.Tensor, post_quant_conv: bool 
     return taps
 
 
-def load_torch(folder: Path, config) -> torch.nn.Module:
+def load_torch(folder: Path, config) -> Model:
     """diffusers' model of a folder, in float32.
 
     TAESD's .pth files, and folders with the norm branch of FLUX.2's TAESD, are not what `from_pretrained` reads: there
@@ -239,7 +239,8 @@ def load_torch(folder: Path, config) -> torch.nn.Module:
         half_only = not any(folder.glob("diffusion_pytorch_model.[sb]*")) and any(folder.glob("*.fp16.*"))
         options = dict(torch_dtype=torch.float32, variant="fp16" if half_only else None, low_cpu_mem_usage=False)
         return cls.from_pretrained(folder, **options).eval().requires_grad_(False)
-    tensors = read_folder(folder, FORMATS, torch_files=True) if kind else read_taesd(*taesd_pair(folder))
+    pair = taesd_pair(folder)
+    tensors = read_folder(folder, FORMATS, torch_files=True) if kind or pair is None else read_taesd(*pair)
     fields = {name: value for name, value in to_diffusers(config).items() if name != "_class_name"}
     model = AutoencoderTiny(**fields)
     for side in ("encoder", "decoder"):
@@ -251,13 +252,13 @@ def load_torch(folder: Path, config) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def save_taesd_pair(model: torch.nn.Module, folder: Path, name: str) -> None:
+def save_taesd_pair(model: Model, folder: Path, name: str) -> None:
     """An AutoencoderTiny in the layout that TAESD is published in: NAME_encoder.pth and NAME_decoder.pth.
 
     The decoder's numbers count the clamp of the latents as a layer, its first.
     """
     for side, first in (("encoder", 0), ("decoder", 1)):
-        named = (key.partition(".") + (tensor,) for key, tensor in getattr(model, side).layers.state_dict().items())
+        named = ((*key.partition("."), tensor) for key, tensor in getattr(model, side).layers.state_dict().items())
         state = {f"{int(number) + first}.{rest}": tensor for number, _, rest, tensor in named}
         torch.save(state, folder / f"{name}_{side}.pth")
 
@@ -265,7 +266,7 @@ def save_taesd_pair(model: torch.nn.Module, folder: Path, name: str) -> None:
 class NormedBlock(torch.nn.Module):
     """A block of AutoencoderTiny behind a residual branch with a GroupNorm, which diffusers does not have."""
 
-    def __init__(self, block: torch.nn.Module, width: int):
+    def __init__(self, block: Model, width: int):
         super().__init__()
         self.conv, self.fuse = block.conv, block.fuse
         self.pool = torch.nn.Sequential(
@@ -276,5 +277,6 @@ class NormedBlock(torch.nn.Module):
         )
 
     def forward(self, x):
+        """(B, C, h, w) -> the same shape."""
         x = x + self.pool(x)
         return self.fuse(self.conv(x) + x)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from lpl_jax import denoisers
 from lpl_jax.denoisers.diffusers_layout import POSITIONS, to_diffusers, to_tensors
 from lpl_jax.diffusion import guided, paradigm, sample
+from lpl_jax.io.paths import to_path
 from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal_by_name
-from lpl_jax.tools.parity.torch_side import arrays, nchw, nhwc, randomize
+from lpl_jax.tools.parity.torch_side import Model, arrays, nchw, nhwc, randomize
 
 FACTOR = 8  # pixels per latent, to turn --resolution into a size of latents
 STEPS, SHIFT, GUIDANCE = 4, 3.0, 2.5
 TOKENS = 5
+PLACES = ("", "_2", "_3")  # of the pipeline's text towers
 # Without a norm behind them they add the same to all logits of a query: of their gradient only rounding is left.
 KEY_BIASES = ("to_k.bias", "add_k_proj.bias")
-TINY = dict(
+TINY: dict[str, Any] = dict(
     sample_size=16,
     in_channels=4,
     out_channels=4,
@@ -31,7 +34,7 @@ TINY = dict(
     caption_projection_dim=32,
     pooled_projection_dim=40,
 )
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "SD3": dict(num_layers=3),
     "SD3.5 large": dict(num_layers=3, qk_norm="rms_norm"),
     "SD3.5 medium": dict(num_layers=4, qk_norm="rms_norm", dual_attention_layers=(0, 1)),
@@ -39,6 +42,7 @@ LAYOUTS = {
 
 
 def groups(settings: Settings) -> list[Group]:
+    """What is compared: the model that was given, else a tiny one of each layout."""
     if settings.denoiser:
         model, params = denoisers.load(settings.denoiser)
         to_diffusers(model.config)  # an InputError for a form that diffusers does not have
@@ -54,7 +58,7 @@ def _tiny(name: str, settings: Settings) -> Iterator[Comparison]:
     yield from compare(theirs, model.config, params, settings)
 
 
-def random_torch(options: Mapping, folder: Path, seed: int = 0) -> torch.nn.Module:
+def random_torch(options: dict[str, Any], folder: Path, seed: int = 0) -> Model:
     """diffusers' model of TINY and these options with random weights, which are saved in `folder`."""
     model = randomize(SD3Transformer2DModel(**(TINY | options)), seed)
     model.save_pretrained(folder)
@@ -63,7 +67,8 @@ def random_torch(options: Mapping, folder: Path, seed: int = 0) -> torch.nn.Modu
 
 def _given(config, params, settings: Settings) -> Iterator[Comparison]:
     """A folder that only we read (our own layout) is written for diffusers first."""
-    folder = Path(settings.denoiser).expanduser()
+    assert settings.denoiser is not None
+    folder = to_path(settings.denoiser, "--denoiser")
     if not any(folder.glob("diffusion_pytorch_model*")):
         folder = settings.scratch / "denoisers" / "given"
         denoisers.save(config, params, folder)
@@ -71,7 +76,7 @@ def _given(config, params, settings: Settings) -> Iterator[Comparison]:
     yield from compare(theirs.eval().requires_grad_(False), config, params, settings)
 
 
-def compare(theirs: torch.nn.Module, config, params: Mapping, settings: Settings) -> Iterator[Comparison]:
+def compare(theirs: Model, config, params: Mapping, settings: Settings) -> Iterator[Comparison]:
     """All rows of one network: diffusers' model and our parameters from the same folder."""
     inputs = example(config, settings.sides(FACTOR), settings.seed)
     prediction, gradient = _gradient(config, params, *inputs)
@@ -85,7 +90,8 @@ def compare(theirs: torch.nn.Module, config, params: Mapping, settings: Settings
     if ours.keys() != wanted.keys():
         raise ValueError(f"parameters with gradient on one side only: {sorted(ours.keys() ^ wanted.keys())}")
     names = [name for name in wanted if config.qk_norm or not name.endswith(KEY_BIASES)]
-    yield close("gradient of the parameters", *([side[name] for name in names] for side in (ours, wanted)), GRADIENT)
+    found, expected = ([side[name] for name in names] for side in (ours, wanted))
+    yield close("gradient of the parameters", found, expected, GRADIENT)
 
     theirs.requires_grad_(False)
     folder = settings.scratch / "denoisers" / "written" / str(len(theirs.state_dict()))
@@ -105,7 +111,7 @@ def example(config, sides: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, 
     return latents, np.array([3.0, 871.25], np.float32), text, pooled
 
 
-def torch_prediction(theirs: torch.nn.Module, latents, time, text, pooled) -> torch.Tensor:
+def torch_prediction(theirs: Model, latents, time, text, pooled) -> torch.Tensor:
     """(B, C, H, W), of inputs as `example` gives them."""
     return theirs(nchw(latents), *map(torch.from_numpy, (text, pooled, time))).sample
 
@@ -115,7 +121,7 @@ def _gradient(config, params, latents, time, text, pooled):
     """Prediction, and the gradient of its mean square with respect to the parameters."""
 
     def total(params):
-        prediction = denoisers.MMDiT(config).apply({"params": params}, latents, time, text, pooled)
+        prediction: Any = denoisers.MMDiT(config).apply({"params": params}, latents, time, text, pooled)
         return jnp.mean(prediction**2), prediction
 
     gradient, prediction = jax.grad(total, has_aux=True)(params)
@@ -126,12 +132,9 @@ def pipeline_trajectories(theirs, config, params, inputs) -> tuple[list[np.ndarr
     """The trajectory of our sampler, and that of the stock pipeline around diffusers' model of the same weights."""
     noise, _, text, pooled = inputs
     null_text, null_pooled = (0.1 * np.ones_like(each) for each in (text, pooled))
-    pipeline = StableDiffusion3Pipeline(
-        transformer=theirs,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        **dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
-        **dict.fromkeys(("text_encoder_3", "tokenizer_3")),
-    )
+    absent: Any = dict.fromkeys(("vae", *(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in PLACES)))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    pipeline: Any = StableDiffusion3Pipeline(transformer=theirs, scheduler=scheduler, **absent)
     pipeline.set_progress_bar_config(disable=True)
     expected = []
 
@@ -160,8 +163,8 @@ def pipeline_trajectories(theirs, config, params, inputs) -> tuple[list[np.ndarr
 def _trajectory(config, params, noise, context, null_context):
     flow = paradigm("flow", schedule_rescale=SHIFT)
 
-    def denoise(z, t, context):
+    def denoise(z, t, context) -> Any:
         return denoisers.MMDiT(config).apply({"params": params}, z, flow.time_input(t), *context)
 
-    denoise = guided(denoise, GUIDANCE, context=context, null_context=null_context)
-    return sample(denoise, noise, flow, sampler="euler", steps=STEPS, return_trajectory=True)[1]
+    step = guided(denoise, GUIDANCE, context=context, null_context=null_context)
+    return sample(step, noise, flow, sampler="euler", steps=STEPS, return_trajectory=True)[1]

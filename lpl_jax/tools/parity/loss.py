@@ -16,10 +16,11 @@ from lpl_jax.tools.parity import twins
 from lpl_jax.tools.parity.autoencoders import gradient_tolerance, load_torch, random_torch, torch_taps
 from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal
 from lpl_jax.tools.parity.features import SIZES, feature_pair
-from lpl_jax.tools.parity.torch_side import cast, nchw, nhwc
+from lpl_jax.tools.parity.torch_side import Model, cast, nchw, nhwc
 
 
 def groups(settings: Settings) -> list[Group]:
+    """What is compared: the loss end to end, and without a given model also on features."""
     if settings.autoencoder:
         folder, ours = find_folder(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
         pair = partial(load_torch, folder, ours.config)
@@ -52,8 +53,8 @@ def reference_twin(name: str, predicted, clean) -> tuple[LPLConfig, np.ndarray, 
     config = LPLConfig.reference(**options)
     xs = [nchw(maps).requires_grad_() for maps in predicted[: config.taps]]
     value = twins.reference_loss(xs, list(map(nchw, clean[: config.taps])), **twin_options)
-    value.sum().backward()
-    return config, value.detach().numpy(), [nhwc(x.grad) for x in xs]
+    gradients = torch.autograd.grad(value.sum(), xs)
+    return config, value.detach().numpy(), list(map(nhwc, gradients))
 
 
 def paper_twin(name: str, predicted, clean) -> tuple[LPLConfig, np.ndarray, list[np.ndarray]]:
@@ -62,8 +63,8 @@ def paper_twin(name: str, predicted, clean) -> tuple[LPLConfig, np.ndarray, list
     ph = [torch.from_numpy(maps.astype(np.float64)).requires_grad_() for maps in predicted]
     phi = [torch.from_numpy(maps.astype(np.float64)) for maps in clean]
     value = twins.paper_loss(ph, phi, **twin_options)
-    value.sum().backward()
-    return LPLConfig.paper(**options), value.detach().numpy(), [maps.grad.numpy() for maps in ph]
+    gradients = torch.autograd.grad(value.sum(), ph)
+    return LPLConfig.paper(**options), value.detach().numpy(), [maps.numpy() for maps in gradients]
 
 
 def value_and_gradient(predicted, clean, config: LPLConfig):
@@ -90,13 +91,14 @@ def reference_masks(clean) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def paper_masks(predicted) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same of the preset `paper`, from the predicted maps."""
     config = LPLConfig.paper()
     return [(_mask(predicted[tap], tap, config), _paper_mask(predicted[tap])) for tap in (2, 3, 4)]
 
 
 def _mask(maps: np.ndarray, tap: int, config: LPLConfig) -> np.ndarray:
     closing, opening = config.kernels(tap, maps.shape[1])
-    return np.asarray(outlier_mask(maps, closing=closing, opening=opening))
+    return np.asarray(outlier_mask(jnp.asarray(maps), closing=closing, opening=opening))
 
 
 def _paper_mask(maps: np.ndarray) -> np.ndarray:
@@ -144,11 +146,12 @@ def latents(config, sides: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, 
     shape = 2, *sides, config.latent_channels
     clean = rng.standard_normal(shape)
     clean[:, 1, 2] *= 12
-    return tuple(each.astype(np.float32) for each in (clean + 0.3 * rng.standard_normal(shape), clean))
+    predicted = clean + 0.3 * rng.standard_normal(shape)
+    return predicted.astype(np.float32), clean.astype(np.float32)
 
 
 def latent_twin(
-    preset: str, model: torch.nn.Module, autoencoder_config, predicted, clean
+    preset: str, model: Model, autoencoder_config, predicted, clean
 ) -> tuple[LPLConfig, np.ndarray, np.ndarray]:
     """A preset through diffusers' autoencoder: our config, and the twin's value (B,) and gradient of the latents.
 

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import importlib.util
-import json
 import math
 import platform
 import shlex
@@ -14,6 +13,7 @@ import jax
 
 import lpl_jax
 from lpl_jax.errors import InputError
+from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.tools.parity.comparison import Comparison
 
 JSON, MARKDOWN = "parity.json", "parity.md"
@@ -44,6 +44,7 @@ def markdown(head: dict, rows: Sequence[Comparison]) -> str:
 
 
 def table(rows: Sequence[Comparison]) -> str:
+    """A Markdown table with aligned columns, a line for each comparison."""
     cells = [COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
     lines = [
@@ -63,10 +64,12 @@ def _cells(row: Comparison) -> tuple[str, ...]:
 
 
 def verdict(row: Comparison) -> str:
+    """Whether a comparison is within its tolerance, in a word."""
     return "ok" if row.ok else "FAIL"
 
 
 def result(rows: Sequence[Comparison]) -> str:
+    """The last line: how many were compared, and how many failed."""
     failed = sum(not row.ok for row in rows)
     return f"{len(rows)} comparisons, " + (f"{failed} FAILED." if failed else "all within their tolerances.")
 
@@ -87,5 +90,5 @@ def save(folder: Path, head: dict, rows: Sequence[Comparison]) -> None:
             name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)
         }
     content = {**head, "result": result(rows), "rows": records}
-    (folder / JSON).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    (folder / MARKDOWN).write_text(markdown(head, rows) + "\n")
+    write_json(folder / JSON, content, allow_nan=False)
+    write_text(folder / MARKDOWN, markdown(head, rows) + "\n")

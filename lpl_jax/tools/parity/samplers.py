@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import torchdiffeq
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from lpl_jax.diffusion import ddim_grid, flow_grid, paradigm, sample
+from lpl_jax.diffusion.paradigms import DiscreteParadigm, FlowParadigm
 from lpl_jax.tools.parity.comparison import TRAJECTORY, Comparison, Group, Settings, close, equal
 
 STEPS = 50
@@ -23,6 +25,7 @@ DDIM = {
 
 
 def groups(settings: Settings) -> list[Group]:
+    """What is compared: trajectories of all samplers, and the schedules."""
     rows = [Group(name, partial(_ddim, *options, settings.seed)) for name, options in DDIM.items()]
     rows += [Group(f"flow, Euler, shift {shift:g}", partial(_euler, shift, settings.seed)) for shift in (1.0, 2.0, 3.0)]
     rows += [Group(f"flow, RK4, shift {shift:g}", partial(_rk4, shift, settings.seed)) for shift in (1.0, 2.0)]
@@ -37,10 +40,11 @@ def network(xp, z, weight, time, gain):
 def example(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise (2, 4, 4, 4) and the network's weight (4, 4)."""
     rng = np.random.default_rng(seed)
-    return tuple((scale * rng.standard_normal(s)).astype(np.float32) for scale, s in ((1, (2, 4, 4, 4)), (0.5, (4, 4))))
+    noise, weight = rng.standard_normal((2, 4, 4, 4)), 0.5 * rng.standard_normal((4, 4))
+    return noise.astype(np.float32), weight.astype(np.float32)
 
 
-def ddim_scheduler(name: str, spacing: str = "trailing", offset: int = 0) -> DDIMScheduler:
+def ddim_scheduler(name: str, spacing: Any = "trailing", offset: int = 0) -> Any:
     """diffusers' scheduler of our paradigm `eps` or `v`."""
     return DDIMScheduler(
         beta_start=0.00085,
@@ -77,6 +81,7 @@ def ddim(name: str, spacing: str, offset: int, steps: int, seed: int = 0) -> tup
         return network(jnp, z, weight, t / 1000, p.alpha_sigma(t)[1] if name == "eps" else 0.0)
 
     ours = _trajectory(denoise, noise, p, steps=steps, spacing=spacing, offset=offset)
+    assert isinstance(p, DiscreteParadigm)
     return (ddim_grid(p, steps, spacing, offset), scheduler.timesteps), ours, np.stack(expected)
 
 
@@ -88,13 +93,18 @@ def _euler(shift: float, seed: int) -> Iterator[Comparison]:
 
 def diffusers_euler(noise: np.ndarray, weight: np.ndarray, shift: float, steps: int) -> np.ndarray:
     """z after every step of diffusers' Euler scheduler of flow matching, (steps, B, ...)."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+    scheduler = _euler_scheduler(shift, steps)
     z, expected = torch.tensor(noise), []
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):  # the sigmas end with a 0
         z = scheduler.step(network(torch, z, torch.tensor(weight), sigma, 2 * sigma - 1), t, z).prev_sample
         expected.append(z.numpy())
     return np.stack(expected)
+
+
+def _euler_scheduler(shift: float, steps: int) -> Any:
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+    return scheduler
 
 
 def _rk4(shift: float, seed: int) -> Iterator[Comparison]:
@@ -121,9 +131,10 @@ def torchdiffeq_rk4(noise: np.ndarray, weight: np.ndarray, shift: float, steps: 
     times = np.linspace(1.0, 0.0, steps + 1)
     times = torch.tensor(shift * times / (1 + (shift - 1) * times), dtype=torch.float32)
     with torch.no_grad():
-        return torchdiffeq.odeint(
+        trajectory: Any = torchdiffeq.odeint(
             lambda t, z: network(torch, z, torch.tensor(weight), t, 2 * t - 1), torch.tensor(noise), times, method="rk4"
-        )[1:].numpy()
+        )
+    return trajectory[1:].numpy()
 
 
 def _trajectory(denoise, noise, p, **options) -> np.ndarray:
@@ -136,19 +147,18 @@ def _schedule(seed: int) -> Iterator[Comparison]:
     clean, _ = example(seed + 1)
     t, p, scheduler = np.array([3, 999]), paradigm("v"), ddim_scheduler("v")
     arguments = torch.tensor(clean), torch.tensor(noise), torch.tensor(t)
+    ours = {"noise": jnp.asarray(noise), "t": jnp.asarray(t)}
     yield close(
         "noisy latents, v with zero terminal SNR",
-        p.add_noise(z0=clean, noise=noise, t=t),
+        p.add_noise(z0=jnp.asarray(clean), **ours),
         scheduler.add_noise(*arguments),
         TRAJECTORY,
     )
     yield close(
         "velocity, v with zero terminal SNR",
-        p.target(z0=clean, noise=noise, t=t),
+        p.target(z0=jnp.asarray(clean), **ours),
         scheduler.get_velocity(*arguments),
         TRAJECTORY,
     )
-    shifted = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    shifted.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS))
-    ours = flow_grid(paradigm("flow", schedule_rescale=3.0), STEPS)
-    yield close("flow times, shift 3", ours, shifted.sigmas, TRAJECTORY)
+    ours = flow_grid(FlowParadigm(schedule_rescale=3.0), STEPS)
+    yield close("flow times, shift 3", ours, _euler_scheduler(3.0, STEPS).sigmas, TRAJECTORY)

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ from lpl_jax.io.tensors import read_json
 from lpl_jax.text.config import class_name
 from lpl_jax.text.tokenizer import WORD_END, vocabulary_of
 from lpl_jax.tools.parity.comparison import FORWARD, Comparison, Group, Settings, close, equal, equal_by_name
-from lpl_jax.tools.parity.torch_side import arrays, nchw, randomize
+from lpl_jax.tools.parity.torch_side import Model, arrays, nchw, randomize
 
-TINY_TEXT = dict(
+TINY_TEXT: dict[str, Any] = dict(
     vocab_size=99,
     hidden_size=16,
     intermediate_size=32,
@@ -34,7 +35,7 @@ TINY_TEXT = dict(
     eos_token_id=98,
     pad_token_id=98,
 )
-TINY_VISION = dict(
+TINY_VISION: dict[str, Any] = dict(
     hidden_size=24,
     intermediate_size=48,
     num_hidden_layers=2,
@@ -71,6 +72,7 @@ IMAGE_SIZES = ((300, 401), (401, 300), (224, 224), (37, 50), (333, 1000))
 
 
 def groups(settings: Settings) -> list[Group]:
+    """What is compared: the model that was given, else a tiny one, token numbers and pixels."""
     if not settings.text:
         return [
             Group("CLIP (tiny, random)", partial(_tiny, settings)),
@@ -93,7 +95,7 @@ def _tiny(settings: Settings) -> Iterator[Comparison]:
     yield from compare(model, text.load(folder), settings)
 
 
-def random_torch(kind: str, folder: Path, seed: int = 0, **changes) -> torch.nn.Module:
+def random_torch(kind: str, folder: Path, seed: int = 0, **changes: Any) -> Model:
     """transformers' model of a class, tiny but for `changes`, with random weights, which are saved in `folder`."""
     if kind == "CLIPModel":
         config = transformers.CLIPConfig(
@@ -114,9 +116,9 @@ def _given(clip: text.Clip, folder: Path, settings: Settings) -> Iterator[Compar
     yield from compare(model.eval().requires_grad_(False), clip, settings)
 
 
-def compare(model: torch.nn.Module, clip: text.Clip, settings: Settings) -> Iterator[Comparison]:
+def compare(model: Model, clip: text.Clip, settings: Settings) -> Iterator[Comparison]:
     """All rows of one model: transformers' and ours of the same folder, of one tower or both."""
-    rng, kind = np.random.default_rng(settings.seed), type(model)
+    rng, tokens, images = np.random.default_rng(settings.seed), None, None
     if clip.config.text:
         tokens = _example_tokens(model, clip.config.text, rng)
         tower = getattr(model, "text_model", model)
@@ -130,12 +132,12 @@ def compare(model: torch.nn.Module, clip: text.Clip, settings: Settings) -> Iter
         theirs = tower(nchw(images), output_hidden_states=True)
         projection = getattr(model, "visual_projection", None)
         yield from feature_rows("vision", encode_images(clip, images), theirs, projection)
-    if clip.config.text and clip.config.vision:
+    if tokens is not None and images is not None:
         theirs = model(torch.from_numpy(tokens), nchw(images)).logits_per_image
         yield close("similarities of images and texts", similarities(clip, images, tokens), theirs, FORWARD)
     folder = settings.scratch / "text" / "written"
     text.save(clip, folder)
-    again = kind.from_pretrained(folder)
+    again = type(model).from_pretrained(folder)
     states = arrays(again.state_dict()), arrays(model.state_dict())
     yield equal_by_name("tensors written by us, read by transformers", *states)
 
@@ -151,15 +153,18 @@ def feature_rows(side: str, ours: text.Features, theirs, projection=None) -> Ite
 
 @jax.jit
 def encode_text(clip, tokens):
+    """Our features of token numbers."""
     return clip.encode_text(tokens)
 
 
 @jax.jit
 def encode_images(clip, images):
+    """Our features of images."""
     return clip.encode_images(images)
 
 
 def similarities(clip, images, tokens):
+    """Our scaled cosine similarities, (images, texts)."""
     features = encode_images(clip, images).projected, encode_text(clip, tokens).projected
     of_images, of_texts = (each / jnp.linalg.norm(each, axis=-1, keepdims=True) for each in features)
     return jnp.exp(clip.params["logit_scale"]) * of_images @ of_texts.T
@@ -191,7 +196,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _tokens(seed: int) -> Iterator[Comparison]:
     units, merges = vocabulary()
-    yield from token_rows(text.Tokenizer(units, merges), transformers.CLIPTokenizer(vocab=units, merges=merges), seed)
+    theirs = transformers.CLIPTokenizer(vocab=units, merges=merges)  # pyright: ignore[reportArgumentType]  # takes pairs
+    yield from token_rows(text.Tokenizer(units, merges), theirs, seed)
 
 
 def _given_tokens(folder: Path, seed: int) -> Iterator[Comparison]:

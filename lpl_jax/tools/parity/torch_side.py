@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+
+Model: TypeAlias = Any  # a torch.nn.Module: its submodules, as attributes, have no types
 
 
 def nchw(array: np.ndarray) -> torch.Tensor:
@@ -23,12 +26,12 @@ def arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in state.items()}
 
 
-def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def cast(module: Model, dtype: torch.dtype) -> Model:
     """A copy with all parameters in another type; diffusers' own `.to` has a warning for each."""
     return torch.nn.Module.to(copy.deepcopy(module), dtype)
 
 
-def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+def randomize(module: Model, seed: int) -> Model:
     """Weights in which every part matters: no norm is the identity, no bias is 0, a stored table is not its formula."""
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(module.named_parameters())

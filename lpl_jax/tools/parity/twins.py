@@ -9,6 +9,7 @@ Neither shares a line with `lpl_jax.losses`. A map that is masked whole counts a
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def reference_mask(y, down, closing=3, opening=5):
     return inlier.bool().to(y.dtype)
 
 
-def reference_loss(xs, ys, norm_type="shared", pow_law=True, outliers=True, loss_type="mse"):
+def reference_loss(xs, ys, norm_type="shared", pow_law=True, outliers=True, loss_type="mse") -> Any:
     """Per-sample loss of NCHW feature lists: x predicted, y clean."""
     total = 0
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
@@ -82,6 +83,7 @@ def _neighbours(mask, width, reduce, outside):
 
 
 def paper_kernels(size):
+    """Widths of the filters for a map of this side: closing, opening."""
     factor = max(1, 512 / size)
     opening, closing = math.ceil(5 / factor), math.ceil(3 / factor)
     return (1 if closing == 2 else closing), (3 if opening == 2 else opening)

@@ -17,6 +17,7 @@ from lpl_jax.experiment import LossConfig, OptimizerConfig
 from lpl_jax.losses import LPLConfig, gated_perceptual_loss
 from lpl_jax.training import Frozen, LPLTerm, Objective, create_state, losses, make_step, train_step
 from lpl_jax.training.optimizer import make_optimizer
+from lpl_jax.training.state import apply_gradients
 
 MODEL = denoisers.preset("tiny", hidden=16, depth=2, heads=2, num_classes=3)
 # Three taps: enough to have a masked one, and half the time to compile.
@@ -79,21 +80,47 @@ def test_diffusion_loss_of_a_zero_prediction_is_the_power_of_the_target(name, ba
     assert set(metrics) == {"loss", "diffusion_loss"}
 
 
-def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoencoder):
-    chosen = objective(label_dropout=0.0)
-    noise = np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
-    t = jnp.arange(BATCH) * 100
-    still = batch | {"logvar": np.full_like(batch["logvar"], -200)}
-    total, metrics = run(params, still, autoencoder, chosen, t=t, noise=noise)
+CHOSEN = objective(label_dropout=0.0)
+
+
+@jax.jit
+def _differentiated(params, batch, frozen, weight, t, noise):
+    gradient = jax.value_and_grad(functools.partial(losses, objective=CHOSEN), has_aux=True)
+    return gradient(params, batch, jax.random.key(0), frozen, weight=weight, t=t, noise=noise)
+
+
+def differentiated(params, batch, autoencoder, weight, t, noise):
+    """((total loss, its output), gradient) of `CHOSEN`: one program for all tests with fixed times and noise."""
+    arguments = jax.device_get(params), batch, Frozen(autoencoder), np.float32(weight), np.asarray(t, np.int32), noise
+    return _differentiated(*arguments)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(3).standard_normal((BATCH, 4, 4, 4)).astype(np.float32)
+
+
+@jax.jit
+def both_losses(params, batch, autoencoder, t, noise):
+    """Diffusion and perceptual loss, written out."""
+    process = CHOSEN.paradigm
     z0 = autoencoder.scale(batch["mean"])
-    process = chosen.paradigm
     z_t = process.add_noise(z0=z0, noise=noise, t=t)
     prediction = denoisers.MMDiT(MODEL).apply({"params": params}, z_t, process.time_input(t), batch["label"])
-    diffusion = np.mean(np.square(prediction - noise))
+    diffusion = jnp.mean(jnp.square(prediction - noise))
     z0_hat = process.estimate(z_t=z_t, prediction=prediction, t=t)[0]
     alpha, sigma = process.alpha_sigma(t)
     given = dict(z0_hat=z0_hat, z0=z0, alpha=alpha, sigma=sigma, key=jax.random.key(9))
-    perceptual, _ = gated_perceptual_loss(autoencoder, LPL, **given, resolution=32)
+    return diffusion, gated_perceptual_loss(autoencoder, LPL, **given, resolution=32)[0]
+
+
+def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoencoder, noise):
+    t = jnp.arange(BATCH) * 100
+    still = batch | {"logvar": np.full_like(batch["logvar"], -200)}
+    (total, output), _ = differentiated(params, still, autoencoder, 0.5, t, noise)
+    diffusion, perceptual = both_losses(params, still, autoencoder, t, noise)
+    alpha, sigma = CHOSEN.paradigm.alpha_sigma(t)
+    metrics = output.metrics
     np.testing.assert_allclose(metrics["diffusion_loss"], diffusion, rtol=1e-5)
     np.testing.assert_allclose(metrics["lpl"], perceptual, rtol=1e-4)
     np.testing.assert_allclose(total, diffusion + 0.5 * perceptual, rtol=1e-4)
@@ -101,27 +128,28 @@ def test_total_is_diffusion_plus_weighted_perceptual_loss(params, batch, autoenc
     np.testing.assert_allclose(metrics["lpl/active_fraction"], np.mean(sigma <= 2 * alpha), rtol=1e-6)
 
 
-def test_perceptual_loss_reaches_the_gradient_only_through_active_samples(params, batch, autoencoder):
-    gradient = jax.jit(
-        jax.grad(
-            lambda p, t, w: losses(
-                p, batch, jax.random.key(0), Frozen(autoencoder), objective=objective(), weight=w, t=t
-            )[0]
-        )
-    )
-    low, high = jnp.full((BATCH,), 100), jnp.full((BATCH,), 950)
+def test_perceptual_loss_reaches_the_gradient_only_through_active_samples(params, batch, autoencoder, noise):
+    low, high = np.full(BATCH, 100), np.full(BATCH, 950)
 
     def difference(t):
-        without, with_lpl = (gradient(params, t, jnp.float32(w)) for w in (0, 5))
-        return optax.tree.norm(optax.tree.sub(without, with_lpl), ord="inf")
+        without, with_lpl = (differentiated(params, batch, autoencoder, w, t, noise)[1] for w in (0.0, 5.0))
+        return max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(np.subtract(a, b)).max(), without, with_lpl)))
 
     assert difference(high) == 0  # sigma/alpha is above tau everywhere
     assert difference(low) > 1e-4
 
 
-def test_dropped_labels_have_no_influence(params, batch, autoencoder):
-    other = batch | {"label": (batch["label"] + 1) % 3}
-    always, never = objective(lpl=None, label_dropout=1.0), objective(lpl=None, label_dropout=0.0)
+class LabelOutput(nn.Module):
+    """Predicts the label that it is given, in every latent pixel."""
+
+    @nn.compact
+    def __call__(self, latents, t, label, *conditions):
+        return jnp.zeros_like(latents) + label[:, None, None, None] + self.param("zero", nn.initializers.zeros, ())
+
+
+def test_dropped_labels_have_no_influence(batch, autoencoder):
+    other, params = batch | {"label": (batch["label"] + 1) % 3}, {"zero": 0.0}
+    always, never = (objective(lpl=None, model=LabelOutput(), label_dropout=share) for share in (1.0, 0.0))
     assert run(params, batch, autoencoder, always)[0] == run(params, other, autoencoder, always)[0]
     assert run(params, batch, autoencoder, never)[0] != run(params, other, autoencoder, never)[0]
 
@@ -147,11 +175,12 @@ def test_stratified_times(batch, autoencoder):
     assert np.std(drawn) > 1.5 * np.std(found)
 
 
-def test_weights_of_min_snr_enter_both_losses(params, batch, autoencoder):
-    t = jnp.full((BATCH,), 50)  # one t, so that one factor divides out
-    plain = run(params, batch, autoencoder, objective(), t=t)[1]
+def test_weights_of_min_snr_enter_both_losses(params, batch, autoencoder, noise):
+    t = np.full(BATCH, 50)  # one t, so that one factor divides out
+    plain = differentiated(params, batch, autoencoder, 0.5, t, noise)[0][1].metrics
     lpl = dataclasses.replace(LPL, extra_weight="min_snr")
-    weighted = run(params, batch, autoencoder, objective(lpl=lpl, weighting="min_snr"), t=t)[1]
+    chosen = objective(lpl=lpl, weighting="min_snr", label_dropout=0.0)
+    weighted = run(params, batch, autoencoder, chosen, t=t, noise=noise)[1]
     alpha, sigma = (float(x[0]) for x in paradigm("eps").alpha_sigma(t))
     factor = min((alpha / sigma) ** 2, 5.0) / (alpha / sigma) ** 2
     assert factor < 0.9
@@ -166,29 +195,42 @@ def fresh_state(mesh, optimizer, params):
 
 
 def steps(sizes, params, batch, autoencoder, count=3, decoder="replicated", **changes):
-    """Metrics of `count` steps on a mesh, and the parameters after them. decoder: as `MeshConfig.decoder`."""
+    """Metrics of `count` steps on a mesh, and the state after them. decoder: as `MeshConfig.decoder`."""
+    return stepper(sizes, params, batch, autoencoder, count, decoder, **changes)()
+
+
+def stepper(sizes, params, batch, autoencoder, count=3, decoder="replicated", **changes):
+    """function() -> `steps`, that may be called again, with the same program."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
-    state = fresh_state(mesh, optimizer, params)
-    step = make_step(objective(**changes), optimizer, state, mesh)
+    step = make_step(objective(**changes), optimizer, fresh_state(mesh, optimizer, params), mesh)
     key = parallel.put_replicated(jax.random.key(5), mesh)
     with pytest.MonkeyPatch.context() as patch:  # kernels of this size would stay whole
         patch.setattr(parallel, "param_sharding", functools.partial(parallel.param_sharding, min_size=64))
         frozen = Frozen(parallel.put_decoder(autoencoder, mesh, decoder))
     kernel = frozen.autoencoder.params["decoder"]["conv_out"]["kernel"]
     assert kernel.is_fully_replicated == (decoder == "replicated" or sizes[1] == 1)
-    metrics = []
-    with jax.set_mesh(mesh):
-        for _ in range(count):
-            state, values = step(state, parallel.put_batch(batch, mesh), key, frozen)
-            metrics.append(jax.device_get(values))
-    return metrics, jax.device_get(state)
+
+    def run():
+        state, metrics = fresh_state(mesh, optimizer, params), []
+        with jax.set_mesh(mesh):
+            for _ in range(count):
+                state, values = step(state, parallel.put_batch(batch, mesh), key, frozen)
+                metrics.append(jax.device_get(values))
+        return metrics, jax.device_get(state)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def one_device(params, batch, autoencoder):
-    return steps((1, 1, 1), params, batch, autoencoder, capacity=4, groups=4)
+def on_one_device(params, batch, autoencoder):
+    return stepper((1, 1, 1), params, batch, autoencoder, capacity=4, groups=4)
+
+
+@pytest.fixture(scope="module")
+def one_device(on_one_device):
+    return on_one_device()
 
 
 @pytest.mark.slow
@@ -254,27 +296,25 @@ def test_each_part_draws_for_itself_wherever_it_lies(params, batch, autoencoder)
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
 
 
-def test_every_step_draws_anew_and_the_same_step_the_same(params, batch, autoencoder, one_device):
+def test_every_step_draws_anew_and_the_same_step_the_same(on_one_device, one_device):
     metrics, state = one_device
-    again, _ = steps((1, 1, 1), params, batch, autoencoder, capacity=4, groups=4)
+    again, _ = on_one_device()
     assert [row["loss"] for row in again] == [row["loss"] for row in metrics]
     assert len({float(row["lpl/active_fraction"]) for row in metrics} | {float(row["loss"]) for row in metrics}) > 3
     assert state.step == 3
     assert metrics[0]["lpl/decoded"] == 4
 
 
-def test_training_on_one_batch_lowers_both_losses(params, batch, autoencoder):
+def test_training_on_one_batch_lowers_both_losses(params, batch, autoencoder, noise):
     """With t and noise fixed the batch can be learnt by heart."""
-    chosen = objective(label_dropout=0.0)
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=0))
-    noise = jax.random.normal(jax.random.key(6), (BATCH, 4, 4, 4))
-    fixed = dict(t=jnp.arange(BATCH) * 60 + 50, noise=noise)
-    step = jax.jit(functools.partial(train_step, objective=chosen, optimizer=optimizer, **fixed))
-    state = fresh_state(mesh, optimizer, params)
+    update = jax.jit(functools.partial(apply_gradients, optimizer=optimizer))
+    state, t = fresh_state(mesh, optimizer, params), jnp.arange(BATCH) * 60 + 50
     values = []
     for _ in range(60):
-        state, metrics = step(state, batch, jax.random.key(7), Frozen(autoencoder))
-        values.append((float(metrics["diffusion_loss"]), float(metrics["lpl"])))
+        (_, output), grads = differentiated(state.params, batch, autoencoder, 0.5, t, noise)
+        state, _ = update(state, grads)
+        values.append((float(output.metrics["diffusion_loss"]), float(output.metrics["lpl"])))
     assert values[-1][0] < 0.8 * values[0][0]
     assert values[-1][1] < 0.8 * values[0][1]

@@ -102,7 +102,8 @@ def test_a_flag_is_the_same_in_all_verbs_that_have_it():
     for parser in PARSERS.values():
         for flag, action in flags_of(parser).items():
             metavar = (action.metavar or "").removesuffix("[,...]")
-            meanings[flag].add((getattr(action.type, "kind", action.type), metavar, action.help))
+            help = action.help.partition(" (default: ")[0]
+            meanings[flag].add((getattr(action.type, "kind", action.type), metavar, help))
     assert {flag: found for flag, found in meanings.items() if len(found) > 1} == {}
 
 

@@ -19,6 +19,8 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 for flag in FLAGS:
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
@@ -30,7 +32,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": programs,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
@@ -43,7 +45,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from lpl_jax import autoencoders
+from lpl_jax import autoencoders, parallel
 from lpl_jax.configs import base
 from lpl_jax.data import FolderSource, write_store
 
@@ -155,6 +157,15 @@ def tiny_config(tiny_folder, stores):
 def with_lpl():
     """Changes that switch the perceptual loss on, stated for 32 px."""
     return dict(lpl__preset="paper", lpl__tau=3.0, lpl__tau_ref_resolution=32)
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    """Runs use two devices: with eight they take half as long again, and what is saved is cut into eight parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        make = parallel.make_mesh
+        patch.setattr(parallel, "make_mesh", lambda config, devices=None: make(config, devices or jax.devices()[:2]))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

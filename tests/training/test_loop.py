@@ -28,13 +28,14 @@ from lpl_jax.training import step as step_module
 from lpl_jax.training.logging import read_metrics
 
 ROOT = Path(loop.__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_config, with_lpl):
+def whole(tmp_path_factory, tiny_config, with_lpl, two_devices):
     """Six steps with the perceptual loss in one go: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, train(build(tiny_config(lpl__taps=3, **with_lpl)), workdir)
+    return workdir, train(build(tiny_config(lpl__taps=1, **with_lpl)), workdir)
 
 
 def test_a_run_leaves_config_metrics_and_checkpoints(whole):
@@ -79,7 +80,7 @@ def test_averages_differ_from_the_parameters_and_each_other(whole):
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lpl, monkeypatch):
     """SIGTERM in the fourth step: the step is finished and saved, and the second call continues."""
     reference, result = whole
-    experiment = build(tiny_config(lpl__taps=3, **with_lpl))
+    experiment = build(tiny_config(lpl__taps=1, **with_lpl))
     put, calls = loop.parallel.put_batch, []
 
     def interrupted(batch, mesh):
@@ -161,7 +162,7 @@ def test_a_run_made_with_another_machines_kernel_is_read_here(whole, tmp_path):
 
 def test_a_folder_holds_one_run(whole, tiny_config, with_lpl):
     workdir, _ = whole
-    config = tiny_config(lpl__taps=3, **with_lpl)
+    config = tiny_config(lpl__taps=1, **with_lpl)
     config.seed, config.optimizer.b2 = 3, 0.99
     before = (workdir / "config.json").read_text()
     with pytest.raises(InputError, match="seed was 0, is 3.*optimizer.b2 was 0.95, is 0.99|optimizer.b2.*seed was 0"):
@@ -208,8 +209,8 @@ def test_a_model_with_too_few_classes_is_refused(tmp_path, tiny_config):
 
 
 def test_batches_must_divide_over_the_mesh(tmp_path, tiny_config):
-    with pytest.raises(InputError, match="batch_size=6 is not divisible by the 8 parts"):
-        train(build(tiny_config(train__batch_size=6)), tmp_path / "run")
+    with pytest.raises(InputError, match="batch_size=7 is not divisible by the 2 parts"):
+        train(build(tiny_config(train__batch_size=7)), tmp_path / "run")
 
 
 def test_missing_run_to_start_from(tmp_path, tiny_config):
@@ -229,7 +230,7 @@ def test_a_missing_store_is_made_from_the_source(tmp_path, tiny_config, image_fo
 def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, whole):
     """SIGKILL at a random moment behind the first checkpoint."""
     _, result = whole
-    config = tiny_config(lpl__taps=3, **with_lpl)
+    config = tiny_config(lpl__taps=1, **with_lpl)
     overrides = [
         f"--config.{section}.{field}={value}"
         for section, fields in config.to_dict().items()

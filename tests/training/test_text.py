@@ -153,7 +153,7 @@ def captioned_config(tiny_config, captioned, **changes):
     return c
 
 
-def test_a_run_on_captions_trains_and_resumes(tiny_config, captioned, tmp_path):
+def test_a_run_on_captions_trains_and_resumes(tiny_config, captioned, tmp_path, two_devices):
     """With LPL: `test_paper` and the slow test of captioned photographs."""
     c = captioned_config(tiny_config, captioned)
     assert train(build(c), tmp_path).step == 2

@@ -171,6 +171,8 @@ def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any]
 
 
 def _load_file(path: Path) -> tuple[MMDiTConfig, dict]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     where = f"{path}: metadata {CLASS_NAME}"
     try:
         with safe_open(path, "np") as file:

@@ -186,9 +186,9 @@ def run_main(
         path = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{path}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if "--debug" in argv:
             raise
         print("interrupted", file=sys.stderr)
-        status = 130
+        raise SystemExit(130) from interrupt
     sys.exit(status)

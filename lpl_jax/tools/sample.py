@@ -28,6 +28,7 @@ from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.io.atomic import atomic_open, write_json
 from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.tensors import read_json
 from lpl_jax.runs import Run, open_run
 from lpl_jax.tools import cli, flags
 
@@ -46,15 +47,24 @@ def main(argv: Sequence[str]) -> int:
     chosen: dict[str, Any] = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
+    out, titles = args.out or run.workdir / "samples", [title for title in titles for _ in range(args.count)]
+    provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
+    provenance |= chosen | {"seed": args.seed}
+    check_same(out, {**provenance, "shows": titles})
+    print(f"drawing {len(titles)} images of step {options['step']}, weights {options['weights']}", flush=True)
     sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
     images = sample([each for each in shown for _ in range(args.count)])
     if jax.process_index() == 0:
-        out = args.out or run.workdir / "samples"
-        provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
-        provenance |= chosen | {"seed": args.seed}
-        write(out, images, [title for title in titles for _ in range(args.count)], provenance, args.count)
-        print(f"{len(images)} images and {out / 'grid.png'}")
+        write(out, images, titles, provenance, args.count)
+        print(f"written to {out}; {out / 'grid.png'} has all of them")
     return 0
+
+
+def check_same(out: AnyPath, about: dict[str, Any]) -> None:
+    """Raises InputError where the folder holds other samples, which these would be mixed with."""
+    path = out / "samples.json"
+    if path.is_file() and read_json(path) != json.loads(json.dumps(about)):
+        raise InputError(f"{out} holds other samples: give another --out")
 
 
 def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], provenance: dict[str, Any], per_row: int) -> None:

@@ -249,12 +249,19 @@ class Progress:
                 total=total, initial=start_step, desc=label, file=self._file, bar_format=bar_format, dynamic_ncols=True
             )
 
-    def update(self, step: int, metrics: Mapping[str, Any] | None = None, rate: float | None = None) -> None:
-        """After each step. metrics: scalars to show from now on, with the rate in images per second."""
+    def update(
+        self, step: int, metrics: Mapping[str, Any] | None = None, rate: float | None = None, of: int | None = None
+    ) -> None:
+        """After each step. metrics: scalars to show from now on, with the rate in images per second.
+
+        of: the step whose metrics these are, which come an interval late; None: this one.
+        """
         if not self._shown:
             return
         if metrics is not None:
             parts = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
+            if of not in (None, step):
+                parts[0] = f"step {of}: {parts[0]}"
             if rate:
                 left = (self._total - step) * self._batch_size / rate
                 parts += [f"{rate:.4g} img/s", f"{tqdm.format_interval(left)} left"]
@@ -328,7 +335,8 @@ class Recorder:
         for row_step, means in rows:
             metrics = means | {"learning_rate": float(self._learning_rate(row_step - 1))}
             self._logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
-            self._progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics}, rate)
+            shown = {name: metrics[name] for name in SHOWN if name in metrics}
+            self._progress.update(step, shown, rate, of=row_step)
 
 
 STARTUP_FILE = "startup.jsonl"

@@ -122,12 +122,17 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory, tiny_folder, image_folder):
-    """Latent stores of the images by resolution."""
-    autoencoder = autoencoders.load(tiny_folder)
+    """Latent stores of the images by resolution, each made when it is asked for."""
     root = tmp_path_factory.mktemp("stores")
-    for size in (32, 64):
-        write_store(root / str(size), FolderSource(image_folder, size), autoencoder, batch_size=16)
-    return {size: root / str(size) for size in (32, 64)}
+
+    class Stores(dict):
+        def __missing__(self, size):
+            source = FolderSource(image_folder, size)
+            write_store(root / str(size), source, autoencoders.load(tiny_folder), batch_size=16)
+            self[size] = root / str(size)
+            return self[size]
+
+    return Stores()
 
 
 @pytest.fixture(scope="session")

@@ -103,8 +103,10 @@ class Pair:
         (folder / "config.py").write_text(text)
         self.workdir = folder / "run"
         flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+        flags += " --xla_cpu_use_fusion_emitters=false"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        program = f"import jax\nimport jax.numpy as jnp\n{inspect.getsource(small_step)}\n"
+        # PyTorch, which TensorBoard's writer imports where it is installed, takes a second.
+        program = f"import sys\nsys.modules['torch'] = None\nimport jax\nimport jax.numpy as jnp\n{inspect.getsource(small_step)}\n"
         program += (
             "from lpl_jax.tools import cli, train\nfrom lpl_jax.training import step\nstep.train_step = small_step\n"
         )

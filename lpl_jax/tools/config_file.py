@@ -104,7 +104,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     for path, texts in values.items():
         holder, field = _find(config, path)
         if texts[-1] not in NOTHING:
-            _set(config, path, [text for text in texts if text not in NOTHING], holder.get_type(field))
+            _set(holder, field, path, [text for text in texts if text not in NOTHING])
         elif _may_be_unset(holder, field):
             holder[field] = None
         else:
@@ -148,11 +148,12 @@ def _may_be_unset(section: ConfigDict, field: str) -> bool:
     return value is None or isinstance(value, FieldReference)
 
 
-def _set(config: ConfigDict, path: str, texts: Sequence[str], kind: type) -> None:
-    """Gives a field the value that these texts mean for its type."""
-    argv, values = ["lpl", *(f"{OVERRIDE}{path}={text}" for text in texts)], flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+def _set(section: ConfigDict, field: str, path: str, texts: Sequence[str]) -> None:
+    """Gives a field of a section the value that these texts mean for its type. path: of the field, for messages."""
+    kind = section.get_type(field)
+    argv, values = ["lpl", *(f"{OVERRIDE}{field}={text}" for text in texts)], flags.FlagValues()
+    try:  # with the section alone: each call writes out all that it is given, as YAML
+        config_flags.DEFINE_config_dict("config", section, flag_values=values, sys_argv=argv)
         values(argv)
     except Exception as error:  # of many kinds, by the type of the field
         needed = WORDS.get(kind, f"of type {kind.__name__}")

@@ -35,7 +35,15 @@ TEXT = preset("tiny", depth=2, num_classes=0, context_dim=24, pooled_dim=16, con
 jit = partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 fresh_params = jit(init)
 
-layouts = pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS)
+QUICK = ("sd3", "light", "dual")
+
+
+def cases(names):
+    """Those that differ in kind; the others are slow."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+layouts = pytest.mark.parametrize("name", cases(LAYOUTS))
 
 
 @jit
@@ -85,7 +93,8 @@ def test_output_depends_on_every_input(random_params, example):
 
 
 @layouts
-def test_label_selects_a_row_and_the_null_label_the_last(config, random_params, example):
+def test_label_selects_a_row_and_the_null_label_the_last(name, random_params, example):
+    config = LAYOUTS[name]
     params = random_params(config)
     latents, time, *_ = example(config)
 
@@ -102,7 +111,8 @@ def test_label_selects_a_row_and_the_null_label_the_last(config, random_params, 
 
 
 @layouts
-def test_scan_equals_a_loop_over_the_blocks(config, random_params, example, monkeypatch):
+def test_scan_equals_a_loop_over_the_blocks(name, random_params, example, monkeypatch):
+    config = LAYOUTS[name]
     params, inputs = random_params(config), example(config)
     scanned = predict(config, params, inputs)
 
@@ -171,7 +181,7 @@ NEVER_TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", NEVER_TRAINED)
+@pytest.mark.parametrize("name", cases(NEVER_TRAINED))
 def test_every_parameter_gets_a_gradient(name, random_params, example):
     config = {**LAYOUTS, "dual": DUAL}[name]
     inputs = example(config)

@@ -181,11 +181,11 @@ def test_warnings_of_the_partitioner_are_listed(tiny, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_compiler_that_ends_the_process_is_quoted(monkeypatch):
-    """Its messages were kept from stderr."""
+def child_that(ends, monkeypatch):
+    """The process that compiles writes two lines to a stderr that is kept, and then does this."""
     code = (
         "import os\nfrom lpl_jax.cost.compile_report import _stderr\nwith _stderr():\n"
-        "    os.write(2, b'W0 a warning\\nF0 Unknown flag: --x\\n')\n    os._exit(1)"
+        f"    os.write(2, b'W0 a warning\\nF0 Unknown flag: --x\\n')\n    {ends}"
     )
     run = subprocess.run
 
@@ -193,9 +193,18 @@ def test_a_compiler_that_ends_the_process_is_quoted(monkeypatch):
         return run([sys.executable, "-c", code], env=env | {"PYTHONPATH": str(ROOT)}, **options)
 
     monkeypatch.setattr(compile_check.subprocess, "run", child)
+
+
+def test_a_compiler_that_ends_the_process_is_quoted(monkeypatch):
+    """Its messages were kept from stderr."""
+    child_that("os._exit(1)", monkeypatch)
     with pytest.raises(InputError, match=r"the compiler ended the process \(status 1\): F0 Unknown flag: --x"):
         compile_check.main([*TINY, "--topology=cpu:1"])
-    code = code.replace("os._exit(1)", "pass")  # it comes to its end: nothing is left to say
+
+
+@pytest.mark.slow
+def test_a_compiler_that_comes_to_its_end_leaves_nothing_to_say(monkeypatch):
+    child_that("pass", monkeypatch)
     assert compile_check.main([*TINY, "--topology=cpu:1"]) == 0
 
 

@@ -37,7 +37,7 @@ def small_classifier():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_config, tiny_folder, image_folder, write_run):
+def run(tmp_path_factory, tiny_config, tiny_folder, image_folder, write_run, two_devices):
     """Checkpoints of random parameters."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     workdir.mkdir()

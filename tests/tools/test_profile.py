@@ -163,17 +163,23 @@ def test_mistakes_are_named(argv, message):
         profile.main(argv)
 
 
+TEXT = ["--config=configs/cc12m.py:256", "--config.model.preset=tiny"]
+
+
 def test_text_tower_is_a_part_of_its_own(tmp_path, capsys):
-    """Counted without files where the tower is known; not counted where its outputs come from the store."""
-    report, text = call(["--config=configs/cc12m.py:256", "--config.model.preset=tiny"], tmp_path / "step")
+    """Counted without files where the tower is known."""
+    report, text = call(TEXT, tmp_path)
     assert report["parameters"]["text tower"] == pytest.approx(123.1e6, rel=1e-3)
     usual = report["analytic"]["usual"]
     assert usual["text"] == pytest.approx(2 * 77 * 12 * (12 * 768**2 + 2 * 77 * 768))
     assert "| text tower forward | all | " in text
-    stored, _ = call(
-        [*["--config=configs/cc12m.py:256", "--config.model.preset=tiny"], "--config.text.embeddings=store"],
-        tmp_path / "store",
-    )
+
+
+@pytest.mark.slow
+def test_text_tower_is_not_counted_where_its_outputs_come_from_the_store(tmp_path):
+    report, _ = call(TEXT, tmp_path / "step")
+    stored, _ = call([*TEXT, "--config.text.embeddings=store"], tmp_path / "store")
+    usual = report["analytic"]["usual"]
     assert stored["analytic"]["usual"]["total"] == pytest.approx(usual["total"] - usual["text"])
     # The traced steps: the tower's pass is all that differs.
     difference = (report["traced"]["step"] - stored["traced"]["step"]) / report["batch_size"]

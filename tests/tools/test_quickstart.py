@@ -18,14 +18,14 @@ def get_config(arguments=""):
     c.train.batch_size, c.train.steps, c.train.log_every = 8, 2, 1
     c.sampling.steps, c.sampling.per_class = 2, 1
     if "lpl" in arguments:
-        c.lpl.taps, c.lpl.tau_ref_resolution = 3, 32
+        c.lpl.taps, c.lpl.tau_ref_resolution = 1, 32
         c.loss.calibration_batches = 1
     return c
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, two_devices):
     root = tmp_path_factory.mktemp("quickstart")
     (root / "config.py").write_text(CONFIG)
     assert main(["--config", str(root / "config.py"), "--workdir", str(root / "run")]) == 0

@@ -15,7 +15,7 @@ from lpl_jax.tools import sample
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_config, tiny_folder, write_run):
+def runs(tmp_path_factory, tiny_config, tiny_folder, write_run, two_devices):
     """Folders of a run on text and of one on classes, with random parameters."""
     root, found = tmp_path_factory.mktemp("runs"), {}
     autoencoder = autoencoders.load(tiny_folder).config

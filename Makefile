@@ -6,7 +6,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 WITH_TPU = TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so
 
-
 .PHONY: install quickstart test test-slow test-all lint format lock clean
 
 install: .venv/base.stamp

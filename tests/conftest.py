@@ -56,6 +56,8 @@ gc.set_threshold(100_000, 20, 50)
 LONGEST = ("test_step.py", "test_loop.py", "test_gpu.py", "test_quickstart.py", "test_text.py", "test_distributed.py",
            "test_evaluate.py", "test_compiled_step.py", "test_mmdit.py", "test_chunked.py")  # fmt: skip
 
+MANY_MAPS, MUCH_MEMORY = 12_000, 2 * 2**30  # of the 65,530 maps that Linux gives a process; bytes
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -175,6 +177,16 @@ def two_devices():
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Compiled programs are not kept from one module to the next: they take gigabytes, and memory maps run out."""
+    """Compiled programs serve the next modules too, until they are many: they take gigabytes, and memory maps run out."""
     yield
-    jax.clear_caches()
+    if programs_are_many():
+        jax.clear_caches()
+
+
+def programs_are_many():
+    """By what Linux says of this process; True elsewhere."""
+    maps, memory = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not (maps.exists() and memory.exists()):
+        return True
+    resident = int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident > MUCH_MEMORY or maps.read_bytes().count(b"\n") > MANY_MAPS

@@ -242,7 +242,10 @@ AUTOENCODERS = {
 }
 
 
-@pytest.mark.parametrize("name", AUTOENCODERS)
+SLOW = ("x1.5", "TAESD with norm")  # the same networks in other sizes
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in AUTOENCODERS])
 def test_autoencoder_counts_what_is_traced(name):
     config = AUTOENCODERS[name]
     abstract = jax.eval_shape(functools.partial(autoencoders.init, config), jax.random.key(0))

@@ -1,7 +1,11 @@
-"""Latent Perceptual Loss for latent diffusion models, in JAX and Flax: `open_run` opens what `lpl train` has made."""
+"""Latent Perceptual Loss for latent diffusion models, in JAX and Flax: `open_run` opens a run of `lpl train`."""
 
 import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from lpl_jax.runs import open_run
 
 __version__ = "0.1.0"
 __all__ = ["open_run"]

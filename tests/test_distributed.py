@@ -106,7 +106,8 @@ class Pair:
         flags += " --xla_cpu_use_fusion_emitters=false"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         # PyTorch, which TensorBoard's writer imports where it is installed, takes a second.
-        program = f"import sys\nsys.modules['torch'] = None\nimport jax\nimport jax.numpy as jnp\n{inspect.getsource(small_step)}\n"
+        program = "import sys\nsys.modules['torch'] = None\nimport jax\nimport jax.numpy as jnp\n"
+        program += f"{inspect.getsource(small_step)}\n"
         program += (
             "from lpl_jax.tools import cli, train\nfrom lpl_jax.training import step\nstep.train_step = small_step\n"
         )

@@ -6,7 +6,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 WITH_TPU = TPU_LIBRARY_PATH=$(CURDIR)/.venv/tpu/libtpu/libtpu.so
 
-.PHONY: quickstart test test-slow test-all lint format lock clean
+.PHONY: install quickstart test test-slow test-all lint format lock clean
+
+install: .venv/base.stamp
 
 quickstart: .venv/base.stamp
 	$(BIN)/lpl quickstart

@@ -1,17 +1,25 @@
 """Latent Perceptual Loss for latent diffusion models, in JAX and Flax: `open_run` opens what `lpl train` has made."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lpl_jax.runs import open_run
+import importlib as _importlib
+from typing import Any as _Any
 
 __version__ = "0.1.0"
 __all__ = ["open_run"]
 
+_PARTS = (
+    *("analysis", "autoencoders", "cost", "data", "denoisers", "diffusion", "evaluation", "experiment", "losses"),
+    *("parallel", "runs", "text", "training"),
+)
 
-def __getattr__(name: str) -> Any:
-    if name == "open_run":  # imported when it is used: `lpl --help` needs no jax
-        from lpl_jax.runs import open_run
 
-        return open_run
+def __getattr__(name: str) -> _Any:
+    """Parts are imported when they are first used: `lpl --help` needs no jax."""
+    if name == "open_run":
+        return _importlib.import_module("lpl_jax.runs").open_run
+    if name in _PARTS:
+        return _importlib.import_module(f"lpl_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PARTS, "__version__"])

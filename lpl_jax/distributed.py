@@ -13,7 +13,7 @@ from typing import Any
 
 from lpl_jax.errors import InputError
 
-# A process that fails waits so long for the others, which may wait for it: then the whole job ends.
+# A process that fails waits so long for the others, which may wait for it: then the job ends.
 SHUTDOWN_SECONDS = 60
 MESSAGE_BYTES = 1024
 
@@ -65,9 +65,9 @@ def initialize(
             "give --coordinator HOST:PORT --num-processes N --process-id I"
         ) from error
     except RuntimeError as error:
-        place = coordinator or "the coordinator of the cluster"
+        address = coordinator or "the coordinator of the cluster"
         reason = str(error).strip().splitlines()[0][:300]
-        raise InputError(f"the processes did not come together at {place} within {timeout} s: {reason}") from error
+        raise InputError(f"the processes did not come together at {address} within {timeout} s: {reason}") from error
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -111,23 +111,8 @@ def on_first(function: Callable[[], None]) -> None:
     For what only one process can check, such as a lock: the others would wait for ever for one that has given up.
     """
     import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
-        function()
-        return
-    message, failure = b"", None
-    if jax.process_index() == 0:
-        try:
-            function()
-        except InputError as error:
-            failure = error
-            message = str(error).encode()[:MESSAGE_BYTES]
-    padded = np.frombuffer(message.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-    text = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0").decode(errors="replace")
-    if text:
-        raise failure or InputError(text)
+    on_all(function if jax.process_index() == 0 else lambda: None)
 
 
 def on_all(function: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@
         start: int = field(0, "until this step the averages equal the parameters", at_least(0))
 
 Types are checked too: int, float, bool, str, Literal, tuple[X, ...], and unions of them. In an optional field
-(X | None) an empty text and "None" are None; a field at `TO_BE_GIVEN` has to be given before the part can be made.
+(X | None) an empty text and "None" are None; a field at `TO_BE_GIVEN` has to be given before the part can be built.
 """
 
 import dataclasses
@@ -171,10 +171,10 @@ def describe(hint: Any) -> str:
     return " or ".join(word(kind) for kind in members(hint))
 
 
-def check_names(given: Iterable[str], possible: Sequence[str], what: str) -> None:
-    """Raises InputError for the first name that is not possible, with the nearest one that is. what: "lpl.{}"."""
+def check_names(given: Iterable[str], possible: Sequence[str], template: str) -> None:
+    """Raises InputError for the first name that is not possible, with the nearest one that is. template: "lpl.{}"."""
     for name in given:
         if name not in possible:
             raise InputError(
-                f"{what.format(name)} is not known{nearest(name, possible)}; possible: {', '.join(possible)}"
+                f"{template.format(name)} is not known{nearest(name, possible)}; possible: {', '.join(possible)}"
             )

@@ -48,7 +48,7 @@ _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version")
 
 
 def merged(flags: str, wanted: Mapping[str, tuple[str, str]] = GPU_FLAGS) -> str:
-    """`flags`, a value of XLA_FLAGS, with those of `wanted` behind it that it does not set itself."""
+    """`flags`, a value of XLA_FLAGS, with those of `wanted` appended that it does not set itself."""
     given = {flag.lstrip("-").partition("=")[0] for flag in flags.split()}
     added = [f"--{name}={value}" for name, (value, _) in wanted.items() if name not in given]
     return " ".join([*flags.split(), *added])

@@ -1,4 +1,4 @@
-"""The frozen first stage: a pytree that is handed to jitted functions."""
+"""The frozen first stage: a pytree that is passed to jitted functions."""
 
 import dataclasses
 from typing import Any, NamedTuple

@@ -38,7 +38,7 @@ class AutoencoderConfig:
       encoder_resnets, decoder_resnets: residual blocks in each level.
       norm_groups: groups of every GroupNorm.
       mid_attention: single-head self-attention in the middle block.
-      quant_conv, post_quant_conv: 1x1 convolutions behind the encoder and before the decoder.
+      quant_conv, post_quant_conv: 1x1 convolutions after the encoder and before the decoder.
       mask_condition: the decoder can take the known part of an image to be inpainted (the asymmetric autoencoders of
         Zhu et al., "Designing a Better Asymmetric VQGAN for StableDiffusion").
       dtype: compute type of convolutions and attention, "float32" or "bfloat16"; norms and softmax are float32.

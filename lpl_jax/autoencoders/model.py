@@ -41,7 +41,7 @@ class Norm(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Two convolutions behind norm and activation, around a residual, projected where the width changes."""
+    """Two convolutions, each after norm and activation, around a residual, projected where the width changes."""
 
     config: AutoencoderConfig
     features: int
@@ -152,7 +152,7 @@ class Encoder(nn.Module):
 class ConditionEncoder(nn.Module):
     """Known part of an image (B, 8h, 8w, 3) -> what the asymmetric decoder blends in.
 
-    One map before each up block and one behind the last: sides h, 2h, 4h, 8h, 8h.
+    One map before each up block and one after the last: sides h, 2h, 4h, 8h, 8h.
     """
 
     config: AutoencoderConfig
@@ -182,7 +182,7 @@ def _blend(x, known, mask):
 class Decoder(nn.Module):
     """Raw latents (B, h, w, C) -> images (B, 8h, 8w, 3), or the first feature maps on the way there.
 
-    The taps are the output of the middle block and of every up block behind its upsampler: sides h, 2h, 4h, 8h, 8h.
+    The taps are the output of the middle block and of every up block after its upsampler: sides h, 2h, 4h, 8h, 8h.
     """
 
     config: AutoencoderConfig
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
         image: Float[Array, "b height width 3"] | None = None,
         mask: Float[Array, "b height width 1"] | None = None,
     ) -> Float32[Array, "b height width 3"] | tuple[Float[Array, "b _h _w _c"], ...]:
-        """num_taps: None for images (float32); otherwise stop behind that many taps and return them as a tuple.
+        """num_taps: None for images (float32); otherwise stop after that many taps and return them as a tuple.
 
         post_quant_conv: False feeds the latents to `conv_in` directly (the public PyTorch example of the loss does).
         remat: recompute the middle block and each up block in the backward pass instead of keeping their insides.

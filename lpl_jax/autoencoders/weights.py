@@ -53,7 +53,7 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype: DTypeLike =
         latter needs PyTorch); or it holds NAME_encoder.pth and NAME_decoder.pth as TAESD is published.
       subfolder: the autoencoder's folder inside a pipeline's, such as "vae".
       dtype: compute type, float32 or bfloat16. Parameters are float32 in both, so that their hash is that of the file,
-        and a latent store made in one is good for the other.
+        and a latent store encoded in one is good for the other.
 
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
@@ -83,7 +83,7 @@ def save(autoencoder: Autoencoder, folder: str | Path) -> None:
     tensors beside the others (`SIDE.layers.N.pool.0`, `.1` and `.3`) and "AutoencoderTinyMidblockNorm" as the class.
 
     Raises:
-      InputError: the folder already has weights, which are not written over.
+      InputError: the folder already has weights, which are not overwritten.
     """
     folder = to_path(folder)
     if (folder / WEIGHTS).exists():

@@ -97,7 +97,7 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """Of the whole step."""
+        """Of the step."""
         return self.base + self.perceptual
 
 
@@ -116,7 +116,7 @@ def step_flops(
 
     Args:
       model: its own number of latent channels does not count, the autoencoder's does.
-      lpl: which taps are decoded (the decoder stops behind the last one); None is all.
+      lpl: which taps are decoded (the decoder stops after the last one); None is all.
       decoded: images that go through the decoder as a share of the batch, 0 to 1.
       context_tokens: 1 for class labels, else the length of a text.
       tower: of a text tower that runs in the step; None: there is none, or its outputs come from a store.
@@ -160,7 +160,7 @@ def denoiser_work(config: MMDiTConfig, side: int, latent_channels: int | None = 
     patch = n * config.patch_size**2 * channels * d
     once, first = _embedding_work(config)
     text = t * config.context_dim * d
-    blocks = [_block_work(config, n, t, place) for place in range(config.depth)]
+    blocks = [_block_work(config, n, t, index) for index in range(config.depth)]
     return Work(
         weights=2 * patch + text + once + sum(weights for weights, _ in blocks),
         first=patch + text + first,
@@ -178,11 +178,11 @@ def _embedding_work(config: MMDiTConfig) -> tuple[int, int]:
     return first + second + shared + head_modulation, first
 
 
-def _block_work(config: MMDiTConfig, n: int, t: int, place: int) -> tuple[int, int]:
-    """Multiply-adds of the block at this place: with weights, and of attention."""
+def _block_work(config: MMDiTConfig, n: int, t: int, index: int) -> tuple[int, int]:
+    """Multiply-adds of the block at this index: with weights, and of attention."""
     d, mlp = config.hidden, 2 * config.mlp_ratio * config.hidden**2
-    dual = place < config.dual_attention
-    pre_only = config.context_pre_only and place == config.depth - 1
+    dual = index < config.dual_attention
+    pre_only = config.context_pre_only and index == config.depth - 1
     weights = n * (4 * d * d + mlp)
     attention = 2 * (n if pre_only else n + t) * (n + t) * d
     if dual:

@@ -97,10 +97,10 @@ def _instruction(line: str) -> Instruction | None:
 def _closing(text: str, start: int) -> int:
     """Where the bracket that opens at `start` is closed."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
         if not depth:
-            return place
+            return index
     return len(text)
 
 
@@ -162,9 +162,9 @@ class _Cost:
         text = " ".join(each.attributes for name in [condition, *_fused(test)] for each in self.computations[name])
         if len(limits) != 1 or len(places) != 1 or "direction=LT" not in text:
             return None
-        place = int(re.findall(r"index=(\d+)", places[0])[0])
-        start = _constant(_element(here.get(loop.operands[0]), place, here), here)
-        following = _element(self.computations[body][-1], place, inside)
+        index = int(re.findall(r"index=(\d+)", places[0])[0])
+        start = _constant(_element(here.get(loop.operands[0]), index, here), here)
+        following = _element(self.computations[body][-1], index, inside)
         if start is None or following is None or following.opcode != "add":
             return None
         steps = [_constant(inside.get(name), inside) for name in following.operands]
@@ -172,9 +172,9 @@ class _Cost:
         return max(-(-(int(limits[0].arguments) - start) // steps[0]), 0) if len(steps) == 1 and steps[0] > 0 else None
 
 
-def _element(tuple_: Instruction | None, place: int, here: dict[str, Instruction]) -> Instruction | None:
-    """What is at this place of a tuple, behind copies of it."""
-    found = here.get(tuple_.operands[place]) if tuple_ is not None and tuple_.opcode == "tuple" else None
+def _element(tuple_: Instruction | None, index: int, here: dict[str, Instruction]) -> Instruction | None:
+    """The element of a tuple at this index, through copies of it."""
+    found = here.get(tuple_.operands[index]) if tuple_ is not None and tuple_.opcode == "tuple" else None
     while found is not None and found.opcode in ("copy", "bitcast"):
         found = here.get(found.operands[0])
     return found
@@ -257,5 +257,5 @@ def _convolution_flops(each: Instruction, here: dict[str, Instruction]) -> float
 @functools.lru_cache(maxsize=4096)
 def _pairs(left: int, out: int, size: int, *, low: int, stride: int, left_dilation: int, right_dilation: int) -> int:
     """Along one axis: how often an element of the output meets one of the window with data, not padding, below it."""
-    place = np.arange(out)[:, None] * stride + np.arange(size) * right_dilation - low
-    return int(((place >= 0) & (place % left_dilation == 0) & (place // left_dilation < left)).sum())
+    index = np.arange(out)[:, None] * stride + np.arange(size) * right_dilation - low
+    return int(((index >= 0) & (index % left_dilation == 0) & (index // left_dilation < left)).sum())

@@ -5,7 +5,7 @@ libtpu 0.0.52). `--codegen` compiles to the end without it.
 
 Generating code took 182 of the 189 seconds of compiling paper796's step for v5e-16, and nothing in a report of memory,
 operations and collectives depends on it. Where XLA's flags ask for it (`flags`), libtpu writes the program and its
-buffer assignment down first. What is still being compiled then goes on in a thread, until the process ends.
+buffer assignment down first. What is still being compiled then continues in a thread, until the process ends.
 """
 
 import re

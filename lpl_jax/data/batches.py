@@ -37,7 +37,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches for the steps start_step, start_step + 1, ...
 
-    The records stream in epochs, each a permutation of its own of the whole store; step s takes the places from
+    The records stream in epochs, each a permutation of its own of the store; step s takes the draws from
     s * batch_size to (s + 1) * batch_size of that stream. An epoch need not end where a batch ends, and a batch larger
     than the store runs over several epochs. Nothing but (seed, step) decides what a batch holds: not where the run
     started, nor the number of hosts, threads or workers.
@@ -50,7 +50,7 @@ def batches(
       control: also yield "control" (B, 4) float32: height and width of the original image, top and left of the crop,
         of the image as it is taken (mirrored or not), in pixels; what a denoiser with `control` is given.
       with_index: also yield "index", the numbers of the records.
-      text: also yield "tokens" (B, T) int32, the numbers of the caption, and where the store keeps outputs of the text
+      text: also yield "tokens" (B, T) int32, the ids of the caption, and where the store keeps outputs of the text
         tower "text_hidden" (B, T, D) and "text_pooled" (B, D') float16.
       second_caption: probability of taking the second caption column instead of the first, for each image anew.
       read_threads, read_ahead: threads that read, and batches that they may be ahead of training.
@@ -90,8 +90,8 @@ def sample_posterior(key: jax.Array, *, mean: jax.Array, logvar: jax.Array) -> j
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-class _Place(NamedTuple):
-    """A place in the stream of records: which one, mirrored (1) or not (0), and which caption column."""
+class _Draw(NamedTuple):
+    """A draw from the stream of records: which one, mirrored (1) or not (0), and which caption column."""
 
     record: int
     side: int
@@ -101,23 +101,23 @@ class _Place(NamedTuple):
 def _steps(count, batch_size, seed, process_index, process_count, draw, read) -> grain.MapDataset:
     """Step -> batch, as a Grain data set with random access.
 
-    The stream of single places is the same on every host; cut into the hosts' parts, part p of step s is number
-    s * process_count + p. `read` makes a batch of the places of one.
+    The stream of single draws is the same on every host; cut into the hosts' parts, part p of step s is number
+    s * process_count + p. `read` makes a batch of the draws of one.
     """
-    places = _places(count, seed, draw)
+    draws = _draws(count, seed, draw)
     # drop_remainder: the stream is endless, but Grain computes its number of batches, without it in floating point.
-    parts = places.batch(batch_size // process_count, drop_remainder=True, batch_fn=read)
+    parts = draws.batch(batch_size // process_count, drop_remainder=True, batch_fn=read)
     return parts[process_index::process_count]
 
 
-def _places(count, seed, draw) -> grain.MapDataset:
-    """The endless stream of single places, with random access."""
+def _draws(count, seed, draw) -> grain.MapDataset:
+    """The endless stream of single draws, with random access."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat().random_map(draw)
 
 
-def _draw(flip: bool, second_caption: float, index: int, rng: np.random.Generator) -> _Place:
+def _draw(flip: bool, second_caption: float, index: int, rng: np.random.Generator) -> _Draw:
     side = int(rng.integers(2)) if flip else 0
-    return _Place(index, side, int(rng.random() < second_caption) if second_caption else 0)
+    return _Draw(index, side, int(rng.random() < second_caption) if second_caption else 0)
 
 
 def _fields(store: LatentStore, control: bool, text: bool) -> tuple[str, ...]:
@@ -126,10 +126,10 @@ def _fields(store: LatentStore, control: bool, text: bool) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in store.manifest.field_names)
 
 
-def _read(store: LatentStore, fields: tuple[str, ...], with_index: bool, places: Sequence[_Place]) -> Batch:
-    index, side, column = np.array(places, np.int64).T
+def _read(store: LatentStore, fields: tuple[str, ...], with_index: bool, draws: Sequence[_Draw]) -> Batch:
+    index, side, column = np.array(draws, np.int64).T
     records = store.fixed(index)
-    rows = np.arange(len(places))
+    rows = np.arange(len(draws))
     batch = {name: records["moments"][rows, side, part].astype(np.float32) for part, name in enumerate(MOMENTS)}
     batch["label"] = records["label"].astype(np.int32)
     for name in fields:

@@ -1,4 +1,4 @@
-"""Captions -> token numbers, and outputs of a frozen text tower where these are kept too."""
+"""Captions -> token ids, and outputs of a frozen text tower where these are kept too."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class TextOptions:
       tokenizer, tokenizer_subfolder: what `lpl_jax.text.load_tokenizer` takes.
       length: T, numbers per caption; a longer caption loses its end.
       encoder, encoder_subfolder: what `lpl_jax.text.load` takes: also keep what this tower makes of each caption, its
-        states and the pooled one in float16, which takes 2 T D bytes for each caption. None: token numbers alone.
+        states and the pooled one in float16, which takes 2 T D bytes for each caption. None: token ids only.
       layer: the states that are kept: "last" (final norm applied) or "penultimate".
     """
 

@@ -15,7 +15,7 @@ from lpl_jax.data.reading import Loaded
 
 
 class Encoded(NamedTuple):
-    """A run of what was read, in its order, and the moments (B, 2, 2, h, w, C) of the B examples among it."""
+    """A run of loaded items, in order, and the moments (B, 2, 2, h, w, C) of the B examples among them."""
 
     loaded: list[Loaded]
     moments: np.ndarray
@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
     @property
     def examples(self) -> list[Example]:
         """Those that were encoded, in order."""
-        return [entry.what for entry in self.loaded if isinstance(entry.what, Example)]
+        return [entry.item for entry in self.loaded if isinstance(entry.item, Example)]
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -49,7 +49,7 @@ def encode(loaded: Iterator[Loaded], autoencoder: Autoencoder, *, batch_size: in
     batch_size = -(-batch_size // len(devices)) * len(devices)
 
     def dispatch(entries: Sequence[Loaded]) -> jax.Array | None:
-        images = [entry.what.image for entry in entries if isinstance(entry.what, Example)]
+        images = [entry.item.image for entry in entries if isinstance(entry.item, Example)]
         if not images:
             return None
         padding = [(0, batch_size - len(images))] + [(0, 0)] * 3
@@ -74,7 +74,7 @@ def _runs(loaded: Iterator[Loaded], batch_size: int) -> Iterator[list[Loaded]]:
     """
     entries, count = [], 0
     for entry in loaded:
-        is_example = isinstance(entry.what, Example)
+        is_example = isinstance(entry.item, Example)
         if is_example and count == batch_size:
             yield entries
             entries, count = [], 0

@@ -1,7 +1,7 @@
 """What a source of images gives: examples, cut into units of work that several hosts can share out among themselves.
 
-A source that can be read at any place (`ImageSource`) knows its length, and is cut into units of so many examples. A
-source that can only be read from the front (`StreamSource`: tar files) says itself what its units are. `work_units`
+A source with random access (`ImageSource`) knows its length, and is cut into units of so many examples. A
+source that can only be read in order (`StreamSource`: tar files) says itself what its units are. `work_units`
 makes the two alike: there is one way to write a store.
 """
 

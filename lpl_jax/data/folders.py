@@ -19,7 +19,7 @@ class FolderSource:
 
     Labels follow the sorted folder names; images that lie in the folder itself are one class, "all". Files that end in
     .jpeg, .jpg, .png, .webp or .bmp (in upper case too) are images, also in subfolders of a class folder; others are
-    passed over.
+    skipped.
 
     Args:
       captions: caption columns: "txt" is the file NAME.txt beside the image NAME.jpg, every other name a field of
@@ -98,6 +98,6 @@ def _list(folder: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
 
 
 def _images_below(folder: Path) -> list[str]:
-    """Paths of the image files in a folder and its subfolders, relative to it, sorted; hidden ones are passed over."""
+    """Paths of the image files in a folder and its subfolders, relative to it, sorted; hidden ones are skipped."""
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(str(file) for file in files if not any(part.startswith(".") for part in file.parts))

@@ -21,7 +21,7 @@ class Crop:
         filter), then cut the centre square.
       center_crop: cut the centre square without resizing; a smaller image is an error.
       random_crop: cut a square whose side is a random part (between the two numbers `side`) of the shorter side, at a
-        random place, and resize it to `resolution`. The draw is a pure function of (seed, index of the image).
+        random position, and resize it to `resolution`. The draw is a pure function of (seed, index of the image).
     """
 
     resolution: int
@@ -76,8 +76,8 @@ class Crop:
         box = (left, top, left + side, top + side)
         size = self.resolution, self.resolution
         pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
-        places = top, left, image.width - side - left
-        return pixels, _control(image.size, *(round(place * self.resolution / side) for place in places))
+        offsets = top, left, image.width - side - left
+        return pixels, _control(image.size, *(round(offset * self.resolution / side) for offset in offsets))
 
 
 def read_rgb(file: Path | bytes, name: str) -> Image.Image:

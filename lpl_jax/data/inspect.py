@@ -1,4 +1,4 @@
-"""Whether a latent store is whole, and what is in it."""
+"""Whether a latent store is complete and undamaged, and statistics of it."""
 
 import collections
 import hashlib
@@ -23,11 +23,11 @@ class Findings:
     examples: list[str] = field(default_factory=list)
     most: int = 20
 
-    def add(self, kind: str, what: str) -> None:
+    def add(self, kind: str, name: str) -> None:
         """Counts a finding, and keeps the first few as examples."""
         self.counts[kind] += 1
         if len(self.examples) < self.most:
-            self.examples.append(f"{kind}: {what}")
+            self.examples.append(f"{kind}: {name}")
 
 
 def verify(store: LatentStore, on_progress: Callable[[int], object] = lambda records: None) -> Findings:
@@ -93,7 +93,7 @@ def _check_record(store: LatentStore, index: int, data: bytes, keys: set[bytes],
 
 
 def statistics(store: LatentStore, records: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Numbers of a store, from so many of its records drawn at random (None: all).
+    """Statistics of a store, from this many of its records, drawn at random (None: all).
 
     Returns:
       "records", "bytes", "bytes_per_record", "skipped", "looked_at"; "class_counts" (num_classes,) of those looked at;

@@ -30,7 +30,7 @@ def prepare(
             bar = tqdm(total=total, desc="prepare", unit="img", leave=False, disable=not progress)
         encoded += images
         bar.update(images)
-        if images and begun is None:  # what comes behind the first batch, for which the encoder was compiled
+        if images and begun is None:  # the rate is that after the first batch, for which the encoder was compiled
             begun = time.perf_counter(), images
 
     def skip(_):
@@ -56,7 +56,7 @@ def _rate(encoded: int, start: float, begun: tuple[float, int] | None) -> str:
     if begun is None:
         return "was complete already, nothing encoded"
     first_end, first = begun
-    rest = f", {(encoded - first) / (now - first_end):.1f} img/s behind the first batch" if encoded > first else ""
+    rest = f", {(encoded - first) / (now - first_end):.1f} img/s after the first batch" if encoded > first else ""
     return f"{encoded} encoded in {now - start:.1f} s, {encoded / (now - start):.1f} img/s{rest}"
 
 
@@ -65,7 +65,7 @@ def _summary(store: LatentStore, done: str) -> str:
     if not store.finished:
         return (
             f"{store.path}: this host's part is there ({done}); {len(store)} images in {len(manifest.shards)} shards "
-            "so far, other hosts go on"
+            "so far, other hosts are still writing"
         )
     shards, classes = len(manifest.shards), manifest.num_classes
     text = f", {len(manifest.text.columns)} captions each" if manifest.text else ""

@@ -11,10 +11,10 @@ from lpl_jax.errors import InputError
 
 
 class Loaded(NamedTuple):
-    """What came of an item of unit number `unit`; `what` is None at the end of the unit."""
+    """An item of unit number `unit` that was loaded or skipped; None marks the end of the unit."""
 
     unit: int
-    what: Example | Skipped | None
+    item: Example | Skipped | None
 
 
 def load_units(units: Iterable[tuple[int, Unit]], *, threads: int, ahead: int) -> Generator[Loaded, None, None]:

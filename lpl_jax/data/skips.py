@@ -1,4 +1,4 @@
-"""How many images may be passed over while a store is made."""
+"""How many images may be skipped while a store is written."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ EARLIEST = 1000  # images before a share is judged, except at the end
 
 @dataclass
 class SkipLimit:
-    """Counts images and those passed over, and raises an InputError where these are more than `most`.
+    """Counts images and skipped ones, and raises an InputError where these are more than `most`.
 
     most: a number of images (int), checked at every one, or a share of all (float, 0.01), checked from `EARLIEST`
     images on and at the end.
@@ -38,7 +38,7 @@ class SkipLimit:
         self.check()
 
     def check(self, final: bool = False) -> None:
-        """Raises an InputError where too many were passed over; `final`: all images were seen."""
+        """Raises an InputError where too many were skipped; `final`: all images were seen."""
         count = len(self.skipped)
         images = self.seen + count
         if isinstance(self.most, float):

@@ -31,7 +31,7 @@ PHOTOS = {
 class PhotoSource:
     """Random square crops of eight colour photographs that come with scikit-image; the class is the photograph.
 
-    Example i is crop i // 8 of photograph i % 8. Its place and size (a part between `side[0]` and `side[1]` of the
+    Example i is crop i // 8 of photograph i % 8. Its position and size (a part between `side[0]` and `side[1]` of the
     shorter side) are drawn from (seed, i): other seeds give other crops of the same photographs.
     """
 
@@ -108,7 +108,7 @@ def open_source(
       split, data_dir: only for tfds.
       captions: caption columns: "txt" (the file beside an image) or a field of its json; of tfds, features. None is
         ("txt",) for a webdataset and () for the others; photos have none.
-      limit: at most so many images, drawn at random by `seed`; of a webdataset the first of every tar file.
+      limit: at most this many images, drawn at random by `seed`; of a webdataset the first of every tar file.
 
     Raises:
       InputError: an option that the source does not have, and all that the sources themselves raise.

@@ -3,9 +3,9 @@
     DIR/manifest.json                         the `Manifest`; written last, so that a folder without it is not finished
     DIR/latents-00000-of-00002.array_record   one record per image: fixed layout (`Manifest.record_dtype`), then key
     DIR/latents-00001-of-00002.array_record   and captions
-    DIR/report.json                           what was skipped while it was made, and a checksum of each shard
+    DIR/report.json                           what was skipped, and a checksum of each shard
 
-While a store is being made (see `writer`), `plan.json` stands in place of the manifest, and `latents-*.json` beside
+While a store is being written (see `writer`), `plan.json` stands in place of the manifest, and `latents-*.json` beside
 each shard that is finished: `LatentStore(path, partial=True)` reads these.
 
 The moments are raw (unscaled) posterior mean and log-variance of the image and of its mirror image. There is one
@@ -59,12 +59,12 @@ class TextInfo:
 
     Attributes:
       tokenizer, fingerprint: what it was loaded from, for people, and its identity.
-      length: T, token numbers of a caption, with start, end and padding.
-      vocab_size: token numbers are below it.
+      length: T, token ids of a caption, with start, end and padding.
+      vocab_size: token ids are below it.
       eos: number of the token that ends a caption.
       columns: names of the caption columns.
       encoder, layer: text tower whose outputs are kept too, for people, and which of its states ("last" or
-        "penultimate"); None where only token numbers are kept.
+        "penultimate"); None where only token ids are kept.
       encoder_fingerprint: the tower's identity, of `text.tower_fingerprint`.
       hidden_dim, pooled_dim: widths of these outputs; 0 where there are none.
     """
@@ -104,7 +104,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a latent store holds and how it was made.
+    """What a latent store holds, and its provenance.
 
     Attributes:
       autoencoder: name of the autoencoder, for people; `weights_hash` is its identity.
@@ -228,7 +228,7 @@ class LatentStore:
 
     Args:
       path: its folder, which may be remote.
-      partial: also open one that is still being made: the shards that are finished now. `finished` tells which it is.
+      partial: also open one that is still being written: the shards finished so far. `finished` tells which it is.
 
     Raises:
       InputError: no such folder, no manifest (not a store, or not finished), a shard that is missing or cut short; on
@@ -328,7 +328,7 @@ def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:
 
 
 def read_plan(folder: AnyPath) -> tuple[Manifest, list[str]] | None:
-    """The manifest, without shards, of a store that is being made in this folder, and the names of its units."""
+    """The manifest, without shards, of a store that is being written in this folder, and the names of its units."""
     path = folder / PLAN
     try:
         plan = json.loads(path.read_text())
@@ -374,7 +374,7 @@ def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
     if not partial:
         raise InputError(
             f"latent store {folder}: is not finished, {len(done)} of its {len(units)} parts are there and it has no "
-            f"{MANIFEST}; the same call of lpl prepare goes on with it"
+            f"{MANIFEST}; the same call of lpl prepare resumes it"
         )
     skipped = sum(len(record["skipped"]) for record in done.values())
     return dataclasses.replace(manifest, shards=shards_of(done), skipped=skipped), False

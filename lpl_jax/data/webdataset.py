@@ -1,6 +1,6 @@
 """Webdataset shards as img2dataset writes them: tar files with KEY.jpg, KEY.txt and KEY.json for each image.
 
-They are read from the front, on a disk or from object storage (through fsspec). What cannot be used is handed on as an
+They are read from the front, on a disk or from object storage (through fsspec). What cannot be used is yielded as an
 item that says why; an error of the disk or of the network is no such thing, and is raised.
 """
 
@@ -36,7 +36,7 @@ class WebDatasetSource:
       pattern: a tar file, a folder of them, or a pattern with * or {00000..00099}; a path, or a URL that fsspec knows
         (gs://, s3://, memory://).
       captions: columns: "txt" or a field of the json (see `captions.read_captions`); none: images without text.
-      limit: at most so many samples, the first of every tar file alike.
+      limit: at most this many samples, the first of every tar file alike.
 
     Attributes:
       urls, sizes: the tar files in order of their names, and their bytes.
@@ -108,7 +108,7 @@ def read_tar(file) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, ending -> content) of each sample of an open tar file; a sample is a run of members with one key.
 
     A key is a member's path up to the first dot of its name, the ending what follows, in lower case; endings other
-    than `ENDINGS` are passed over.
+    than `ENDINGS` are skipped.
 
     Raises:
       tarfile.TarError: damaged, or ending without the mark that ends a tar file. What was read before that was yielded,
@@ -226,7 +226,7 @@ def _open(url: str):
 
 
 def _names(urls: Sequence[str]) -> tuple[str, ...]:
-    """What comes behind the folder that all tar files lie in: they are named alike wherever that is."""
+    """Paths of the tar files relative to their common folder, so that names do not depend on where it is."""
     folders = [url.split("/")[:-1] for url in urls]
     common = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
     return tuple("/".join(url.split("/")[common:]) for url in urls)

@@ -1,4 +1,4 @@
-"""Writing a latent store, unit by unit, by one host or several, so that a killed write goes on where it was.
+"""Writing a latent store, unit by unit, by one host or several, so that a killed write can be resumed.
 
 A unit (see `examples`) becomes a shard: written under a temporary name, renamed, then recorded in a file of its own
 beside it. A write takes the units that have no such record. Whoever finds all units recorded writes the report and the
@@ -69,7 +69,7 @@ def write_store(
     """Encodes every image of `source` into a latent store in the folder `path`, which may be remote, and opens it.
 
     A folder that already holds the complete store of the same source, crop and autoencoder is opened as it is; one that
-    was begun is gone on with, whole units at a time. With several hosts each writes its part of the units into the same
+    was begun is resumed, unit by unit. With several hosts each writes its part of the units into the same
     folder, and the one that is ready last completes the store; for the others the store that is returned is not
     `finished`.
 
@@ -79,11 +79,11 @@ def write_store(
       dtype: "float16" (relative error 2^-11 per value, half the size) or "float32".
       shard_records: images per file, the last one excepted; a webdataset makes one file of each tar file.
       host_index, host_count: this host takes the units whose number leaves this remainder.
-      max_skipped: images that may be passed over because they cannot be read or have no caption: a number, or a share
+      max_skipped: images that may be skipped because they cannot be read or have no caption: a number, or a share
         of all (0.01, a float). None is 0 for sources of known length, 0.01 for streams.
       on_progress: called with 0 before the first image is read, when all else is found in order, and then with the
         number of images of each batch that is encoded; not called for a store that is opened as it is.
-      on_skipped: called with each image that is passed over.
+      on_skipped: called with each image that is skipped.
 
     Raises:
       InputError: `path` holds another store or other files, the source has no image or more than `max_skipped` that
@@ -128,19 +128,19 @@ def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, on_progress, o
     examples, moments = encoded.examples, encoded.moments
     finite = [bool(np.isfinite(each).all()) for each in moments] if examples else []
     rows = iter(zip(finite, shards.rows(examples, moments), strict=True))
-    for unit, what in encoded.loaded:
-        if isinstance(what, Example):
+    for unit, item in encoded.loaded:
+        if isinstance(item, Example):
             is_finite, row = next(rows)
             if is_finite:
                 shards.add(unit, row)
                 limit.seen += 1
                 continue
-            reason = f"{what.key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights"
-            what = Skipped(what.key, shards.units[unit], reason)
-        if isinstance(what, Skipped):
-            shards.skip(what)
-            limit.skip(what)
-            on_skipped(what)
+            reason = f"{item.key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights"
+            item = Skipped(item.key, shards.units[unit], reason)
+        if isinstance(item, Skipped):
+            shards.skip(item)
+            limit.skip(item)
+            on_skipped(item)
         else:
             shards.finish(unit)
     if examples:
@@ -265,8 +265,8 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
 def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
     """Raises an InputError unless the store holds what is planned; names and shard sizes may differ."""
     differences = [
-        (what, have, want)
-        for what, have, want, same in (
+        (name, have, want)
+        for name, have, want, same in (
             ("autoencoder", found.autoencoder, planned.autoencoder, found.weights_hash == planned.weights_hash),
             ("resolution", found.resolution, planned.resolution, found.resolution == planned.resolution),
             ("crop", found.crop, planned.crop, found.crop == planned.crop),
@@ -277,9 +277,9 @@ def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
         if not same
     ]
     if differences:
-        what, have, want = differences[0]
+        name, have, want = differences[0]
         raise InputError(
-            f"{folder} already holds another latent store ({what} {have}, not {want}); "
+            f"{folder} already holds another latent store ({name} {have}, not {want}); "
             "give another folder or delete this one"
         )
 

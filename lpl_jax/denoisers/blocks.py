@@ -50,7 +50,7 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, conditioning: Float[Array, "b d"]) -> Float32[Array, "b {self.chunks} d"]:
-        """A linear map of a vector behind its activation."""
+        """A linear map of a vector after its activation."""
         batch, dim = conditioning.shape
         kernel = self.param("kernel", zeros, (dim, self.chunks * dim))
         bias = self.param("bias", zeros, (self.chunks * dim,))
@@ -120,7 +120,7 @@ class JointBlock(nn.Module):
 
     @nn.compact
     def __call__(self, streams: Streams, conditioning: Conditioning) -> tuple[Streams, None]:
-        """The streams behind the block, and None, which is what a scan collects of its steps.
+        """The streams after the block, and None, which is what a scan collects of its steps.
 
         Args:
           streams: image (B, N, d) and context (B, T, d) tokens.

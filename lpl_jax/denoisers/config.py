@@ -59,7 +59,7 @@ class MMDiTConfig(Part, section="model"):
     )
     qk_norm: bool = field(True, "RMS-normalise queries and keys (Stable Diffusion 3.0 medium does not)")
     dual_attention: int = field(
-        0, "the first so many blocks have a second attention, among image tokens (SD 3.5 medium)", COUNT_OR_NONE
+        0, "number of first blocks with a second attention, among image tokens (SD 3.5 medium)", COUNT_OR_NONE
     )
     base_grid: int = field(16, "patches per side at the base resolution: range of the position coordinates", COUNT)
     position_table: int = field(

@@ -65,9 +65,9 @@ class MMDiT(nn.Module):
         (B, T, context_dim). pooled: (B, pooled_dim), if the config has it. control: (B, 4), if the config has it:
         height and width of the original image, top and left of the crop, in pixels. Returns (B, h, w, C) float32.
 
-        stop_after: return the tokens of the image stream behind that many blocks instead, (B, N, hidden) float32 with
-        N patches row by row, and compute nothing behind them; with all `depth` blocks, what the head is given. The
-        parameters are those of the whole network.
+        stop_after: return the tokens of the image stream after that many blocks instead, (B, N, hidden) float32 with
+        N patches row by row, and compute nothing after them; with all `depth` blocks, what the head is given. The
+        parameters are those of the full network.
 
         Raises InputError for a shape or dtype that does not fit the config, or a block that there is not.
         """

@@ -53,7 +53,7 @@ def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, di
     """Load a denoiser and its parameters, in float32 whatever the file has.
 
     Args:
-      source: a folder with config.json beside the weights in safetensors, whole or in shards with an index, in one of
+      source: a folder with config.json beside the weights in safetensors, one file or shards with an index, in one of
         the two layouts; a single .safetensors file with the config inside; or a hub id such as
         "stabilityai/stable-diffusion-3.5-medium".
       subfolder: the denoiser's folder inside a pipeline's: "transformer" in one of Stable Diffusion 3.
@@ -171,6 +171,8 @@ def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any]
 
 
 def _load_file(path: Path) -> tuple[MMDiTConfig, dict]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     where = f"{path}: metadata {CLASS_NAME}"
     try:
         with safe_open(path, "np") as file:

@@ -19,9 +19,9 @@ def stratified_uniform(key: PRNGKeyArray, groups: int, size: int) -> Float32[Arr
     group then varies no more than with independent draws, and much less where the values depend on the number smoothly
     or by a step.
     """
-    order, place = jax.random.split(key)
+    order, offset = jax.random.split(key)
     intervals = jnp.argsort(jax.random.uniform(order, (groups, size)), axis=1)
-    u = (intervals + jax.random.uniform(place, (groups, size))) / size
+    u = (intervals + jax.random.uniform(offset, (groups, size))) / size
     return jnp.minimum(u, 1.0 - 2.0**-24).reshape(-1)  # the division may round up to 1
 
 

@@ -72,13 +72,13 @@ def frechet_interval(
     Raises InputError for what `statistics`, `frechet_distance` and `bootstrap_std` refuse.
     """
     features = np.asarray(features)
-    whole = statistics(features)
-    value = frechet_distance(whole, reference)
+    full = statistics(features)
+    value = frechet_distance(full, reference)
     root = psd_root(reference.covariance)
 
     def distance(rows: np.ndarray) -> float:
         weights = np.bincount(rows, minlength=len(features))
-        resample = _weighted_statistics(features, weights, whole.mean)
+        resample = _weighted_statistics(features, weights, full.mean)
         return distance_to_root(reference.mean, reference.covariance, root, resample)
 
     spread = 1.96 * bootstrap_std(distance, len(features), seed=seed, resamples=resamples)

@@ -51,13 +51,14 @@ class Metric(NamedTuple):
 class Card(NamedTuple):
     """The numbers of an evaluation and all that they depend on.
 
-    metrics: by the names of `METRICS`. absent: metric -> why it is not there. made: what the numbers depend on, plain
-    values by dotted name. context: when, where and by which command and versions it was made.
+    metrics: by the names of `METRICS`. absent: metric -> why it is not there. provenance: what the numbers depend on,
+    plain values by dotted name ("made" in the file). context: when, where and by which command and versions it was
+    computed.
     """
 
     metrics: dict[str, Metric]
     absent: dict[str, str]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
     context: dict[str, Any]
 
 
@@ -81,7 +82,8 @@ def context(command: Sequence[str]) -> dict[str, Any]:
 def write_card(card: Card, folder: PathLike) -> AnyPath:
     """card.json and card.md in `folder`; returns the former's path."""
     folder = to_path(folder, "--out", remote=True)
-    fields = card._asdict() | {"metrics": {name: metric._asdict() for name, metric in card.metrics.items()}}
+    metrics = {name: metric._asdict() for name, metric in card.metrics.items()}
+    fields = {"metrics": metrics, "absent": card.absent, "made": card.provenance, "context": card.context}
     path = folder / "card.json"
     write_text(folder / "card.md", markdown(card))
     write_json(path, {"format": FORMAT, **fields})
@@ -116,7 +118,7 @@ def markdown(card: Card) -> str:
         lines += [f"- {METRICS[name][0]}: {reason}" for name, reason in card.absent.items()]
     lines += ["", "| what made it | |", "|---|---|"]
     versions = card.context.get("versions", {})
-    facts = card.made | {name: value for name, value in card.context.items() if name != "versions"}
+    facts = card.provenance | {name: value for name, value in card.context.items() if name != "versions"}
     facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
     lines += [f"| {name} | {_text(value)} |" for name, value in facts.items()]
     return "\n".join(lines) + "\n"
@@ -134,8 +136,8 @@ def compare(cards: Mapping[str, Card], *, same: bool = True) -> str:
         if any(metric in card.metrics for card in cards.values()):
             cells = [_cell(card.metrics.get(metric)) for card in cards.values()]
             lines.append(_row([f"{title} ({better} is better)", *cells]))
-    fields = list(dict.fromkeys(field for card in cards.values() for field in card.made))
-    values = {field: [_text(card.made.get(field, "-")) for card in cards.values()] for field in fields}
+    fields = list(dict.fromkeys(field for card in cards.values() for field in card.provenance))
+    values = {field: [_text(card.provenance.get(field, "-")) for card in cards.values()] for field in fields}
     differing = [field for field in fields if len(set(values[field])) > 1]
     lines += ["", "Made differently:" if differing else "All were made in the same way.", ""]
     if differing:
@@ -150,13 +152,13 @@ def compare(cards: Mapping[str, Card], *, same: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
-def key_of(made: Mapping[str, Any]) -> str:
-    """A short hash of what made a card: other settings, another hash."""
-    return fingerprint_values(made)[:6]
+def key_of(provenance: Mapping[str, Any]) -> str:
+    """A short hash of a card's provenance: other settings, another hash."""
+    return fingerprint_values(provenance)[:6]
 
 
 def matters(field: str) -> bool:
-    """Whether cards that differ in this field of `made` measure different things."""
+    """Whether cards that differ in this field of their provenance measure different things."""
     return field.startswith(COMPARABLE) and field not in HARMLESS
 
 

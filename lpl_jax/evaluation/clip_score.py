@@ -15,7 +15,7 @@ RESIZE_RULE = "shorter side to CLIP's size, bicubic antialiased (Pillow), rounde
 
 
 class ClipFeatures(flax.struct.PyTreeNode):
-    """CLIP's vision tower as a feature network; a frozen pytree, to be handed to jitted functions as an argument.
+    """CLIP's vision tower as a feature network; a frozen pytree, to be passed to jitted functions as an argument.
 
     It takes two steps, because Pillow resizes (`RESIZE_RULE`): `prepare` on the host, in NumPy, and `embed` on the
     device, pure, to be jitted and sharded. `features` is one after the other.

@@ -37,7 +37,7 @@ class Figure(NamedTuple):
 def cards_of(run: AnyPath) -> list[tuple[AnyPath, Card]]:
     """(folder, card) of all evaluations of a run, the newest checkpoint last."""
     found = [(path.parent, read_card(path)) for path in sorted((run / FOLDER).glob("*/card.json"))]
-    return sorted(found, key=lambda item: item[1].made.get("checkpoint.step", 0))
+    return sorted(found, key=lambda item: item[1].provenance.get("checkpoint.step", 0))
 
 
 def write_results(
@@ -120,7 +120,7 @@ def figures(rows: Sequence[Any], found: Mapping[str, list], baselines: Mapping[s
 
 
 def _varied(row, card: Card) -> dict[str, Any]:
-    return {flag: card.made.get(VARIED[flag]) for flag in row.evaluate}
+    return {flag: card.provenance.get(VARIED[flag]) for flag in row.evaluate}
 
 
 def _order(row, evaluation: tuple[AnyPath, Card]) -> list[tuple[int, float]]:
@@ -135,14 +135,14 @@ def _order(row, evaluation: tuple[AnyPath, Card]) -> list[tuple[int, float]]:
 
 def _comparable(card: Card) -> dict[str, Any]:
     """What has to be the same for numbers to mean the same."""
-    return {name: value for name, value in card.made.items() if matters(name)}
+    return {name: value for name, value in card.provenance.items() if matters(name)}
 
 
 def _counterpart(row, card: Card, cards: list[Card] | None) -> Card | None:
     """The newest of the cards whose numbers can be compared: made in the same way, of what the row lists too."""
 
     def way(each: Card) -> dict[str, Any]:
-        sampling = {name: value for name, value in each.made.items() if name.startswith("sampling.")}
+        sampling = {name: value for name, value in each.provenance.items() if name.startswith("sampling.")}
         return _comparable(each) | sampling | _varied(row, each)
 
     return next((each for each in reversed(cards or []) if way(each) == way(card)), None)

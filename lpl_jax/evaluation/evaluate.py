@@ -38,16 +38,16 @@ SHOWN, PER_ROW = 32, 8  # images in the picture of an evaluation
 class Evaluator(NamedTuple):
     """All that evaluations of several sets share: loaded and computed once.
 
-    made: what a card says of networks and reference. prompts: embeddings (P, D), or None; prompts_made: what a card
-    says of them. folder: features are kept in it.
+    networks_provenance, prompts_provenance: for the card. prompts: embeddings (P, D), or None. folder: features are
+    kept in it.
     """
 
     config: EvaluationConfig
     networks: Networks
-    networks_made: dict[str, Any]
+    networks_provenance: dict[str, Any]
     reference: Reference
     prompts: np.ndarray | None
-    prompts_made: dict[str, Any]
+    prompts_provenance: dict[str, Any]
     mesh: Mesh
     folder: AnyPath
 
@@ -72,13 +72,13 @@ def make_evaluator(
     if config.reference is None and source is None:
         raise InputError("nothing to compare with: give evaluation.reference, a folder of images or an .npz file")
     folder = to_path(config.cache or folder, "evaluation.cache", remote=True)
-    networks, made = load_networks(config)
-    reference = load_reference(config, source, networks, made, resolution=resolution, mesh=mesh, folder=folder)
+    networks, provenance = load_networks(config)
+    reference = load_reference(config, source, networks, provenance, resolution=resolution, mesh=mesh, folder=folder)
     embedded = None
     if prompts is not None and config.clip is not None and networks.clip is not None:
         embedded = text_features(networks.clip.clip, load_tokenizer(config.clip), prompts.lines)
-    prompts_made = prompts.made if prompts is not None else {}
-    return Evaluator(config, networks, made, reference, embedded, prompts_made, mesh, folder)
+    prompts_provenance = prompts.provenance if prompts is not None else {}
+    return Evaluator(config, networks, provenance, reference, embedded, prompts_provenance, mesh, folder)
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def evaluate(
     images: Callable[[np.ndarray], np.ndarray],
     count: int,
     *,
-    made: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     resolution: int,
     out: PathLike,
     context: Mapping[str, Any],
@@ -97,7 +97,7 @@ def evaluate(
 
     Args:
       images: function(rows (B,) int32) -> uint8 (B, H, W, 3).
-      made: what the images depend on, plain values by dotted name.
+      provenance: what the images depend on, plain values by dotted name.
       resolution: of the images.
       context: of `cards.context`.
       prompt_of: function(rows) -> their rows in `evaluator.prompts`; None where there are no prompts for them.
@@ -112,7 +112,7 @@ def evaluate(
         mesh=evaluator.mesh,
         batch_size=config.batch_size,
         folder=evaluator.folder,
-        made={**made, "resolution": resolution, **evaluator.networks_made},
+        provenance={**provenance, "resolution": resolution, **evaluator.networks_provenance},
         label=label,
     )
     clip = None
@@ -120,7 +120,7 @@ def evaluate(
         prompts = evaluator.prompts[prompt_of(np.arange(count))]
         clip = clip_scores(images=features.arrays["clip"], texts=prompts)
     metrics, absent = score(features, evaluator.reference, config, clip)
-    card = Card(metrics, absent, describe(evaluator, made, resolution, count), dict(context))
+    card = Card(metrics, absent, describe(evaluator, provenance, resolution, count), dict(context))
     shown = first_images(images, count, evaluator.mesh)
     if jax.process_index() == 0:
         cards.write_card(card, out)
@@ -132,8 +132,8 @@ def evaluate(
     return card
 
 
-def describe(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, count: int) -> dict[str, Any]:
-    """Everything that the numbers of an evaluation depend on: `made` of its card."""
+def describe(evaluator: Evaluator, provenance: Mapping[str, Any], resolution: int, count: int) -> dict[str, Any]:
+    """Everything that the numbers of an evaluation depend on: `provenance` of its card."""
     config = evaluator.config
     settings = {
         "metrics.k": config.k,
@@ -142,9 +142,16 @@ def describe(evaluator: Evaluator, made: Mapping[str, Any], resolution: int, cou
         "metrics.covariance": "divided by N - 1, float64",
         "metrics.intervals": f"{config.resamples} resamples, seed {config.seed}" if config.resamples else "none",
     }
-    prompts = evaluator.prompts_made
+    prompts = evaluator.prompts_provenance
     first = {"num_images": count, "resolution": resolution}
-    return {**first, **made, **evaluator.networks_made, **evaluator.reference.made, **prompts, **settings}
+    return {
+        **first,
+        **provenance,
+        **evaluator.networks_provenance,
+        **evaluator.reference.provenance,
+        **prompts,
+        **settings,
+    }
 
 
 def first_images(images: Callable[[np.ndarray], np.ndarray], count: int, mesh: Mesh) -> np.ndarray:

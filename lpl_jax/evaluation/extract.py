@@ -4,7 +4,7 @@
     FOLDER/<key>/part-000000-001024.npz   features of images 0 to 1023, and so on
 
 A part is a fixed range of images whatever the batch size and the devices. It is written when all of its images are
-seen, or those before an interruption, and appears under its name whole: an evaluation that was stopped goes on there.
+seen, or those before an interruption, and is written atomically: an evaluation that was stopped resumes there.
 """
 
 import functools
@@ -49,7 +49,7 @@ def extract(
     mesh: Mesh,
     batch_size: int,
     folder: PathLike | None = None,
-    made: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     label: str = "features",
 ) -> Features:
     """Features of images 0 to count-1, with a progress bar; parts that are on disk already are read.
@@ -58,12 +58,12 @@ def extract(
       images: function(rows (B,) int32) -> uint8 (B, H, W, 3); the same image for the same row, always.
       batch_size: images at a time over all devices; rounded up to a multiple of the parts that the mesh splits it into.
       folder: where the parts are kept; None: nowhere.
-      made: plain values that say what images and networks these are: other values, other features. The number of
-        images is no part of it: more of the same set go on from those that are there.
+      provenance: plain values that say what images and networks these are: other values, other features. The number of
+        images is no part of it: more images of the same set continue those that are there.
     """
     shards = parallel.batch_shards(mesh)
     batch_size = -(-min(batch_size, PART, count) // shards) * shards
-    kept = None if folder is None else _kept(folder, made or {})
+    kept = None if folder is None else _kept(folder, provenance or {})
     measure = _measurer(networks, mesh)
     parts = []
     with tqdm(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
@@ -88,11 +88,11 @@ def extract(
     return Features(arrays, SpectrumSum.merge(spectra) if spectra else None)
 
 
-def _kept(folder: PathLike, made: Mapping[str, Any]) -> AnyPath:
+def _kept(folder: PathLike, provenance: Mapping[str, Any]) -> AnyPath:
     """The folder of these features, with a file that says what they are of."""
-    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(made)[:16]
+    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(provenance)[:16]
     if jax.process_index() == 0:
-        write_json(kept / "made.json", made)
+        write_json(kept / "made.json", provenance)
     return kept
 
 
@@ -145,7 +145,7 @@ def _measurer(networks: Networks, mesh: Mesh):
 
 
 def read_part(path: AnyPath, count: int) -> dict[str, np.ndarray] | None:
-    """A part as it was written, of its first images up to `count`; None where it cannot be read (it is made again)."""
+    """A part as it was written, of its images up to `count`; None where it cannot be read (then it is computed)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             part = {name: arrays[name] for name in arrays.files}

@@ -78,7 +78,7 @@ def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: PathLi
 
     Args:
       runs: (title, lines of the run's metrics, first step on the axis) of each; the last one shifts post-training
-        behind its base run.
+        to after its base run.
       path: of the picture.
     """
     import matplotlib

@@ -97,7 +97,7 @@ def frechet_distance(a: Statistics | Gaussian, b: Statistics | Gaussian) -> floa
 
 
 def distance_to_root(mean: np.ndarray, covariance: np.ndarray, root: np.ndarray, other: Statistics | Gaussian) -> float:
-    """`frechet_distance` where the root of one covariance is at hand: it is the dearest part, so many share it."""
+    """`frechet_distance` where the root of one covariance is at hand: the most expensive part, so it is shared."""
     other_covariance = other.covariance
     product = root.T @ other_covariance @ root
     eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)

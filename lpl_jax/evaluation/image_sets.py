@@ -239,7 +239,7 @@ def _open_array(path: Path) -> tuple[IO[bytes], int]:
 
 
 def _array_shape(stream: IO[bytes], name: str) -> tuple[int, ...]:
-    """(N, H, W, 3) from an .npy header; leaves the stream behind it. Nothing is unpickled."""
+    """(N, H, W, 3) from an .npy header; leaves the stream after it. Nothing is unpickled."""
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
@@ -266,8 +266,12 @@ def _damage(path: AnyPath) -> Iterator[None]:
 def _image_names(folder: AnyPath) -> list[str]:
     """Paths of the images below a folder, relative to it; refuses what is neither an image nor ignored."""
     names, others = [], []
-    for path in map(PurePosixPath, _remote_names(folder) if is_remote(folder) else _local_names(folder)):
+    paths = [PurePosixPath(name) for name in (_remote_names(folder) if is_remote(folder) else _local_names(folder))]
+    sampled = {path.parent for path in paths if path.name == "samples.json"}
+    for path in paths:
         suffix = path.suffix.lower()
+        if path.name == "grid.png" and path.parent in sampled:
+            continue  # `lpl sample` has put its images together in it
         if suffix not in IGNORED_SUFFIXES and path.name.lower() not in IGNORED_FILES:
             (names if suffix in IMAGE_SUFFIXES else others).append(str(path))
     if others:

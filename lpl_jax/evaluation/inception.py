@@ -66,7 +66,7 @@ def _unit(x, name, features, height=1, width=None, **kwargs):
 
 
 def _units(x, *specs):
-    """Units behind each other, each (name, features, height[, width])."""
+    """Units in sequence, each (name, features, height[, width])."""
     for spec in specs:
         x = _unit(x, *spec)
     return x
@@ -212,7 +212,7 @@ class Inception(flax.struct.PyTreeNode):
         Returns:
           "pool" (B, 2048): mean of the last block, `pool_3` in TensorFlow's graph. FID, precision and recall.
           "spatial" (B, 2023): the first 7 channels of the 1x1 branch of the 17x17 block `mixed_6` (Mixed_6d in PyTorch)
-            behind its ReLU, row by row with the channel last: what guided-diffusion takes for sFID, after Nash et al.,
+            after its ReLU, row by row with the channel last: what guided-diffusion takes for sFID, after Nash et al.,
             "Generating Images with Sparse Representations" (2021).
           "logits" (B, 1008): without the last layer's bias, as guided-diffusion and torch-fidelity take them for the
             Inception score.

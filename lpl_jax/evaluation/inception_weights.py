@@ -83,6 +83,6 @@ def save(inception: Inception, path: str | Path) -> None:
     """Write a safetensors file with PyTorch's names, which `load` reads where PyTorch is not installed.
 
     Raises:
-      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+      InputError: another ending than .safetensors, or a file that exists, which is not overwritten.
     """
     write_file(path, export_params(inception.params, RULES))

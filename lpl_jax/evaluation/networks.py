@@ -33,7 +33,7 @@ class Networks(flax.struct.PyTreeNode):
         return {"clip": self.clip.prepare(images)} if self.clip else {}
 
     def features(self, images: jax.Array, prepared: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """uint8 images (B, H, W, 3) and what `prepare` made of them -> features by name, each (B, ...) float32."""
+        """uint8 images (B, H, W, 3) and what `prepare` returned for them -> features by name, each (B, ...) float32."""
         arrays = dict(self.main.features(images))
         if self.clip:
             arrays |= self.clip.embed(prepared["clip"])
@@ -47,13 +47,13 @@ def load_networks(config: EvaluationConfig) -> tuple[Networks, dict[str, Any]]:
       InputError: weights that are missing (the message says where they are published) or do not fit.
     """
     main = inception_weights.load(config.inception) if config.features == "inception" else classifier.load()
-    made = {
+    provenance = {
         "features.network": config.features,
         "features.weights": fingerprint(main.params),
         "features.rule": RULES[config.features],
     }
     if config.clip is None:
-        return Networks(main), made
+        return Networks(main), provenance
     clip = text.load(config.clip)
-    made |= {"clip.source": config.clip, "clip.weights": fingerprint(clip.params), "clip.rule": RULES["clip"]}
-    return Networks(main, ClipFeatures(clip)), made
+    provenance |= {"clip.source": config.clip, "clip.weights": fingerprint(clip.params), "clip.rule": RULES["clip"]}
+    return Networks(main, ClipFeatures(clip)), provenance

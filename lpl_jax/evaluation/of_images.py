@@ -47,15 +47,19 @@ def evaluate_images(
         folder=out / cards.FEATURES,
         prompts=prompts,
     )
-    made = {"images.source": str(path), "images.fingerprint": images.fingerprint, "images.rules": image_sets.RULES}
+    provenance = {
+        "images.source": str(path),
+        "images.fingerprint": images.fingerprint,
+        "images.rules": image_sets.RULES,
+    }
     if side is not None:
-        made["images.resized"] = f"shorter side to {side}, centre crop"
-    _check_free(out, describe(evaluator, made, min(height, width), count))
+        provenance["images.resized"] = f"shorter side to {side}, centre crop"
+    _check_free(out, describe(evaluator, provenance, min(height, width), count))
     card = evaluate(
         evaluator,
         set_rows(images),
         count,
-        made=made,
+        provenance=provenance,
         resolution=min(height, width),
         out=out,
         context=cards.context(command),
@@ -65,9 +69,9 @@ def evaluate_images(
     return [(str(out), card)]
 
 
-def _check_free(out: AnyPath, made: dict[str, Any]) -> None:
+def _check_free(out: AnyPath, provenance: dict[str, Any]) -> None:
     """A card is replaced by one that was made in the same way only."""
-    if (out / "card.json").is_file() and cards.read_card(out).made != made:
+    if (out / "card.json").is_file() and cards.read_card(out).provenance != provenance:
         raise InputError(f"{out} holds the card of another evaluation: give another --out")
 
 

@@ -85,14 +85,14 @@ def evaluate_run(
         chosen = dict(guidance=setting.guidance, guidance_resolution=None, steps=setting.steps)
         sampling = dataclasses.replace(experiment.sampling, **chosen)
         draw = run.images(params=params, sampling=sampling, mesh=mesh, seed=config.seed)
-        made = about | _about_setting(run, sampling, setting, config.seed)
+        provenance = about | _about_setting(run, sampling, setting, config.seed)
         # With a hash of all settings: other numbers of images, references or features are other folders.
-        key = cards.key_of(describe(evaluator, made, run.experiment.resolution, config.num_images))
+        key = cards.key_of(describe(evaluator, provenance, run.experiment.resolution, config.num_images))
         card = evaluate(
             evaluator,
             lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
             config.num_images,
-            made=made,
+            provenance=provenance,
             resolution=run.experiment.resolution,
             out=out / f"{setting.name}_{key}",
             context=cards.context(command),

@@ -190,7 +190,7 @@ def _compare_step(found, radii, real, fake, centre, i, j, *, blocks):
 def _distances(x, y, centre, i, j, x_block: int, y_block: int):
     """Distances between block i of x and block j of y, float32, and the numbers of their rows.
 
-    The last block starts early enough to be whole, so that arrays need no padding; rows that the block before it had
+    The last block starts early enough to be full, so that arrays need no padding; rows that the block before it had
     are infinitely far.
     """
     a, rows, a_new = _block(x, centre, i, x_block)

@@ -10,16 +10,16 @@ from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 
 class Prompts(NamedTuple):
-    """lines: the texts. made: what a result card says of them."""
+    """lines: the texts. provenance: of them, for the result card."""
 
     lines: tuple[str, ...]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def read_prompts(path: PathLike, count: int | None = None) -> Prompts:
     """The prompts at `path`: a text file with one on each line, or a latent store, of which the first captions count.
 
-    count: at most so many of a store's.
+    count: at most this many of a store's.
 
     Raises:
       InputError: nothing there, an empty line, or a store without captions.

@@ -26,20 +26,20 @@ KINDS = ("pool", "spatial")
 class Reference(NamedTuple):
     """What generated images are compared with.
 
-    features: of the images, None where only statistics are known. statistics: by kind of feature. made: provenance,
-    for the card.
+    features: of the images, None where only statistics are known. statistics: by kind of feature. provenance: for
+    the card.
     """
 
     features: Features | None
     statistics: dict[str, Statistics | Gaussian]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def load_reference(
     config: EvaluationConfig,
     source: Source | None,
     networks: Networks,
-    made: dict[str, Any],
+    provenance: dict[str, Any],
     *,
     resolution: int,
     mesh: Mesh,
@@ -49,7 +49,7 @@ def load_reference(
 
     Args:
       source: the images where the config names none: those of the run's data.
-      made: of the networks.
+      provenance: of the networks.
 
     Raises:
       InputError: no such file, images that are refused, statistics of other features.
@@ -76,7 +76,7 @@ def load_reference(
         mesh=mesh,
         batch_size=config.batch_size,
         folder=folder,
-        made=about | made,
+        provenance=about | provenance,
         label="reference",
     )
     own = {kind: statistics(features.arrays[kind]) for kind in KINDS if kind in features.arrays}

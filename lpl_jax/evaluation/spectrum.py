@@ -72,22 +72,22 @@ def radial_profile(power: jax.Array) -> jax.Array:
     side = power.shape[-1]
     if power.ndim < 2 or power.shape[-2] != side:
         raise InputError(f"radial profile of an array {power.shape}: needed: (..., H, H)")
-    places, counts = _rings(side)
+    indices, counts = _rings(side)
     flat = power.reshape(*power.shape[:-2], side * side)
     # A gather and a sum, not a scatter: the order of the additions is fixed, on GPUs too.
-    return jnp.take(flat, places, axis=-1, mode="fill", fill_value=0).sum(axis=-1) / counts
+    return jnp.take(flat, indices, axis=-1, mode="fill", fill_value=0).sum(axis=-1) / counts
 
 
 @functools.cache
 def _rings(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of each ring in the flat spectrum, (rings, longest), filled up with the place behind its end; counts."""
+    """Indices of each ring in the flat spectrum, (rings, longest), padded with an index out of range; counts."""
     offsets = np.arange(side) - side // 2
     radius = np.rint(np.hypot(offsets[:, None], offsets[None])).astype(int).ravel()  # |k|^2 is whole: no ties
     rings = [np.flatnonzero(radius == f) for f in range(side // 2 + 1)]
-    places = np.full((len(rings), max(map(len, rings))), side * side, np.int32)
-    for row, ring in zip(places, rings, strict=True):
+    indices = np.full((len(rings), max(map(len, rings))), side * side, np.int32)
+    for row, ring in zip(indices, rings, strict=True):
         row[: len(ring)] = ring
-    return places, np.array([len(ring) for ring in rings], np.float32)
+    return indices, np.array([len(ring) for ring in rings], np.float32)
 
 
 @jax.jit

@@ -11,12 +11,15 @@ from lpl_jax.io.paths import AnyPath, PathLike, to_path
 def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: PathLike) -> AnyPath:
     """sweep_KEY.csv, a row for each evaluation, and sweep_KEY.png, its metrics over what was varied; returns the first.
 
-    KEY is a hash of all that made the cards: another sweep writes other files.
+    KEY is a hash of the cards' provenance: another sweep writes other files.
 
     Args:
       results: (the settings, the card) of each evaluation; the same settings by name in all.
     """
-    path = to_path(folder, "--out", remote=True) / f"sweep_{key_of({'cards': [card.made for _, card in results]})}.csv"
+    path = (
+        to_path(folder, "--out", remote=True)
+        / f"sweep_{key_of({'cards': [card.provenance for _, card in results]})}.csv"
+    )
     rows = table(results)
     write_csv(path, rows)
     axis, *_ = varied(results) or [next(iter(results[0][0]))]

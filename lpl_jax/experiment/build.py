@@ -210,5 +210,5 @@ def _check_batch(experiment: Experiment) -> None:
             f"loss.lpl_capacity={capacity} is not divisible by train.accumulate={parts}: each part decodes as many"
         )
     if isinstance(groups, int) and batch // parts % groups:
-        whole = f"train.batch_size={batch} / train.accumulate={parts}"
-        raise InputError(f"loss.lpl_groups={groups} does not divide {whole}")
+        part = f"train.batch_size={batch} / train.accumulate={parts}"
+        raise InputError(f"loss.lpl_groups={groups} does not divide {part}")

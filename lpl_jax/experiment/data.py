@@ -23,8 +23,8 @@ class DataConfig(Part, section="data"):
     data_dir: str | None = field(None, "tfds only: where prepared data sets lie")
     caption_key: str | None = field(None, "captions: txt (file beside the image) | field of its json | tfds: feature")
     second_caption_key: str | None = field(None, "a second caption of each image, mixed by text.second_caption")
-    limit: int | None = field(None, "use at most so many images, drawn at random", at_least(1))
-    unfinished: bool = field(False, "train on what is there of a store that is still being made")
+    limit: int | None = field(None, "largest number of images to use, drawn at random", at_least(1))
+    unfinished: bool = field(False, "train on the finished shards of a store that is still being written")
 
     @override
     def check(self) -> None:

@@ -28,7 +28,7 @@ class EvaluationConfig(Part, section="evaluation"):
     )
     reference: str | None = field(None, "folder of images | .npz images or statistics; None: the run's data")
     reference_images: int | None = field(
-        None, "use so many of the reference images, drawn at random; None: all", at_least(1)
+        None, "how many of the reference images to use, drawn at random; None: all", at_least(1)
     )
     cache: str | None = field(None, "where features are kept; None: in the output folder")
     k: int = field(3, "nearest neighbours of precision and recall, and of density and coverage", at_least(1))

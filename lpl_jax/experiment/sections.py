@@ -86,14 +86,14 @@ SECTIONS: dict[str, Section] = {
 class Entry(NamedTuple):
     """A field of a config as a user sees it.
 
-    value: in a fresh config. hint: its type. help: its meaning. behind: the default where it is None, by what was
+    value: in a fresh config. hint: its type. help: its meaning. defaults: where it is None, by what was
     chosen.
     """
 
     value: Any
     hint: Any
     help: str
-    behind: Mapping[str, Any] = {}
+    defaults: Mapping[str, Any] = {}
 
 
 @functools.cache
@@ -114,13 +114,13 @@ def entries(section: str) -> Mapping[str, Entry]:
                 missing = value is dataclasses.MISSING
                 result[item.name] = Entry(None if missing else value, hint | None if missing else hint, text)
             elif chooser is not None:
-                result[item.name] = Entry(None, hint | None, text, _behind(section, item.name))
+                result[item.name] = Entry(None, hint | None, text, _defaults(section, item.name))
             else:
                 result[item.name] = Entry(value, hint, text)
     return result
 
 
-def _behind(section: str, name: str) -> dict[str, Any]:
+def _defaults(section: str, name: str) -> dict[str, Any]:
     """The default of a field by what was chosen."""
     if section == "lpl":
         return {preset: getattr(LPLConfig.preset(preset), name) for preset in ("paper", "reference")}
@@ -163,7 +163,7 @@ def documentation() -> str:
     blocks = [
         "# Every field of a config",
         _wrapped(
-            "Made by `lpl config`. A field is set in a config file (`c.train.steps = 1000`) or on the command line "
+            "Printed by `lpl config`. A field is set in a config file (`c.train.steps = 1000`) or on the command line "
             "(`--config.train.steps=1000`). In an optional field `None`, or nothing, means None."
         ),
         "\n".join(_item(name, _kind(int), _code(value), text) for name, (value, text) in SCALARS.items()),
@@ -173,19 +173,19 @@ def documentation() -> str:
         about = str((first.__mro__[1] if len(parts) > 1 else first).__doc__).splitlines()[0]
         lines = []
         for name, entry in entries(section).items():
-            default = _code(entry.value) + _behind_text(entry.behind)
+            default = _code(entry.value) + _defaults_text(entry.defaults)
             lines.append(_item(f"{section}.{name}", _kind(entry.hint), default, entry.help))
         blocks += [f"## {section}", _wrapped(about), "\n".join(lines)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _behind_text(behind: Mapping[str, Any]) -> str:
-    values = list(behind.values())
+def _defaults_text(defaults: Mapping[str, Any]) -> str:
+    values = list(defaults.values())
     if not values or (len(values) > 1 and all(value == values[0] for value in values) and values[0] is None):
         return ""
     if all(value == values[0] for value in values):
         return f": {_code(values[0])}"
-    return ": " + ", ".join(f"{name} {_code(value)}" for name, value in behind.items())
+    return ": " + ", ".join(f"{name} {_code(value)}" for name, value in defaults.items())
 
 
 def _kind(hint: Any) -> str:

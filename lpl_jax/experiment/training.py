@@ -18,7 +18,7 @@ class OptimizerConfig(Part, section="optimizer"):
     schedule: Literal["constant", "cosine"] = field(
         "constant", "after the warm-up: constant | cosine (to 0 at total_steps)"
     )
-    total_steps: int | None = field(None, "cosine only: updates in the whole run", at_least(1))
+    total_steps: int | None = field(None, "cosine only: updates of the run", at_least(1))
     b1: float = field(0.9, "decay of the first moment", between(0, 1, ends="low"))
     b2: float = field(0.95, "decay of the second moment", between(0, 1, ends="low"))
     eps: float = field(1e-8, "added to the root of the second moment", POSITIVE)
@@ -74,7 +74,7 @@ def ema_names(decays) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Part, section="train"):
-    """Length of a run, what it starts from and what it leaves behind."""
+    """Length of a run, what it starts from, and what it saves."""
 
     batch_size: int = field(256, "images of a step, over all devices", at_least(1))
     accumulate: int = field(1, "parts that a batch is taken in, one after another, to save memory", at_least(1))
@@ -82,7 +82,7 @@ class TrainConfig(Part, section="train"):
     log_every: int = field(50, "steps between lines of metrics", at_least(1))
     checkpoint_every: int = field(5000, "steps between checkpoints", at_least(1))
     keep: int = field(3, "newest checkpoints that are kept", at_least(1))
-    keep_every: int | None = field(None, "keep those of every so many steps for good", at_least(1))
+    keep_every: int | None = field(None, "also keep those at multiples of this step", at_least(1))
     init_from: str | None = field(None, "run (its folder) or weights (docs/weights.md) that this run starts from")
     init_weights: str = field("params", "which of them: params, or the name of an average such as 0.9999")
 

@@ -1,8 +1,8 @@
 """Files and folders that get their name when all is in them, so that a half-written one is never taken for complete.
 
 Whatever a run, a store, an evaluation or a report needs later is written by one of these. A local file or folder is
-made beside its place as `.NAME.PID-TOKEN.partial` and renamed; a process that is killed leaves that behind. A remote
-file is made on this machine and uploaded, which puts an object in place of the old one at once; a remote folder is
+written beside its path as `.NAME.PID-TOKEN.partial` and renamed; a process that is killed leaves that behind. A remote
+file is written on this machine and uploaded, which puts an object in place of the old one at once; a remote folder is
 uploaded file by file.
 """
 
@@ -26,22 +26,22 @@ PARTIAL = ".partial"
 
 
 def check_free(path: AnyPath) -> None:
-    """Raises InputError where writing to `path` would write over something; an empty folder is nothing."""
+    """Raises InputError where writing to `path` would overwrite something; an empty folder is nothing."""
     linked = not is_remote(path) and path.is_symlink()
     if path.is_dir() and not linked and not any(path.iterdir()):
         return
     if path.exists() or linked:
-        raise InputError(f"{path} exists: nothing is written over, give another place")
+        raise InputError(f"{path} exists: nothing is overwritten, give another path")
 
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
     """A free local path, to make a file or a folder at; it becomes `path` when the block ends.
 
-    Where the block fails, what it has made is removed.
+    Where the block fails, what it has written is removed.
 
     Args:
-      replace: a file may take the place of another one.
+      replace: a file may replace another one.
 
     Raises:
       InputError: without `replace`, as `check_free` does, before and after the block.
@@ -90,7 +90,7 @@ def upload(local: Path, path: AnyPath) -> None:
 
 @contextlib.contextmanager
 def atomic_open(path: PathLike, mode: str = "wb", **options: Any) -> Iterator[IO]:
-    """A file open for writing; what is written takes the place of `path` when the block ends without an error.
+    """A file open for writing; what is written replaces `path` when the block ends without an error.
 
     Args:
       mode, options: as of `open`, "w" or "wb"; text is UTF-8.

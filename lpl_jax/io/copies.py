@@ -8,7 +8,7 @@ from lpl_jax.io.paths import AnyPath, cache_folder, file_system, is_remote
 
 
 def local_copy(path: AnyPath) -> Path:
-    """A remote file's copy, made where there is none yet; a local file is itself.
+    """A remote file's local copy, fetched where there is none yet; a local file is itself.
 
     Copies are kept in `cache_folder()`/remote, under what tells this state of the file from others.
 

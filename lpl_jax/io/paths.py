@@ -107,5 +107,5 @@ def files_below(folder: AnyPath) -> Iterator[AnyPath]:
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where lpl_jax keeps what can be made or fetched again: $XDG_CACHE_HOME/lpl_jax, or ~/.cache/lpl_jax."""
+    """Where lpl_jax keeps what can be computed or fetched again: $XDG_CACHE_HOME/lpl_jax, or ~/.cache/lpl_jax."""
     return Path(environment.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "lpl_jax"

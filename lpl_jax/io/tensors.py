@@ -1,4 +1,4 @@
-"""JSON objects and named tensors from files that others made, of which nothing is ever executed; tensors into files."""
+"""JSON objects and named tensors from files of others, of which nothing is ever executed; tensors into files."""
 
 import json
 import re
@@ -48,33 +48,33 @@ def read_folder(
         raise InputError(f"{folder} has neither {' nor '.join(names)}{only}")
     if path.suffix != ".json":
         return read_file(path, torch_files=torch_files, ignore=ignore)
-    places = _read_index(path, torch_files)
+    files = _read_index(path, torch_files)
     tensors, found = {}, set()
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(files.values())):
         part = read_file(folder / shard, torch_files=torch_files, ignore=ignore)
         if twice := sorted(tensors.keys() & part.keys()):
             raise InputError(f"{folder / shard} repeats tensors of another part: {', '.join(twice)}")
         tensors |= part
         found |= {(name, shard) for name in part}
-    if astray := sorted(name for name, shard in places.items() - found if not name.endswith(ignore)):
+    if astray := sorted(name for name, shard in files.items() - found if not name.endswith(ignore)):
         raise InputError(f"{path} names tensors that are not where it says: {', '.join(astray)}")
     return tensors
 
 
 def _read_index(path: Path, torch_files: bool) -> dict[str, str]:
     """Tensor name -> name of the file beside the index, which exists."""
-    places = read_json(path).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(shard, str) for shard in files.values()):
         raise InputError(f"{path} has no weight_map of tensor names to file names")
     endings = ("safetensors", "bin") if torch_files else ("safetensors",)
-    shards = sorted(set(places.values()))
+    shards = sorted(set(files.values()))
     pattern = rf"[\w.-]+\.({'|'.join(endings)})"  # a path would leave the folder
     if outside := [shard for shard in shards if not re.fullmatch(pattern, shard)]:
         possible = " or ".join(f".{ending}" for ending in endings)
         raise InputError(f"{path} names {', '.join(map(repr, outside))}; possible: {possible} files beside it")
     if absent := [shard for shard in shards if not (path.parent / shard).is_file()]:
         raise InputError(f"{path.parent} lacks {', '.join(absent)}, which {path.name} names")
-    return places
+    return files
 
 
 def read_file(path: Path, *, torch_files: bool = False, ignore: str | tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """A new safetensors file of a PyTorch state dict, which `read_file` reads.
 
     Raises:
-      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+      InputError: another ending than .safetensors, or a file that exists, which is not overwritten.
     """
     path = to_path(path)
     if path.suffix != ".safetensors" or path.exists():
@@ -148,7 +148,7 @@ def _check_dtypes(path: Path, dtypes: dict[str, str], possible: Collection[str])
 def write_tensors(
     path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
 ) -> None:
-    """A safetensors file of named tensors. It appears whole, in place of the one that is there.
+    """A safetensors file of named tensors. Written atomically, in place of the one that is there.
 
     metadata: texts in its head; readers of PyTorch's files ask for "format".
     """

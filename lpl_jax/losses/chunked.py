@@ -1,8 +1,8 @@
 """The perceptual loss of latents: value and gradient together, a few rows at a time, on every device its own.
 
-The loss of a row depends on that row alone, and the network behind it is frozen. So the gradient is computed right with
+The loss of a row depends on that row alone, and the network in it is frozen. So the gradient is computed right with
 the value and is all that is kept for the backward pass: one chunk's activations are alive at a time, however many rows
-are decoded, and each device decodes rows of its own part of the batch without a word to the others.
+are decoded, and each device decodes rows of its own part of the batch without communication.
 
 Clean and predicted latents are decoded in two calls: in one batched call the backward pass would run over both halves,
 though the clean one needs none.
@@ -150,7 +150,7 @@ def _on_shards(measure, how: _Decoding, z0_hat, frozen: _Frozen):
 
 
 def _drawn(scores, rows):
-    """Of the rows behind scores (G, n), the numbers of the `rows` with the largest score in each group, (G * rows,)."""
+    """Of the rows with scores (G, n), the indices of the `rows` with the largest score in each group, (G * rows,)."""
     groups, size = scores.shape
     return (lax.top_k(scores, rows)[1] + size * jnp.arange(groups)[:, None]).reshape(-1)
 
@@ -160,7 +160,7 @@ def _put_back(values, rows, size):
 
 
 def _in_chunks(function, arrays, chunk):
-    """`function(*arrays) -> (by_row, whole)`, on at most `chunk` rows at a time."""
+    """`function(*arrays) -> (by_row, shared)`, on at most `chunk` rows at a time."""
     count = len(arrays[0])
     chunks = math.ceil(count / chunk)
     if chunks <= 1:
@@ -172,9 +172,9 @@ def _in_chunks(function, arrays, chunk):
         array = jnp.pad(array, ((0, fill), *((0, 0) for _ in array.shape[1:])))
         return array.reshape(chunks, chunk, *array.shape[1:])
 
-    by_row, whole = lax.map(lambda each: function(*each), tuple(cut(array) for array in arrays))
+    by_row, shared = lax.map(lambda each: function(*each), tuple(cut(array) for array in arrays))
     by_row = jax.tree.map(lambda leaf: leaf.reshape(chunks * chunk, *leaf.shape[2:])[:count], by_row)
-    return by_row, jax.tree.map(lambda leaf: leaf[0], whole)
+    return by_row, jax.tree.map(lambda leaf: leaf[0], shared)
 
 
 def _value(autoencoder, z0_hat, z0, config):

@@ -39,7 +39,7 @@ class ComparisonConfig(Part, section="comparison"):
         "latent_lpips: file of the published weights | self_perceptual: run or denoiser trained with the diffusion "
         "loss alone; None: what the run starts from",
     )
-    block: int | None = field(None, "self_perceptual: tokens behind this block, counted from 1 (paper: 8, 16 or 28)")
+    block: int | None = field(None, "self_perceptual: tokens after this block, counted from 1 (paper: 8, 16 or 28)")
     tau: float | None = field(
         None, "largest noise level sigma/alpha that takes part, for tau_ref_resolution; None: every sample", POSITIVE
     )

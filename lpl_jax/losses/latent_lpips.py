@@ -3,7 +3,7 @@
 Kang et al., "Distilling Diffusion Models into Conditional GANs" (2024), arXiv 2405.05967. The network is torchvision's
 VGG16 with batch normalisation, with as many inputs as the latents have channels and without its first three max-pools,
 since latents are 8 times smaller than images. The distance is that of LPIPS (Zhang et al. 2018): features of five
-places are scaled to unit length over channels, squared differences are weighted by channel and averaged over space.
+positions are scaled to unit length over channels, squared differences are weighted by channel and averaged over space.
 
 "E-LatentLPIPS" averages this over random augmentations of both latents, and its public code adds their mean absolute
 difference. The comparison in the Latent Perceptual Loss paper (App. A.4) has neither, and neither has this module.
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray
 from lpl_jax.errors import InputError
 from lpl_jax.losses.lpl import check_latents
 
-# The five slices: channels and the places of the convolutions in torchvision's `vgg16_bn().features`. Each convolution
+# The five slices: channels and the indices of the convolutions in torchvision's `vgg16_bn().features`. Each convolution
 # is followed by its normalisation and a ReLU.
 SLICES = ((64, (0, 3)), (128, (7, 10)), (256, (14, 17, 20)), (512, (24, 27, 30)), (512, (34, 37, 40)))
 POOLED = (4, 5)  # slices that end with a max-pool of 2, counted from 1
@@ -79,9 +79,9 @@ def shapes(latent_channels: int) -> dict:
     if type(latent_channels) is not int or latent_channels < 1:
         raise InputError(f"latent_channels={latent_channels!r} is not a positive integer (4 or 16, as published)")
     flat, inputs = {}, latent_channels
-    for number, (width, places) in enumerate(SLICES, 1):
-        for place in places:
-            convolution, norm = (f"slice_{number}/layer_{place + behind}" for behind in (0, 1))
+    for number, (width, indices) in enumerate(SLICES, 1):
+        for index in indices:
+            convolution, norm = (f"slice_{number}/layer_{index + offset}" for offset in (0, 1))
             flat |= {f"{convolution}/kernel": (3, 3, inputs, width), f"{convolution}/bias": (width,)}
             flat |= {f"{norm}/{name}": (width,) for name in ("scale", "bias", "mean", "var")}
             inputs = width
@@ -114,10 +114,10 @@ def init(key: PRNGKeyArray, latent_channels: int = 4) -> LatentLPIPS:
 def _features(params, latents):
     """What the five slices end in: sides h, h, h, h/2, h/4."""
     x, maps = latents.astype(jnp.float32), []
-    for number, (_, places) in enumerate(SLICES, 1):
+    for number, (_, indices) in enumerate(SLICES, 1):
         layers = params[f"slice_{number}"]
-        for place in places:
-            x = nn.relu(_normalise(_convolve(x, **layers[f"layer_{place}"]), **layers[f"layer_{place + 1}"]))
+        for index in indices:
+            x = nn.relu(_normalise(_convolve(x, **layers[f"layer_{index}"]), **layers[f"layer_{index + 1}"]))
         if number in POOLED:
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         maps.append(x)

@@ -57,7 +57,7 @@ def save(network: LatentLPIPS, path: str | Path) -> None:
     """Write a safetensors file with PyTorch's names, which `load` reads where PyTorch is not installed.
 
     Raises:
-      InputError: another ending than .safetensors, or a file that exists, which is not written over.
+      InputError: another ending than .safetensors, or a file that exists, which is not overwritten.
     """
     tensors = export_params(network.params, RULES)
     copies = {name.replace("lin", "lins.", 1): tensor for name, tensor in tensors.items() if name.startswith("lin")}

@@ -28,8 +28,8 @@ def outlier_mask(
     """Marks the pixels to keep, separately for every sample and channel.
 
     Pixels outside the map never count: a filter at the border sees only the pixels that exist. A constant map has no
-    spread and is masked whole, since its values lie on the threshold; callers must allow for empty maps. A map with NaN
-    or infinite values is kept whole, so that they show in the loss. No gradient flows through the mask.
+    spread and is masked entirely, since its values lie on the threshold; callers must allow for empty maps. A map with
+    NaN or infinite values is kept entirely, so that they show in the loss. No gradient flows through the mask.
 
     Args:
       features: maps (B, H, W, C) of any float type; the threshold is computed in float32.

@@ -1,7 +1,7 @@
 """The Self-Perceptual loss: a frozen copy of the denoiser compares two noised latents in its own features.
 
 Lin & Yang, "Diffusion Model with Perceptual Loss" (2024), Alg. 1; in the paper (Table 5) on tokens of the image stream
-behind block 8, 16 or 28 of 28 of an MMDiT that was trained with the diffusion loss alone.
+after block 8, 16 or 28 of 28 of an MMDiT that was trained with the diffusion loss alone.
 
     z0, noise --add_noise(t')--> r          both estimates --add_noise(t')--> r_hat
     loss = mean of (F(r_hat, t') - F(r, t'))^2
@@ -24,7 +24,7 @@ Features: TypeAlias = Callable[..., Float[Array, "b ..."]]
 
 
 def block_features(model: nn.Module, block: int) -> Features:
-    """The tokens of the image stream of an `MMDiT` behind this block, counted from 1; `depth` is what the head gets."""
+    """The tokens of the image stream of an `MMDiT` after this block, counted from 1; `depth` is what the head gets."""
 
     def features(params, latents, time, *conditions) -> Any:
         return model.apply({"params": params}, latents, time, *conditions, stop_after=block)

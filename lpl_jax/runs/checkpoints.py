@@ -106,7 +106,7 @@ def load_params(folder, weights: str = "params", *, step: int | None = None, tar
 class Checkpointer:
     """Saves the states of one run into `folder`, in the background. A context manager: leaving it waits for the last.
 
-    start_step: the step that the run goes on from; None for a run that begins, whose folder must hold no checkpoints.
+    start_step: the step that the run resumes from; None for a new run, whose folder must hold no checkpoints.
     keep: this many of the newest are kept; None for all.
     keep_every: those at multiples of this step are kept for good.
     metadata: plain values (such as the resolved config) saved with each.
@@ -127,9 +127,9 @@ class Checkpointer:
                 raise InputError(f"checkpoints: {name} is {value}; it must be 1 or more, or None")
         in_the_way = [step for step in steps(folder) if start_step is None or step > start_step]
         if in_the_way:
-            begun = "a new run" if start_step is None else f"a run that goes on from step {start_step}"
+            begun = "a new run" if start_step is None else f"a run that resumes from step {start_step}"
             raise InputError(
-                f"{folder} holds checkpoints of steps {_text(in_the_way)}, which {begun} would write over: "
+                f"{folder} holds checkpoints of steps {_text(in_the_way)}, which {begun} would overwrite: "
                 "resume from the latest, give another folder, or remove them"
             )
         policies = [LatestN(keep)] + ([EveryNSteps(keep_every)] if keep_every else [])

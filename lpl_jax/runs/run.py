@@ -47,7 +47,7 @@ class Run:
 
     @property
     def tokenizer(self) -> WordTokenizer | None:
-        """What turns prompts into token numbers; None of a run on classes."""
+        """What turns prompts into token ids; None of a run on classes."""
         return self._text[1]
 
     @functools.cached_property

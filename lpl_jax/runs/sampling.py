@@ -1,6 +1,6 @@
 """Images from a trained denoiser: sampler, guidance, decoder.
 
-What an image shows, its condition, is a label, or the token numbers of a prompt with the run's `TextConditioner`.
+What an image shows, its condition, is a label, or the token ids of a prompt with the run's `TextConditioner`.
 """
 
 import functools

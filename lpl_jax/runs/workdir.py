@@ -46,8 +46,8 @@ def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
 def only_run_in(workdir: AnyPath):
     """Holds the folder's lock, which the system releases when the process ends, however it does.
 
-    A remote folder has none, which is said in a line. A folder that was made for the lock, and has nothing else in it
-    at the end, is removed.
+    A remote folder has none, which is said in a line. A folder that was created for the lock is removed where
+    nothing else is in it at the end.
     """
     with contextlib.ExitStack() as stack:
 

@@ -33,7 +33,7 @@ TOKEN_SCALE, POSITION_SCALE, BRANCH_SCALE = 1.0, 0.3, 0.5
 
 
 class HashTokenizer(WordTokenizer):
-    """Texts -> token numbers without a vocabulary: cleaned and cut into words as CLIP's, each hashed to a number.
+    """Texts -> token ids without a vocabulary: cleaned and cut into words as CLIP's, each hashed to an id.
 
     Two words share a number with probability 1 in 2^15. Start and end token are the two highest numbers; rows are
     filled up with the end token.
@@ -48,7 +48,7 @@ class HashTokenizer(WordTokenizer):
         return hashlib.sha256(f"{NAME} words, version {VERSION}, {VOCABULARY} numbers".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of one text of any length, without start and end token."""
+        """Token ids of one text of any length, without start and end token."""
         return [_number(word) for word in cleaned_words(text)]
 
 

@@ -1,4 +1,4 @@
-"""Prompts as the condition of a denoiser: what a training step and a sampler make of token numbers.
+"""Prompts as the condition of a denoiser: how a training step and a sampler encode token ids.
 
     tokens (B, T) --frozen tower--> hidden (B, T, D), pooled (B, P) --dropout, padding--> context, pooled
 
@@ -54,7 +54,7 @@ class TextSource(Part, section="text"):
     )
     pooled: bool = field(True, "also give it the state of the end token, added to the time embedding")
     padding: Literal["keep", "replicate"] = field(
-        "keep", "behind the end of a prompt: keep the tower's states | replicate the prompt's tokens"
+        "keep", "after the end of a prompt: keep the tower's states | replicate the prompt's tokens"
     )
     padding_noise: float = field(
         0.02,
@@ -81,7 +81,7 @@ class TextSource(Part, section="text"):
 
 
 class TextConditioner(flax.struct.PyTreeNode):
-    """A frozen text tower and the empty prompt; a pytree, to be handed to jitted functions as an argument.
+    """A frozen text tower and the empty prompt; a pytree, to be passed to jitted functions as an argument.
 
     Attributes:
       clip: the tower.
@@ -135,7 +135,7 @@ class TextConditioner(flax.struct.PyTreeNode):
 
 
 def replicate(context: jax.Array, lengths: jax.Array, key: jax.Array | None, noise: float) -> jax.Array:
-    """Padding filled with the real tokens again and again, made different by noise (arXiv 2411.03177, Sec. 2).
+    """Padding filled with the real tokens again and again, perturbed by noise (arXiv 2411.03177, Sec. 2).
 
     Noise is N(0, 1) * `noise` * sqrt(m - 1) * (standard deviation of each channel over the real tokens), m the number
     of times that the tokens have to be repeated; a text that fills its row is left as it is.
@@ -143,11 +143,11 @@ def replicate(context: jax.Array, lengths: jax.Array, key: jax.Array | None, noi
     Args:
       context: (B, T, D). lengths: (B,), how many tokens of each row are real. key: None adds no noise.
     """
-    places = jnp.arange(context.shape[1])
-    repeated = jnp.take_along_axis(context, (places % lengths[:, None])[..., None], axis=1)
+    positions = jnp.arange(context.shape[1])
+    repeated = jnp.take_along_axis(context, (positions % lengths[:, None])[..., None], axis=1)
     if key is None or not noise:
         return repeated
-    real = (places < lengths[:, None])[..., None]
+    real = (positions < lengths[:, None])[..., None]
     count = lengths[:, None, None]
     mean = jnp.where(real, context, 0).sum(1, keepdims=True) / count
     deviation = jnp.sqrt(jnp.where(real, jnp.square(context - mean), 0).sum(1, keepdims=True) / count)

@@ -1,4 +1,4 @@
-"""CLIP's text and vision transformers in Flax Linen, and the frozen model that is handed to jitted functions.
+"""CLIP's text and vision transformers in Flax Linen, and the frozen model that is passed to jitted functions.
 
 Architecture: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), with the
 module boundaries of transformers' modeling_clip.py. Arrays are (batch, tokens, width) between the layers.
@@ -134,7 +134,7 @@ def _project(config: TowerConfig, pooled: jax.Array) -> jax.Array | None:
 
 
 class TextTower(nn.Module):
-    """Token numbers (B, T) int32 -> Features."""
+    """Token ids (B, T) int32 -> Features."""
 
     config: TextConfig
 
@@ -188,9 +188,9 @@ class Clip(flax.struct.PyTreeNode):
         return self.config.vision
 
     def encode_text(self, tokens: jax.Array) -> Features:
-        """Token numbers (B, T), T at most `config.text.positions`, each row with an end token -> Features.
+        """Token ids (B, T), T at most `config.text.positions`, each row with an end token -> Features.
 
-        The mask is causal and nothing else, as in Stable Diffusion: padding behind the end token is attended to by
+        The mask is causal and nothing else, as in Stable Diffusion: padding after the end token is attended to by
         padding only, and does not change the pooled output.
 
         Raises:

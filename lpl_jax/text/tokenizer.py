@@ -1,4 +1,4 @@
-"""Captions -> token numbers: CLIP's byte-pair tokeniser, on the `tokenizers` library.
+"""Captions -> token ids: CLIP's byte-pair tokeniser, on the `tokenizers` library.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), after Sennrich et al.,
 "Neural Machine Translation of Rare Words with Subword Units" (2016).
@@ -40,16 +40,16 @@ def _find_words(*patterns: str) -> PreTokenizer:
 
 
 NORMALIZER = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-# The special words in other letter case are ordinary text, but cut before and behind.
+# The special words in other letter case are ordinary text, but cut before and after.
 WORDS = Chain([_find_words(r"<\|startoftext\|>|<\|endoftext\|>", CONTRACTIONS, RUNS), _find_words(CONTRACTIONS, RUNS)])
 OPEN_CLIP_WORDS = _find_words(*OPEN_CLIP_SPECIAL.values(), f"(?i:{CONTRACTIONS})", RUNS)
 
 
 class WordTokenizer:
-    """What all tokenisers share: `encode` gives the numbers of a text, and here they become rows.
+    """What all tokenisers share: `encode` gives the ids of a text, and here they become rows.
 
     Attributes:
-      bos, eos, padding: numbers of the start token, of the end token and of what fills rows behind it.
+      bos, eos, padding: numbers of the start token, of the end token and of padding.
       vocab_size: numbers are below it.
     """
 
@@ -79,7 +79,7 @@ class WordTokenizer:
         return rows
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of one text of any length, without start and end token."""
+        """Token ids of one text of any length, without start and end token."""
         raise NotImplementedError
 
 
@@ -94,7 +94,7 @@ def _checked(text: str) -> str:
 
 
 class Tokenizer(WordTokenizer):
-    """Texts -> token numbers, equal to transformers' `CLIPTokenizer` or to open_clip's `SimpleTokenizer`.
+    """Texts -> token ids, equal to transformers' `CLIPTokenizer` or to open_clip's `SimpleTokenizer`.
 
     Cleaning rules:
       transformers: Unicode NFC, runs of white space become one space, lower case letter by letter. The special words
@@ -106,7 +106,7 @@ class Tokenizer(WordTokenizer):
     Args:
       vocabulary: unit -> number, with the two special words `BOS` and `EOS`.
       merges: pairs of units, in the order in which they were learnt.
-      padding: the unit whose number fills rows behind the end token. `EOS` in most models; "!" (number 0) in Stable
+      padding: the unit whose number pads rows after the end token. `EOS` in most models; "!" (number 0) in Stable
         Diffusion 2, in SDXL's second encoder and with open_clip.
       cleaning: one of `CLEANING`.
 
@@ -188,7 +188,7 @@ class Tokenizer(WordTokenizer):
         return cls(vocabulary, merges, padding=_padding_word(path), cleaning=cleaning or "transformers")
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of one text of any length, without start and end token."""
+        """Token ids of one text of any length, without start and end token."""
         if self.cleaning == "transformers":
             return self._core.encode(text, add_special_tokens=False).ids
         # Cut before the library looks for special words: to open_clip they are words, and none begins inside another.

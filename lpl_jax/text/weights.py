@@ -31,7 +31,7 @@ RULES = (
     Rule("{side}_model.encoder.layers.{i}.self_attn.{part}", "{side}/layer_{i}/attention/{part}"),
     Rule("{side}_model.encoder.layers.{i}.mlp.{part}", "{side}/layer_{i}/mlp/{part}"),
     Rule("{side}_model.encoder.layers.{i}.{part}", "{side}/layer_{i}/{part}"),  # layer_norm1, layer_norm2
-    Rule("{side}_model.{part}", "{side}/{part}"),  # norms before and behind the layers
+    Rule("{side}_model.{part}", "{side}/{part}"),  # norms before and after the layers
 )
 OTHER_TOWER = {"text": ("vision_model.", "visual_projection.", "logit_scale"), "vision": ("text_", "logit_scale")}
 
@@ -84,7 +84,7 @@ def load_tokenizer(source: str | Path, *, subfolder: str | None = None, cleaning
 
 
 def save(clip: Clip, folder: str | Path) -> None:
-    """Write a folder that transformers' class of the same towers reads. Refuses to write over an existing file."""
+    """Write a folder that transformers' class of the same towers reads. Refuses to overwrite an existing file."""
     folder = to_path(folder)
     if (folder / WEIGHTS).exists():
         raise InputError(f"{folder / WEIGHTS} exists: choose another folder")

@@ -32,11 +32,11 @@ SHOWN_IMAGES = 4  # in a figure of heat maps
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
     autoencoder = autoencoder_of(args)
-    args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is noticed before the work
+    args.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is noticed before the work
     args.run(args, autoencoder, names, images)
     return 0
 

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """A parser with defaults in its help and the flag --debug; a mistake is an InputError.
 
     A flag or verb that it does not know is answered by the nearest one. `overrides`, if it is switched on, takes
-    `--config.SECTION.FIELD=VALUE` and hands them over in the attribute `overrides` of the result.
+    `--config.SECTION.FIELD=VALUE` and returns them in the attribute `overrides` of the result.
     """
 
     def __init__(self, description: str | None = None, **options):
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     @override
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]  # overloads
-        """As of argparse, which calls it for each verb with what stands behind it."""
+        """As of argparse, which calls it for each verb with the arguments after it."""
         arguments = sys.argv[1:] if args is None else list(args)
         self._check_names(arguments)
         if not self.overrides:
@@ -183,12 +183,12 @@ def run_main(
     except OSError as error:  # a folder that is a file, or that may not be written
         if "--debug" in argv:
             raise
-        place = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}", file=sys.stderr)
+        path = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{path}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if "--debug" in argv:
             raise
         print("interrupted", file=sys.stderr)
-        status = 130
+        raise SystemExit(130) from interrupt
     sys.exit(status)

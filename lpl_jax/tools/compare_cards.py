@@ -28,7 +28,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     folders = [path.parent if path.name == "card.json" else path for path in args.cards]
     # A pattern like RUN/evaluation/* also matches what lies beside the cards.

@@ -28,7 +28,9 @@ from lpl_jax.tools import cli, config_file, flags
 CHILD = "LPL_JAX_COMPILE_FOR"
 # There too: folder that the compiler writes its plans into, where code generation is left out.
 PLANS = "LPL_JAX_PLANS"
-PARTS = 16  # of the state on a slice: widths of the models have no factor 256, and over so many most would stay whole
+PARTS = (
+    16  # of the state on a slice: widths of the models have no factor 256, and over so many most would stay replicated
+)
 SHOWN = 4  # of the arrays that the partitioner copies to every device
 
 
@@ -51,7 +53,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status: 0, or 1 where the step does not fit."""
+    """Arguments after the verb -> exit status: 0, or 1 where the step does not fit."""
     args = parser().parse_args(argv)
     if args.update_guard:
         return update_guard(args.update_guard, argv)
@@ -231,7 +233,7 @@ def _memory(report):
     fsdp, parts = report["mesh"]["fsdp"], report["mesh"]["fsdp"] * report["mesh"]["tensor"]
     if fsdp > 1 and hbm is not None and report["state"] > max(hbm / 4, 2 * report["state_whole"] / parts):
         lines.append(
-            f"  much of the state stays whole, as few of its sizes are multiples of fsdp={fsdp}: try fewer parts, "
+            f"  much of the state stays replicated, as few of its sizes are multiples of fsdp={fsdp}: try fewer parts, "
             f"--config.mesh.data=-1 --config.mesh.fsdp={PARTS}"
         )
     return lines
@@ -263,12 +265,12 @@ def _communication(report):
         lines.append(f"  {kind:20} {total['count']:6}  {_size(total['bytes'])}")
     if not report["collectives"]:
         lines.append("  none")
-    whole = report["rematerializations"]
+    copied = report["rematerializations"]
     lines += [
         "",
-        f"partitioner: {len(whole)} involuntary full rematerializations (0 expected); instructions that the compiler "
+        f"partitioner: {len(copied)} involuntary full rematerializations (0 expected); instructions that the compiler "
         f"repeats to save memory: {report['recomputed']}",
-        *(f"  {each}" for each in whole[:SHOWN]),
+        *(f"  {each}" for each in copied[:SHOWN]),
         f"compiled in {report['compile_seconds']:.1f} s"
         + ("" if report["code"] else ", up to the memory plan: no machine code (--codegen)"),
     ]

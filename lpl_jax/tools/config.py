@@ -22,7 +22,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     explained = args.config is None and not args.overrides
     print(documentation() if explained else values(config_file.given(args, config_dict())), end="")

@@ -3,7 +3,7 @@
     --config imagenet:256,lpl --config.train.steps=1000
 
 A name is looked for in the working directory first, then in the package: `imagenet`, `imagenet.py` and
-`configs/imagenet.py` are the same. Behind a colon stand arguments of the file's `get_config`.
+`configs/imagenet.py` are the same. After a colon come arguments of the file's `get_config`.
 """
 
 import argparse
@@ -80,14 +80,14 @@ def module(name: str) -> ModuleType:
 
 def find(name: str) -> Path:
     """The file of a config: as given or with .py, here, in configs/ or in the package. Raises InputError."""
-    place, short = to_path(name, "--config"), name.removeprefix("configs/")
-    folders = () if place.is_absolute() else (Path("configs"), PACKAGE)
-    for candidate in (place, *(folder / short for folder in folders)):
+    path, short = to_path(name, "--config"), name.removeprefix("configs/")
+    folders = () if path.is_absolute() else (Path("configs"), PACKAGE)
+    for candidate in (path, *(folder / short for folder in folders)):
         for path in (candidate, candidate.with_name(f"{candidate.name}.py")):
             if path.is_file():
                 return path
     known = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in HELPERS)
-    raise InputError(f"config file {name}: no such file{answer(place.stem, known)}")
+    raise InputError(f"config file {name}: no such file{answer(path.stem, known)}")
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

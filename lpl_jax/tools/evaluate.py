@@ -53,7 +53,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     if bool(args.workdir) == bool(args.images):
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")

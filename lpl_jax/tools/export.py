@@ -4,7 +4,7 @@
     lpl export --workdir RUN --out FOLDER --layout lpl_jax     any model
     lpl export --workdir RUN --out FILE.safetensors            any model, in one file
 
-Nothing is written over, and nothing appears under its name before all of it is written. `lpl import` is the other way.
+Nothing is overwritten, and nothing appears under its name before all of it is written. `lpl import` is the other way.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
 
 
-def export(workdir: Path, place: Path, *, step: int | None, weights: str | None, layout: str | None) -> str:
+def export(workdir: Path, path: Path, *, step: int | None, weights: str | None, layout: str | None) -> str:
     """Writes the model of a run to a folder or file (see `denoisers.save`), and returns a line that says what it is.
 
     step, weights: of the checkpoint, see `Run.params`.
@@ -29,8 +29,8 @@ def export(workdir: Path, place: Path, *, step: int | None, weights: str | None,
     step, weights = run.step(step), run.weights(weights)
     about = {"version": lpl_jax.__version__, "step": step, "weights": weights}
     params = run.params(step=step, weights=weights)
-    layout = denoisers.save(run.experiment.model, params, place, layout=layout, about=about)
-    return f"{place}: {layout} layout, {_count(params)}, step {step}, weights {weights}"
+    layout = denoisers.save(run.experiment.model, params, path, layout=layout, about=about)
+    return f"{path}: {layout} layout, {_count(params)}, step {step}, weights {weights}"
 
 
 def _count(params) -> str:
@@ -50,7 +50,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     print(export(args.workdir, args.out, step=args.checkpoint, weights=args.weights, layout=args.layout))
     return 0

@@ -34,7 +34,7 @@ def local_path(given: str) -> AnyPath:
 def _path(given: str, remote: bool) -> AnyPath:
     try:
         return to_path(cli.text(given), remote=remote)
-    except InputError as error:  # with argparse's words: behind the name of the flag
+    except InputError as error:  # argparse names the flag
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -51,18 +51,18 @@ FLAGS = {
     "workdir": Flag(path, "FOLDER", "folder of the run; quickstart, sweep: of the runs"),
     "checkpoint": Flag(cli.not_negative, "STEP", "step of the checkpoint"),
     "weights": Flag(cli.text, "NAME", "params, or the name of an average such as 0.9999"),
-    "out": Flag(path, "PLACE", "where results go: a folder; export, store show: or a file"),
+    "out": Flag(path, "PATH", "where results go: a folder; export, store show: or a file"),
     # images
     "images": Flag(cli.text, "SET", "folder of images, .npz or .npy; analyze: or photos, those of scikit-image"),
     "resolution": Flag(cli.positive, "SIDE", "side of the images, pixels; others are resized and cropped to it"),
     "count": Flag(cli.positive, "N", "how many images; sample: of each prompt or class"),
     "limit": Flag(
-        cli.positive, "N", "use only so many: images, drawn by the seed (prepare); captions, in turn (sample)"
+        cli.positive, "N", "largest number of: images, drawn by the seed (prepare); captions, in turn (sample)"
     ),
     "batch-size": Flag(cli.positive, "N", "images at a time, over all devices"),
     "seed": Flag(cli.not_negative, "N", "every random choice follows from it"),
     # networks and samplers
-    "autoencoder": Flag(cli.text, "PLACE", "bundled, a folder in diffusers layout, or a hub id"),
+    "autoencoder": Flag(cli.text, "SOURCE", "bundled, a folder in diffusers layout, or a hub id"),
     "autoencoder-subfolder": Flag(cli.text, "NAME", "the autoencoder's folder inside a pipeline, such as vae"),
     "guidance": Flag(cli.number, "SCALE", "guidance scale; 1: none"),
     "steps": Flag(cli.positive, "N", "steps of the sampler"),
@@ -95,7 +95,7 @@ def add(parser, name: str, *, several: bool = False, words: Sequence[str] = (), 
 def add_config(parser: cli.Parser, **options) -> None:
     """Adds --config and what changes its fields, as `config_file.given` takes them."""
     parser.overrides = True
-    text = "--config.SECTION.FIELD=VALUE changes a field of it; None, or nothing behind =, leaves the field unset"
+    text = "--config.SECTION.FIELD=VALUE changes a field of it; None, or nothing after =, leaves the field unset"
     add(parser.add_argument_group("config", text), "config", **options)
 
 

@@ -1,9 +1,9 @@
-"""Make a run from weights: a folder at step 0, which `lpl train` goes on from with the same config and overrides.
+"""Make a run from weights: a folder at step 0, which `lpl train` resumes with the same config and overrides.
 
     lpl import exports/base.safetensors --config quickstart --workdir runs/imported
 
 Its parameters and averages are the weights in SOURCE: a folder, a .safetensors file or a hub id (docs/weights.md).
-Nothing is written over, and nothing appears under its name before all of it is written.
+Nothing is overwritten, and nothing appears under its name before all of it is written.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
     print(import_run(args.source, build(config_file.given(args)), args.workdir))

@@ -5,7 +5,7 @@
     lpl prepare --source tfds:imagenet2012 --split train --resolution 256 --out stores/in256
     lpl prepare --source 'gs://BUCKET/cc12m/{00000..01242}.tar' --tokenizer CLIP_FOLDER --resolution 256 --out cc12m
 
-A call that was killed goes on where it was when it is repeated. Several hosts share the work: the same call on each,
+A call that was killed resumes when it is repeated. Several hosts share the work: the same call on each,
 with --distributed (or --coordinator ...), or with --host-index I --host-count N where they know nothing of each other.
 All write into the same folder. See docs/data.md.
 """
@@ -23,7 +23,7 @@ from lpl_jax.tools import cli, flags
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     host_index, host_count = _host(args)
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
@@ -119,11 +119,11 @@ def _add_captions(add) -> None:
         "feature of tfds; none: no captions (default: txt for tar files, else none)")  # fmt: skip
     add("--second-caption-key", type=cli.text, metavar="NAME",
         help="a second caption of each image, to be mixed in training")  # fmt: skip
-    add("--tokenizer", type=cli.text, metavar="PLACE",
+    add("--tokenizer", type=cli.text, metavar="SOURCE",
         help="bundled, a CLIP folder, or a hub id (default: that of --embed-text, else bundled)")  # fmt: skip
     add("--tokenizer-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as tokenizer")
     add("--tokens", type=cli.positive, metavar="N", default=TextOptions.length, help="numbers kept of each caption")
-    add("--embed-text", type=cli.text, metavar="PLACE",
+    add("--embed-text", type=cli.text, metavar="SOURCE",
         help="also keep the outputs of this text tower: bundled, a CLIP folder, or a hub id")  # fmt: skip
     add("--embed-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as text_encoder")
     add("--embed-layer", **cli.one_of(LAYERS), default=TextOptions.layer, help="states of it that are kept")

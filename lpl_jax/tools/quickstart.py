@@ -89,7 +89,7 @@ def _with(config: str, more: str) -> str:
 
 
 def _prepare(experiment: Experiment, autoencoder, workdir: Path) -> LatentStore:
-    """The store of training crops (made, if it is not there), and that of the held-out ones."""
+    """The store of training crops (prepared, if it is not there), and that of the held-out ones."""
     data = experiment.data
     source = open_source(data.source, experiment.resolution, crops=data.crops, seed=experiment.seed)
     prepare(source, autoencoder, workdir / "latents")
@@ -170,7 +170,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
     return quickstart(args.config, args.workdir, args.overrides)

@@ -28,6 +28,7 @@ from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.io.atomic import atomic_open, write_json
 from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.tensors import read_json
 from lpl_jax.runs import Run, open_run
 from lpl_jax.tools import cli, flags
 
@@ -35,7 +36,7 @@ SLUG = 40  # characters of a prompt in a file name
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     run = open_run(args.workdir)
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
@@ -46,28 +47,37 @@ def main(argv: Sequence[str]) -> int:
     chosen: dict[str, Any] = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
+    out, titles = args.out or run.workdir / "samples", [title for title in titles for _ in range(args.count)]
+    provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
+    provenance |= chosen | {"seed": args.seed}
+    check_same(out, {**provenance, "shows": titles})
+    print(f"drawing {len(titles)} images of step {options['step']}, weights {options['weights']}", flush=True)
     sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
     images = sample([each for each in shown for _ in range(args.count)])
     if jax.process_index() == 0:
-        out = args.out or run.workdir / "samples"
-        made = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
-        made |= chosen | {"seed": args.seed}
-        write(out, images, [title for title in titles for _ in range(args.count)], made, args.count)
-        print(f"{len(images)} images and {out / 'grid.png'}")
+        write(out, images, titles, provenance, args.count)
+        print(f"written to {out}; {out / 'grid.png'} has all of them")
     return 0
 
 
-def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], made: dict[str, Any], per_row: int) -> None:
+def check_same(out: AnyPath, about: dict[str, Any]) -> None:
+    """Raises InputError where the folder holds other samples, which these would be mixed with."""
+    path = out / "samples.json"
+    if path.is_file() and read_json(path) != json.loads(json.dumps(about)):
+        raise InputError(f"{out} holds other samples: give another --out")
+
+
+def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], provenance: dict[str, Any], per_row: int) -> None:
     """PNG files of uint8 images (N, H, W, 3) with metadata, a grid with `per_row` images of each title, and a JSON."""
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         about = PngInfo()
         about.add_itxt("Description", title)
-        about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **made}, ensure_ascii=False))
+        about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **provenance}, ensure_ascii=False))
         with atomic_open(out / f"{number:04d}_{slug(title)}.png") as file:
             Image.fromarray(image).save(file, "PNG", pnginfo=about)
     with atomic_open(out / "grid.png") as file:
         captioned_rows(images, titles[::per_row], per_row).save(file, "PNG")
-    write_json(out / "samples.json", {**made, "shows": list(titles)}, ensure_ascii=False)
+    write_json(out / "samples.json", {**provenance, "shows": list(titles)}, ensure_ascii=False)
 
 
 def slug(title: str) -> str:
@@ -99,9 +109,7 @@ def parser() -> cli.Parser:
     add = result.add_argument
     flags.add(result, "workdir", required=True)
     add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
-    add(
-        "--prompts", type=flags.path, metavar="PLACE", help="text file of prompts, one a line, or a store with captions"
-    )
+    add("--prompts", type=flags.path, metavar="PATH", help="text file of prompts, one a line, or a store with captions")
     flags.add(result, "limit")
     add("--label", action="append", type=cli.not_negative, metavar="N", help="class; may be given several times")
     flags.add(result, "count", default=4)

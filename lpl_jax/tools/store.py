@@ -29,7 +29,7 @@ MARGIN = 6
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     store = LatentStore(args.store, partial=args.unfinished)
     return {"verify": _verify, "stats": _stats, "show": _show}[args.verb](store, args)
@@ -130,8 +130,8 @@ def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> 
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (MARGIN + columns * cell[0], MARGIN + rows * cell[1]), "white")
     draw = ImageDraw.Draw(page)
-    for place, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
-        row, column = divmod(place, columns)
+    for index, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        row, column = divmod(index, columns)
         left, top = MARGIN + column * cell[0], MARGIN + row * cell[1]
         picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
         page.paste(picture, (left, top))
@@ -147,13 +147,13 @@ def parser() -> cli.Parser:
     def add_verb(name: str, text: str, more: str = "") -> cli.Parser:
         verb = verbs.add_parser(name, help=text, description=f"{text}\n\n    lpl store {name} stores/photos-64{more}")
         verb.add_argument("store", type=flags.path, metavar="STORE", help="folder of the latent store")
-        verb.add_argument("--unfinished", action="store_true", help="also one that is still being made")
+        verb.add_argument("--unfinished", action="store_true", help="also one that is still being written")
         return verb
 
     add_verb("verify", "checksums and every record; status 1 where something is wrong")
     stats = add_verb("stats", "classes, latents, captions, sizes")
     stats.add_argument(
-        "--records", type=cli.positive, metavar="N", default=4096, help="look at so many, drawn at random"
+        "--records", type=cli.positive, metavar="N", default=4096, help="how many to look at, drawn at random"
     )
     show = add_verb("show", "decoded images with their captions or classes on one sheet", " --out sheet.png")
     flags.add(show, "out", required=True)

@@ -4,11 +4,11 @@
     lpl sweep --rows 'table2_*' --stores /data/latents -- cc12m:--config.evaluation.reference=/data/cc12m/val
     lpl sweep --list
 
-Flags of `lpl train` and `lpl eval` stand behind --, and may be for the rows of one data set, or with such names, alone:
+Flags of `lpl train` and `lpl eval` follow --, and may be for the rows of one data set, or with such names, alone:
 cc12m:--config.evaluation.reference=/data/cc12m/val 'table5_latent_lpips*:--config.comparison.network=FILE'.
 A row that another one starts from is run before it. Rows that train the same, such as the baselines of several tables,
 share one run, and its evaluation if that is the same too. What is done is not done again: call it again after it was
-stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are made:
+stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are written:
 
     WORKDIR/NAME/            the run of a row, its evaluations in evaluation/
     WORKDIR/results.md, .csv all rows that were evaluated there, printed and measured
@@ -59,7 +59,7 @@ def load(name: str) -> ModuleType:
 
 
 def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
-    """The rows whose names match, and what they start from, each behind the one that it needs."""
+    """The rows whose names match, and what they start from, each after the one that it needs."""
     chosen: dict[str, Any] = {}
 
     def add(name: str) -> None:
@@ -127,7 +127,7 @@ def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[st
 
 
 def flags_of(row, extra: Sequence[str]) -> list[str]:
-    """The flags behind -- that a row takes: those for all, for its data set, or for names like its own."""
+    """The flags after -- that a row takes: those for all, for its data set, or for names like its own."""
     found = []
     for match in filter(None, map(FLAG.fullmatch, extra)):
         everyones = match["rows"] in (None, row.dataset)
@@ -181,7 +181,7 @@ def evaluate_command(row, workdir: Path, extra: Sequence[str], run: str, module:
 
     command = [*COMMAND, "eval", f"--workdir={workdir / run}"]
     if run != row.name:
-        # Its own place for cards; features and images that both need are made once.
+        # Its own folder for cards; features and images that both need are computed once.
         command.append(f"--out={workdir / row.name / FOLDER}")
         command.append(f"--config.evaluation.cache={workdir / run / FOLDER / FEATURES}")
         theirs, ours = module.get_config(run), module.get_config(row.name)
@@ -222,7 +222,7 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
 
 
 def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:
-    """Whether the evaluation that is about to be made was finished, of the same checkpoint."""
+    """Whether the evaluation that is about to run was finished, of the same checkpoint."""
     marker = folder / EVALUATED
     return marker.is_file() and json.loads(marker.read_text()) == state
 
@@ -249,7 +249,7 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
                 train(command, module.ROWS[run]) if what == "train" else evaluate(command, first, args.workdir, run)
             )
             if status:
-                how = "was stopped; call again to go on" if status in SIGNALLED else "failed; what is done is kept"
+                how = "was stopped; call again to resume" if status in SIGNALLED else "failed; what is done is kept"
                 print(f"sweep: {row.name} {how} (status {status})", file=sys.stderr)
                 return status
     return 0
@@ -292,7 +292,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     argv, extra = _split(argv)
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
@@ -328,15 +328,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What comes before and behind `--`."""
+    """What comes before and after `--`."""
     argv = list(argv)
-    place = argv.index("--") if "--" in argv else len(argv)
-    extra = argv[place + 1 :]
+    end = argv.index("--") if "--" in argv else len(argv)
+    extra = argv[end + 1 :]
     if odd := [argument for argument in extra if not FLAG.fullmatch(argument)]:
         raise InputError(
-            f"behind -- stand flags with a value, [DATASET or ROWS:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}"
+            f"after -- come flags with a value, [DATASET or ROWS:]--config.SECTION.FIELD=VALUE; got {odd[0]!r}"
         )
-    return argv[:place], extra
+    return argv[:end], extra
 
 
 def _check_own(extra: Sequence[str]) -> None:

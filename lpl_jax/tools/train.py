@@ -23,7 +23,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status."""
+    """Arguments after the verb -> exit status."""
     began = time.perf_counter()
     args = parser().parse_args(argv)
     config = config_file.given(args)

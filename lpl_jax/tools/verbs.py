@@ -1,6 +1,7 @@
 """The program `lpl` (also `python -m lpl_jax`): its verbs, of which only the chosen one is imported."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -67,7 +68,7 @@ def load(name: str):
 def main(argv: Sequence[str]) -> int | None:
     """Arguments without the program's name -> exit status."""
     name, *rest = argv or ["--help"]
-    if name in ("--help", "-h"):
+    if name in ("--help", "-h", "help"):
         print(usage())
         return 0
     if name == "--version":
@@ -84,4 +85,12 @@ def main(argv: Sequence[str]) -> int | None:
 
 def run(*first: str) -> None:
     """The program itself: exits with its status. first: arguments before those of the process, such as a verb."""
-    cli.run_main(main, [*first, *sys.argv[1:]], keep_programs=False)
+    try:
+        cli.run_main(main, [*first, *sys.argv[1:]], keep_programs=False)
+    except SystemExit as end:
+        if isinstance(end.__cause__, KeyboardInterrupt):
+            # XLA may be compiling in a thread, which a regular end of the interpreter would take the ground from.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+        raise

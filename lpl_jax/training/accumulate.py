@@ -1,6 +1,6 @@
 """Gradient accumulation: a batch in several parts, one after another inside one compiled step.
 
-Memory is that of one part, and of a float32 gradient beside the state. What a step computes is that of the whole batch
+Memory is that of one part, and of a float32 gradient beside the state. What a step computes is that of the full batch
 where losses are means over samples; what is drawn differs, as each part has a key of its own.
 """
 

@@ -1,4 +1,4 @@
-"""What a run reads: its latent store, which is made where there is none, the images behind it, and its batches."""
+"""What a run reads: its latent store, which is prepared where there is none, and its batches."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def open_store(
     text: TextConditioner | None = None,
     tokenizer: WordTokenizer | None = None,
 ) -> LatentStore:
-    """The configured latent store, checked; made from the source first where it does not exist.
+    """The configured latent store, checked; prepared from the source where it does not exist.
 
     text, tokenizer: of a run on text.
     """
@@ -38,7 +38,7 @@ def open_store(
                 "the store that was prepared, or another source"
             )
         if data.store:  # it may be a mistake
-            print(f"{path}: no latent store there; it is made of data.source={data.source}", flush=True)
+            print(f"{path}: no latent store there; it is prepared from data.source={data.source}", flush=True)
         prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
     store = LatentStore(path, partial=data.unfinished)
     check_autoencoder(store, autoencoder)
@@ -57,7 +57,7 @@ def open_store(
 
 
 def _text_options(experiment: Experiment) -> TextOptions | None:
-    """How a store that is made for this run keeps captions."""
+    """How a store that is prepared for this run keeps captions."""
     text = experiment.text
     if text is None:
         return None
@@ -87,7 +87,7 @@ def open_stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_st
 def check_captions(
     experiment: Experiment, store: LatentStore, conditioner: TextConditioner, tokenizer: WordTokenizer
 ) -> None:
-    """Raises an InputError unless the store's captions were made into numbers as the run takes them."""
+    """Raises an InputError unless the store's captions were tokenised, and encoded, as the run needs them."""
     text, made = experiment.text, store.manifest.text
     assert text is not None
     if made is None:

@@ -82,11 +82,11 @@ class RateMeter:
         self._images, self._seconds = 0, 0.0
 
     def start(self, step: int) -> None:
-        """Count from `step`, the number of steps made by now."""
+        """Count from `step`, the number of steps done by now."""
         self._start = self._read = (step, self._clock())
 
     def rate(self, step: int) -> float | None:
-        """Images per second from the start, or the last reading, up to `step`. None where no step was made."""
+        """Images per second from the start, or the last reading, up to `step`. None where no step was done."""
         if self._start is None or step <= self._read[0]:
             return None
         images, seconds = self._since(self._read, step)
@@ -94,7 +94,7 @@ class RateMeter:
         return images / seconds if seconds > 0 else None
 
     def close(self, step: int) -> float | None:
-        """Images per second from the start up to `step`, which is done. None where no step was made."""
+        """Images per second from the start up to `step`, which is done. None where no step was done."""
         if self._start is None or step <= self._start[0]:
             return None
         images, seconds = self._since(self._start, step)
@@ -115,10 +115,10 @@ class MetricLogger:
 
     folder: of the run; created. Only process 0 touches it. Nothing is appended to on object storage: the files of a
     remote folder are written on this machine and uploaded once a minute, by `flush`, and at the end.
-    start_step: the step that the run goes on from; None for a run that begins, whose folder must hold no metrics.
+    start_step: the step that the run resumes from; None for a new run, whose folder must hold no metrics.
 
-    The file has each step once: where a run goes on from an earlier step than it had reached, the lines after
-    `start_step` are dropped (they are made again), as is a last line that a kill cut short. TensorBoard is told too.
+    The file has each step once: where a run resumes from an earlier step than it had reached, the lines after
+    `start_step` are dropped (they are written again), as is a last line that a kill cut short. TensorBoard is told too.
     Raises InputError for a new run in a folder that holds metrics.
     """
 
@@ -169,7 +169,7 @@ class MetricLogger:
             self._board.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything that was written is kept from now on: for a checkpoint, behind which no line is made again."""
+        """All that was written is kept from now on: for a checkpoint, as the lines before it are not written again."""
         if self._file is not None and self._board is not None:
             self._file.flush()
             self._board.flush()
@@ -200,7 +200,7 @@ def read_metrics(folder) -> list[dict[str, Any]]:
     path = to_path(folder, "--workdir", remote=True) / METRICS_FILE
     if not path.exists():
         raise InputError(f"no {METRICS_FILE} in {folder}")
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a whole line ends with a newline
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a complete line ends with a newline
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
@@ -249,12 +249,19 @@ class Progress:
                 total=total, initial=start_step, desc=label, file=self._file, bar_format=bar_format, dynamic_ncols=True
             )
 
-    def update(self, step: int, metrics: Mapping[str, Any] | None = None, rate: float | None = None) -> None:
-        """After each step. metrics: scalars to show from now on, with the rate in images per second."""
+    def update(
+        self, step: int, metrics: Mapping[str, Any] | None = None, rate: float | None = None, of: int | None = None
+    ) -> None:
+        """After each step. metrics: scalars to show from now on, with the rate in images per second.
+
+        of: the step whose metrics these are, which come an interval late; None: this one.
+        """
         if not self._shown:
             return
         if metrics is not None:
             parts = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
+            if of not in (None, step):
+                parts[0] = f"step {of}: {parts[0]}"
             if rate:
                 left = (self._total - step) * self._batch_size / rate
                 parts += [f"{rate:.4g} img/s", f"{tqdm.format_interval(left)} left"]
@@ -294,7 +301,7 @@ SHOWN = ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison
 class Recorder:
     """What a loop does with the metrics of its steps: means over intervals go to the logger, and some to the progress.
 
-    learning_rate: function(updates made before the step) -> rate, a metric of its own.
+    learning_rate: function(updates before the step) -> rate, a metric of its own.
     """
 
     def __init__(self, logger: MetricLogger, progress: Progress, batch_size: int, learning_rate: Callable[[int], Any]):
@@ -302,7 +309,7 @@ class Recorder:
         self._buffer, self._meter = MetricBuffer(), RateMeter(batch_size)
 
     def start(self, step: int) -> None:
-        """Time counts from here, behind `step`: after the first one, an evaluation, a checkpoint."""
+        """Time counts from here, after `step`: after the first one, an evaluation, a checkpoint."""
         self._meter.start(step)
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -328,7 +335,8 @@ class Recorder:
         for row_step, means in rows:
             metrics = means | {"learning_rate": float(self._learning_rate(row_step - 1))}
             self._logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
-            self._progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics}, rate)
+            shown = {name: metrics[name] for name in SHOWN if name in metrics}
+            self._progress.update(step, shown, rate, of=row_step)
 
 
 STARTUP_FILE = "startup.jsonl"
@@ -359,6 +367,6 @@ class Startup:
         return f"first step after {total:.1f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
 
     def write(self, folder: PathLike, step: int) -> None:
-        """Adds a line to the folder's `startup.jsonl`: the step that was gone on from, and seconds by part."""
+        """Adds a line to the folder's `startup.jsonl`: the step that was resumed from, and seconds by part."""
         line = {"step": step, "seconds": {name: round(value, 3) for name, value in self.seconds.items()}}
         append_text(to_path(folder, "--workdir", remote=True) / STARTUP_FILE, json.dumps(line) + "\n")

@@ -70,7 +70,7 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
     began: `time.perf_counter()` when the program began, for the report of its start; None: now.
 
     Raises:
-      InputError: nothing has been written over; the message says what does not fit.
+      InputError: nothing is overwritten; the message says what does not fit.
     """
     workdir, startup = run_folder(workdir), Startup(began)
     if workdir.exists() and not workdir.is_dir():
@@ -78,7 +78,7 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
     with startup.part("autoencoder"):
         autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
         text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
-    # Before anything is made, so that a mistake leaves nothing behind.
+    # Before anything is written, so that a mistake leaves nothing behind.
     experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
     mesh = parallel.make_mesh(experiment.mesh)
     _check_batch(experiment, parallel.batch_shards(mesh))

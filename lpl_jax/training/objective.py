@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
     """What a term is computed from, for a batch of B.
 
     z0, noise (B, h, w, C) and t (B,): what was drawn. z0_hat, eps_hat: the network's estimates, float32.
-    losses: the weighted diffusion loss by sample, (B,). conditions: what the network took behind the time.
+    losses: the weighted diffusion loss by sample, (B,). conditions: the network's arguments after the time.
     """
 
     z0: jax.Array

@@ -20,7 +20,7 @@ from lpl_jax.training.ema import init_emas, update_emas
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step: int32 scalar, number of updates made. params: float32. emas: averages of the parameters by name ("0.9999").
+    """step: int32 scalar, number of updates. params: float32. emas: averages of the parameters by name ("0.9999").
 
     opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the term beside the diffusion loss; NaN until
     `with_weight` sets it, before the first step. variances: of the losses, where the re-weighting of Eq. 15 needs them.
@@ -40,8 +40,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     def with_weight(self, weight: float) -> "TrainState":
         """The state with this weight of the term, laid out as before."""
-        place = jax.jit(lambda value: value, out_shardings=self.lpl_weight.sharding)
-        return self.replace(lpl_weight=place(np.float32(weight)))
+        put = jax.jit(lambda value: value, out_shardings=self.lpl_weight.sharding)
+        return self.replace(lpl_weight=put(np.float32(weight)))
 
 
 class Frozen(flax.struct.PyTreeNode):

@@ -71,7 +71,7 @@ def losses(
 
 
 def _conditions(batch, key, objective: Objective, text: TextConditioner | None) -> tuple:
-    """What the model takes behind the time: context, pooled text or None, size and crop or None."""
+    """The model's arguments after the time: context, pooled text or None, size and crop or None."""
     dropped = jax.random.bernoulli(key, objective.loss.label_dropout, batch["mean"].shape[:1])
     if text is None:
         condition = jnp.where(dropped, objective.null_label, batch["label"]), None
@@ -119,7 +119,7 @@ def train_step(
         grads = grads if total is None else jax.tree.map(jnp.add, total, grads)
         return (grads, variances), LossOutput(output.means, output.counts)
 
-    # Sums lie where the parameters do, so that no device ever holds a whole gradient.
+    # Sums lie where the parameters do, so that no device ever holds a complete gradient.
     zeros = None if objective.accumulate == 1 else parallel.constrain_params(jax.tree.map(jnp.zeros_like, state.params))
     rows = batch, dict(t=t, noise=noise)
     (grads, variances), output = over_parts(add_part, (zeros, state.variances), rows, key, objective.accumulate)

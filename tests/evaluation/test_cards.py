@@ -11,8 +11,8 @@ from lpl_jax.evaluation.cards import Card, Metric
 from lpl_jax.evaluation.sweep import varied, write_sweep
 
 
-def card(fid=3.5, **made):
-    facts = {"num_images": 100, "features.weights": "abc", "checkpoint.step": 10, "sampling.guidance": 1.5} | made
+def card(fid=3.5, **provenance):
+    facts = {"num_images": 100, "features.weights": "abc", "checkpoint.step": 10, "sampling.guidance": 1.5} | provenance
     metrics = {"fid": Metric(fid, fid - 1, fid + 1), "precision": Metric(0.75)}
     return Card(metrics, {"recall": "no images"}, facts, cards.context(["lpl", "eval", "--x"]))
 
@@ -26,7 +26,7 @@ def test_a_card_survives_its_file_and_says_everything(tmp_path):
     page = (tmp_path / "out" / "card.md").read_text()
     for expected in ("| FID | 3.5 | 2.5 to 4.5 | lower |", "| precision | 0.75 | - | higher |", "- recall: no images"):
         assert expected in page
-    for name, value in written.made.items():
+    for name, value in written.provenance.items():
         assert f"| {name} | {value} |" in page
 
 

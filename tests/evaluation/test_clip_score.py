@@ -176,7 +176,7 @@ def test_eval_py_gives_the_mean_over_images_and_their_prompts(published, tmp_pat
     card = cards.read_card(tmp_path / "out")
     expected, _ = reference_scores(published, images, prompts)
     assert card.metrics["clip_score"].value == pytest.approx(np.mean(expected), abs=1e-3)
-    assert len(card.made["clip.weights"]) == len(card.made["prompts.hash"]) == 64
+    assert len(card.provenance["clip.weights"]) == len(card.provenance["prompts.hash"]) == 64
     file.write_text("one prompt")
     with pytest.raises(InputError, match="has 1 lines for 8 images"):
         program.main([*arguments, "--out", str(tmp_path / "other")])

@@ -42,9 +42,11 @@ def counted(calls, images=IMAGES):
     return read
 
 
-def run(calls, folder=None, devices=1, batch_size=4, count=21, images=IMAGES, made=MADE):
+def run(calls, folder=None, devices=1, batch_size=4, count=21, images=IMAGES, provenance=MADE):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    return extract(counted(calls, images), count, NETWORKS, mesh=mesh, batch_size=batch_size, folder=folder, made=made)
+    return extract(
+        counted(calls, images), count, NETWORKS, mesh=mesh, batch_size=batch_size, folder=folder, provenance=provenance
+    )
 
 
 @pytest.mark.parametrize("devices, batch_size", [(1, 4), (1, 5), (1, 100), (8, 4), (4, 8)])
@@ -70,7 +72,7 @@ def test_what_was_computed_is_not_computed_again(tmp_path):
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(KeyboardInterrupt):
-        extract(stop, 21, NETWORKS, mesh=mesh, batch_size=4, folder=tmp_path, made=MADE)
+        extract(stop, 21, NETWORKS, mesh=mesh, batch_size=4, folder=tmp_path, provenance=MADE)
     calls = []
     whole = run(calls, tmp_path, batch_size=8)
     assert min(rows[0] for rows in calls) == 12  # the first part was there, and half of the second
@@ -93,7 +95,7 @@ def test_more_images_go_on_from_those_that_are_there(tmp_path):
 def test_other_images_are_other_features(tmp_path):
     run([], tmp_path)
     calls = []
-    run(calls, tmp_path, made={"images": "others"})
+    run(calls, tmp_path, provenance={"images": "others"})
     assert calls and len(list(tmp_path.iterdir())) == 2
 
 

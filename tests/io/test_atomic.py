@@ -53,7 +53,7 @@ def test_an_empty_folder_is_free(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     check_free(tmp_path / "empty")
     for name in ("link", ""):
-        with pytest.raises(InputError, match="exists: nothing is written over"):
+        with pytest.raises(InputError, match="exists: nothing is overwritten"):
             check_free(tmp_path / name)
     with atomic_path(tmp_path / "empty") as partial:
         make_folder(partial)

@@ -66,7 +66,7 @@ def test_shards_are_copied_when_they_are_wanted(bucket, image_folder, autoencode
 
 def test_a_store_that_was_begun_is_gone_on_with(bucket, image_folder, autoencoder):
     """A write that is stopped keeps the units that were done; the same call makes the others."""
-    source, options, made = FolderSource(image_folder, 32), dict(batch_size=8, shard_records=4), []
+    source, options, provenance = FolderSource(image_folder, 32), dict(batch_size=8, shard_records=4), []
 
     def stop(images):
         if images:
@@ -76,8 +76,8 @@ def test_a_store_that_was_begun_is_gone_on_with(bucket, image_folder, autoencode
         write_store(STORE, source, autoencoder, on_progress=stop, **options)
     partial = LatentStore(STORE, partial=True)
     assert (len(partial), partial.finished) == (8, False)
-    assert len(write_store(STORE, source, autoencoder, on_progress=made.append, **options)) == 16
-    assert sum(made) == 8
+    assert len(write_store(STORE, source, autoencoder, on_progress=provenance.append, **options)) == 16
+    assert sum(provenance) == 8
     with pytest.raises(InputError, match="gs://bucket/stores/32 already holds another latent store"):
         write_store(STORE, FolderSource(image_folder, 16), autoencoder)
 
@@ -132,10 +132,10 @@ def test_images_are_scored(bucket, image_folder, small_classifier, tmp_path, mon
         settings = EvaluationConfig(**options, k=2, resamples=4)
         evaluator = make_evaluator(settings, source=None, resolution=64, mesh=mesh, folder=f"{root}/features")
         read = set_rows(open_images(images))
-        arguments = dict(made={"images": "ants"}, resolution=64, out=f"{root}/ants", context={"command": "test"})
+        arguments = dict(provenance={"images": "ants"}, resolution=64, out=f"{root}/ants", context={"command": "test"})
         evaluate(evaluator, read, 8, **arguments)
         card, spectra = read_card(f"{root}/ants"), read_spectra(f"{root}/ants")
-        found[name] = card.metrics, spectra[0].power.tolist(), sorted(card.made.keys() - {"reference.source"})
+        found[name] = card.metrics, spectra[0].power.tolist(), sorted(card.provenance.keys() - {"reference.source"})
         write_sweep([({"x": 1}, card), ({"x": 2}, card)], root)
     assert found["here"] == found["there"]
     names = [path.relative_to(bucket / "bucket/out").as_posix() for path in files_below(bucket / "bucket/out")]

@@ -143,9 +143,9 @@ def test_metadata(saved):
 
 def test_checkpoints_of_another_run_are_not_written_over(saved):
     folder, _ = saved
-    with pytest.raises(InputError, match="holds checkpoints of steps 2, 3, which a new run would write over"):
+    with pytest.raises(InputError, match="holds checkpoints of steps 2, 3, which a new run would overwrite"):
         Checkpointer(folder)
-    with pytest.raises(InputError, match="holds checkpoints of steps 3, which a run that goes on from step 2 would"):
+    with pytest.raises(InputError, match="holds checkpoints of steps 3, which a run that resumes from step 2 would"):
         Checkpointer(folder, start_step=2)
     with pytest.raises(InputError, match="keep is 0"):
         Checkpointer(folder, start_step=3, keep=0)

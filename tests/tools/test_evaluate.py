@@ -61,7 +61,7 @@ def test_an_evaluation_of_a_run_says_all_that_made_it(run, evaluated):
     }  # fmt: skip
     assert all(np.isfinite(metric.value) for metric in card.metrics.values())
     assert set(card.absent) == {"clip_score"}
-    made = card.made
+    made = card.provenance
     assert (made["num_images"], made["resolution"], made["checkpoint.step"], made["checkpoint.weights"]) == (
         12, 32, 3, "0.5"
     )  # fmt: skip
@@ -114,7 +114,7 @@ def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):
         program.main([*arguments, *FAST])
     a, b = (cards.read_card(tmp_path / out) for out in "ab")
     assert a.metrics == b.metrics
-    assert a.made["images.fingerprint"] != b.made["images.fingerprint"]
+    assert a.provenance["images.fingerprint"] != b.provenance["images.fingerprint"]
     capsys.readouterr()
     compare_cards.main([str(evaluated), str(tmp_path / "a"), "--out", str(tmp_path / "both")])
     shown = capsys.readouterr().out
@@ -141,7 +141,9 @@ def test_images_are_brought_to_a_size(image_folder, tmp_path):
     images = ["--images", str(image_folder), "--reference", str(image_folder), "--out", str(tmp_path)]
     program.main([*images, *FAST, "--resolution", "32"])
     card = cards.read_card(tmp_path)
-    assert card.made["resolution"] == 32 and card.made["images.resized"] == "shorter side to 32, centre crop"
+    assert (
+        card.provenance["resolution"] == 32 and card.provenance["images.resized"] == "shorter side to 32, centre crop"
+    )
 
 
 def test_a_set_against_itself(image_folder, tmp_path):
@@ -223,8 +225,8 @@ def test_fid_of_images_and_of_statistics(image_folder, tmp_path):
         assert 1 <= card.metrics["inception_score"].value < 1008
     assert {"sfid", "precision", "spectrum_high"} <= set(whole.metrics)
     assert set(short.metrics) == {"fid", "sfid", "inception_score"}
-    assert whole.made["reference.statistics"] == short.made["reference.statistics"]
-    assert short.made["reference.num_images"] == 16
+    assert whole.provenance["reference.statistics"] == short.provenance["reference.statistics"]
+    assert short.provenance["reference.num_images"] == 16
 
 
 def test_inception_without_its_weights_says_where_they_are(run, image_folder, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_images_are_drawn_for_prompts_and_scored_against_them(
     assert program.main([*arguments, "--config.evaluation.batch_size=8", "--out", str(tmp_path / "out")]) == 0
     (folder,) = (tmp_path / "out").glob("step2_*")
     card = cards.read_card(folder)
-    assert (card.made["prompts.count"], card.made["text"]) == (3, str(clip_folder))
+    assert (card.provenance["prompts.count"], card.provenance["text"]) == (3, str(clip_folder))
 
     images = open_run(run).sampler(steps=2, guidance=1.5)((PROMPTS * 3)[:8])
     clip = text.load(clip_folder)

@@ -9,6 +9,7 @@ from PIL import Image
 from lpl_jax import autoencoders, text
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
+from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.experiment import build, resolve
 from lpl_jax.tools import sample
 
@@ -40,7 +41,7 @@ def test_prompts_become_pictures_that_say_what_they_are(runs, tmp_path, capsys):
     file.write_text("A red bird!\nsnow\n")
     arguments = ["--workdir", runs["text"], "--prompts", file, "--count", 2, "--seed", 5]
     images = call(tmp_path / "a", *arguments)
-    assert f"4 images and {tmp_path / 'a' / 'grid.png'}" in capsys.readouterr().out
+    assert f"written to {tmp_path / 'a'}" in capsys.readouterr().out
     assert len(images) == 4 and images[0].shape == (32, 32, 3)
     names = sorted(path.name for path in (tmp_path / "a").glob("[0-9]*.png"))
     assert names == ["0000_a-red-bird.png", "0001_a-red-bird.png", "0002_snow.png", "0003_snow.png"]
@@ -54,6 +55,9 @@ def test_prompts_become_pictures_that_say_what_they_are(runs, tmp_path, capsys):
         "0.5",
         1.5,
     )
+    assert len(open_images(tmp_path / "a", resolution=None)) == 4  # without the grid
+    with pytest.raises(InputError, match="holds other samples: give another --out"):
+        sample.main([*map(str, arguments), "--steps", "3", "--out", str(tmp_path / "a")])
     listed = json.loads((tmp_path / "a" / "samples.json").read_text())
     assert listed["shows"] == ["A red bird!"] * 2 + ["snow"] * 2
     # The same image alone or with others, another one of another prompt or checkpoint.

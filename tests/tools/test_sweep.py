@@ -162,7 +162,7 @@ def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     arguments = ["--rows", "pretrain_v", "--config", "paper", "--workdir", str(tmp_path)]
     assert sweep.main(arguments) == 130
     found = capsys.readouterr()
-    assert "pretrain_v was stopped; call again to go on (status 130)" in found.err
+    assert "pretrain_v was stopped; call again to resume (status 130)" in found.err
     assert "(`pretrain_v`) |  | not run |" in found.out  # the tables are made all the same
     monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
     assert sweep.main(arguments) == 2
@@ -283,7 +283,7 @@ def test_documented_list_is_the_list(capsys):
     [
         ([], "no experiments given"),
         (["--rows", "x", "--config", "none.py"], "none.py: no such file"),
-        (["--rows", "x", "--", "steps=3"], "behind -- stand flags"),
+        (["--rows", "x", "--", "steps=3"], "after -- come flags"),
     ],
 )
 def test_mistakes(arguments, message):

@@ -1,6 +1,7 @@
 """The program `lpl`: its verbs, their flags in one style, and names that are not known answered by the nearest ones."""
 
 import collections
+import contextlib
 import pkgutil
 import re
 import runpy
@@ -102,7 +103,8 @@ def test_a_flag_is_the_same_in_all_verbs_that_have_it():
     for parser in PARSERS.values():
         for flag, action in flags_of(parser).items():
             metavar = (action.metavar or "").removesuffix("[,...]")
-            meanings[flag].add((getattr(action.type, "kind", action.type), metavar, action.help))
+            help = action.help.partition(" (default: ")[0]
+            meanings[flag].add((getattr(action.type, "kind", action.type), metavar, help))
     assert {flag: found for flag, found in meanings.items() if len(found) > 1} == {}
 
 
@@ -186,3 +188,18 @@ def test_the_programs_at_the_top_are_two_of_the_verbs(program, monkeypatch, caps
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / program), run_name="__main__")
     assert (caught.value.code, capsys.readouterr()) == expected
+
+
+def test_an_interruption_ends_the_process_at_once(monkeypatch, capfd):
+    """XLA may be compiling in a thread: a regular end of the interpreter crashed."""
+    ended = []
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "main", interrupted)
+    monkeypatch.setattr(verbs.os, "_exit", ended.append)
+    monkeypatch.setattr("sys.argv", ["lpl", "sample"])
+    with contextlib.suppress(SystemExit):
+        verbs.run()
+    assert ended == [130] and capfd.readouterr().err == "interrupted\n"

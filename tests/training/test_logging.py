@@ -192,6 +192,13 @@ def test_progress_in_a_terminal_shows_step_terms_rate_and_time_left():
     assert "20/50" in terminal.getvalue().split("\r")[1]
 
 
+def test_metrics_that_come_late_name_their_step():
+    out = io.StringIO()
+    with Progress(10, batch_size=8, every=0, file=out) as progress:
+        progress.update(4, {"loss": 0.5}, of=2)
+    assert out.getvalue() == "train 4/10  step 2: loss 0.5\n"
+
+
 def test_progress_without_a_rate_names_no_time():
     out = io.StringIO()
     with Progress(10, batch_size=8, every=0, file=out) as progress:

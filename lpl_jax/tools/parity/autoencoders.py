@@ -264,7 +264,7 @@ def save_taesd_pair(model: Model, folder: Path, name: str) -> None:
 
 
 class NormedBlock(torch.nn.Module):
-    """A block of AutoencoderTiny behind a residual branch with a GroupNorm, which diffusers does not have."""
+    """A block of AutoencoderTiny after a residual branch with a GroupNorm, which diffusers does not have."""
 
     def __init__(self, block: Model, width: int):
         super().__init__()

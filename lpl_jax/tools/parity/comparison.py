@@ -65,7 +65,7 @@ class Comparison(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Comparisons that are made together, such as those of one autoencoder; they fail one by one or crash together."""
+    """Comparisons with common inputs, such as those of one autoencoder; they fail one by one or crash together."""
 
     name: str
     run: Callable[[], Iterable[Comparison]]

@@ -22,7 +22,7 @@ FACTOR = 8  # pixels per latent, to turn --resolution into a size of latents
 STEPS, SHIFT, GUIDANCE = 4, 3.0, 2.5
 TOKENS = 5
 PLACES = ("", "_2", "_3")  # of the pipeline's text towers
-# Without a norm behind them they add the same to all logits of a query: of their gradient only rounding is left.
+# Without a norm after them they add the same to all logits of a query: of their gradient only rounding is left.
 KEY_BIASES = ("to_k.bias", "add_k_proj.bias")
 TINY: dict[str, Any] = dict(
     sample_size=16,

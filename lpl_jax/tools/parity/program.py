@@ -44,7 +44,7 @@ QUIET = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments behind the verb -> exit status: 1 if anything is out of its tolerance."""
+    """Arguments after the verb -> exit status: 1 if anything is out of its tolerance."""
     args = parser().parse_args(argv)
     parts = choose_parts(args.parts, {name: getattr(args, name) for name in PATHS})
     check_packages(parts)

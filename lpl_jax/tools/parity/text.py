@@ -171,7 +171,7 @@ def similarities(clip, images, tokens):
 
 
 def _example_tokens(model, config, rng) -> np.ndarray:
-    """Four rows of random tokens, each with an end token at another place and end tokens behind it."""
+    """Four rows of random tokens, each with an end token at another position and end tokens after it."""
     settings = getattr(model.config, "text_config", model.config)
     end = settings.eos_token_id if settings.eos_token_id != 2 else settings.vocab_size - 1  # 2: the highest number
     lengths = np.linspace(2, config.positions, 4).astype(int)

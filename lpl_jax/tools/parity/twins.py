@@ -3,7 +3,7 @@
 `reference_loss` follows the steps of the public PyTorch example (diffusers, `examples/research_projects/lpl`) on its
 arrays, (B, C, H, W). `paper_loss` is written from the text of the paper (arXiv 2411.04873, Eq. 2 and 3, Sec. 3.2): maps
 (B, H, W, C) in float64, one sample and channel at a time, masks from sorted values and a look at every neighbourhood.
-Neither shares a line with `lpl_jax.losses`. A map that is masked whole counts as 0 in both (printed: 0/0).
+Neither shares a line with `lpl_jax.losses`. A map that is masked entirely counts as 0 in both (printed: 0/0).
 
 `REFERENCE_OPTIONS` and `PAPER_OPTIONS` name the settings that are compared: options of the twin, fields of `LPLConfig`.
 """

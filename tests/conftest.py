@@ -177,7 +177,7 @@ def two_devices():
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Compiled programs serve the next modules too, until they are many: they take gigabytes, and memory maps run out."""
+    """Compiled programs serve the next modules, until they are many: they take gigabytes, and memory maps run out."""
     yield
     if programs_are_many():
         jax.clear_caches()

@@ -1,6 +1,7 @@
 """The frozen first stage: a pytree that is passed to jitted functions."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -129,6 +130,7 @@ def _networks(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[nn.Mod
     return Encoder(config), Decoder(config)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # so that the networks are traced once for all its uses
 def init(config: AutoencoderConfig | TinyAutoencoderConfig, key: PRNGKeyArray) -> Autoencoder:
     """An autoencoder with random weights."""
     encoder_key, decoder_key = jax.random.split(key)

@@ -1,9 +1,7 @@
 """Autoencoders from and to files: diffusers folders of every family, and the pair of .pth files that TAESD comes as."""
 
-import functools
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +64,9 @@ def load(source: str | Path, *, subfolder: str | None = None, dtype: DTypeLike =
     else:
         tensors = read_taesd(*pair)
         config = taesd_config(tensors, name=name, dtype=jnp.dtype(dtype).name)
-    params = import_params(tensors, rules(config), _shapes(config), where=str(folder))
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
+    params = import_params(tensors, rules(config), shapes, where=str(folder))
     return Autoencoder(jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params), config)
-
-
-@functools.lru_cache(maxsize=8)
-def _shapes(config: AutoencoderConfig | TinyAutoencoderConfig) -> Any:
-    """Abstract parameters. Tracing a network takes a third of a second, and a program may load it several times."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0))).params
 
 
 def save(autoencoder: Autoencoder, folder: str | Path) -> None:

@@ -1,5 +1,6 @@
 """The multimodal diffusion transformer (Esser et al. 2024) on latents, conditioned on a class or on text."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -130,6 +131,7 @@ class MMDiT(nn.Module):
         return image, context
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # so that the network is traced once for all its uses
 def init(config: MMDiTConfig, key: PRNGKeyArray) -> dict:
     """Fresh float32 parameters, as DiT initialises them. Pure: may be jitted, sharded, or given to `jax.eval_shape`."""
     p = config.patch_size

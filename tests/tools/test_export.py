@@ -255,7 +255,7 @@ def test_weights_of_another_model_are_listed_field_by_field_and_parameter_by_par
         ("import --config config.py --workdir new", ["missing SOURCE"]),
         ("import labels --config config.py --workdir new --out x", ["unknown flag --out; possible: ", "--workdir"]),
         ("import ./nowhere --config config.py --workdir new", ["nowhere/config.json does not exist"]),
-        ("import nowhere.safetensors --config config.py --workdir new", ["nowhere.safetensors", "No such file"]),
+        ("import nowhere.safetensors --config config.py --workdir new", ["nowhere.safetensors", "no such file"]),
         ("import labels --config config.py --workdir new", ["labels/config.json: class None"]),
         ("import labels --config config.py --config.resolution=31 --workdir new", ["not divisible by 8"]),
         (

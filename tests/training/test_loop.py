@@ -240,13 +240,15 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, w
     ]
     command = [sys.executable, "train.py", "--config=configs/base.py", f"--workdir={tmp_path / 'run'}"]
     command += ["--config.resolution=32", *overrides]
-    running = subprocess.Popen(command, cwd=ROOT)
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"  # the last of a flag counts
+    environment = os.environ | {"XLA_FLAGS": flags}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment)
     while not checkpoints.steps(tmp_path / "run/checkpoints"):
         assert running.poll() is None
         time.sleep(0.05)
     running.kill()
     running.wait()
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
     params = open_run(tmp_path / "run").params(weights="params")
     chex.assert_trees_all_equal(params, jax.device_get(result.state.params))
 

@@ -16,9 +16,9 @@ quickstart: .venv/base.stamp
 test: .venv/dev.stamp lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Slow tests alone, or a part of them: make PART=2/5 test-slow
+# Slow tests alone, or a part of them of at most 20 minutes: make PART=2/5 test-slow
 test-slow: .venv/dev.stamp .venv/tpu.stamp
-	$(WITH_TPU) $(BIN)/python -m pytest -m slow $(if $(PART),--part $(PART))
+	$(WITH_TPU) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(if $(PART),--part $(PART))
 
 test-all: .venv/dev.stamp .venv/tpu.stamp lint
 	$(WITH_TPU) $(BIN)/python -m pytest -m "slow or not slow"

@@ -3,10 +3,10 @@
 import atexit
 import functools
 import gc
+import json
 import os
 import shutil
 import tempfile
-import zlib
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,8 @@ LONGEST = ("test_step.py", "test_loop.py", "test_gpu.py", "test_quickstart.py", 
 
 MANY_MAPS, MUCH_MEMORY = 12_000, 2 * 2**30  # of the 65,530 maps that Linux gives a process; bytes
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
 
 
 def pytest_addoption(parser):
@@ -75,9 +76,23 @@ def pytest_collection_modifyitems(config, items):
 
 
 def part_of(path, parts):
-    """The part that a file is in, 1 to parts: by its name, so that it does not depend on the others."""
-    name = path.relative_to(Path(__file__).parent).as_posix()
-    return zlib.crc32(name.encode()) % parts + 1
+    """The part that a file is in, 1 to parts: the longest files first, each into the part that has least so far.
+
+    slow_seconds.json says how long the slow tests of a file take; files that it does not name have few or none.
+    """
+    return _parts(parts)[path.relative_to(TESTS).as_posix()]
+
+
+@functools.cache
+def _parts(parts):
+    seconds = json.loads((TESTS / "slow_seconds.json").read_text())
+    names = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
+    loads, found = [0] * parts, {}
+    for name in sorted(names, key=lambda name: -seconds.get(name, 1)):
+        least = loads.index(min(loads))
+        loads[least] += seconds.get(name, 1)
+        found[name] = least + 1
+    return found
 
 
 @pytest.fixture(scope="session")

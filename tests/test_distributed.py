@@ -92,7 +92,7 @@ def small_step(state, batch, key, frozen, **_):
 
 
 class Pair:
-    """Two processes with two devices each that run train.py together; small: with `small_step`."""
+    """Two processes that run train.py together, with two devices each; small: with `small_step`, and one device."""
 
     def __init__(self, folder: Path, config, *overrides: str, small: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class Pair:
         text += "        return ConfigDict(json.load(file))\n"
         (folder / "config.py").write_text(text)
         self.workdir = folder / "run"
-        flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+        flags = f"--xla_force_host_platform_device_count={1 if small else 2} --xla_backend_optimization_level=0"
         flags += " --xla_cpu_use_fusion_emitters=false"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         # PyTorch, which TensorBoard's writer imports where it is installed, takes a second.
@@ -193,7 +193,7 @@ def test_two_processes_do_what_one_does(changes, tmp_path, tiny_config, with_lpl
     chex.assert_trees_all_close(state.params, result.state.params, rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_read_train_and_save_what_one_does(tmp_path, tiny_config, four_devices, monkeypatch):
+def test_two_processes_read_train_and_save_what_one_does(tmp_path, tiny_config, two_devices, monkeypatch):
     """Everything around the step: parts of batches, metrics and config of one process, checkpoints of both."""
     config = tiny_config(train__steps=4)
     monkeypatch.setattr(step, "train_step", small_step)

@@ -35,6 +35,7 @@ def miniature(tmp_path_factory):
     whole = lpl.experiment
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lpl, "experiment", one_tap)
+        patch.setattr(common.gc, "collect", lambda: 0)  # of all that other tests have left
         return run(tmp_path_factory.mktemp("some"), "--only", "steps_512", "inception")
 
 
@@ -149,7 +150,8 @@ def test_goals():
     assert len(lpl.goals({lpl.BASE: {}, "q": row}, None, "small", 64)) == 2
 
 
-def test_turns_are_interleaved():
+def test_turns_are_interleaved(monkeypatch):
+    monkeypatch.setattr(common.gc, "collect", lambda: 0)
     order = []
     seconds = common.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3 and {name: len(each) for name, each in seconds.items()} == {"a": 2, "b": 2}

@@ -215,7 +215,12 @@ def denoiser_inputs(config, side, tokens):
     return params, latents, time, context, pooled, control
 
 
-@pytest.mark.parametrize("name", [*SIZES, *PRE_ONLY])
+MIXTURES = ("own context", "single", "shared mlp, patch 1", "all dual")  # of what the others have
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in MIXTURES else ()) for n in (*SIZES, *PRE_ONLY)]
+)
 def test_denoiser_counts_what_is_traced(name):
     config = (SIZES | PRE_ONLY)[name]
     tokens = 7 if config.context_dim else 1

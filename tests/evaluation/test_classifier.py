@@ -191,10 +191,10 @@ print(fingerprint(classifier.load().params))
 
 @pytest.mark.shared
 def test_accuracy_and_distance_on_photographs(bundled, script, shared):
-    """On 100 of the validation images, which were not trained on; all 500 are in docs/classifier.md."""
+    """On 50 of the validation images, which were not trained on; all 500 are in docs/classifier.md."""
     from lpl_jax.evaluation.frechet import frechet_distance, statistics
 
-    images, labels = validation_images(shared, per_class=10)
+    images, labels = validation_images(shared, per_class=5)
     original = features(bundled, images)
     assert (original["logits"].argmax(-1) == labels).mean() >= 0.7
     altered = dict(script.altered_sets(images, labels, bundled.config.classes))

@@ -82,7 +82,7 @@ def test_a_store_that_was_begun_is_gone_on_with(bucket, image_folder, autoencode
         write_store(STORE, FolderSource(image_folder, 16), autoencoder)
 
 
-def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, capsys, monkeypatch):
+def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, capsys, monkeypatch, two_devices):
     """The numbers are those of a run in a local folder."""
     monkeypatch.chdir(tmp_path)
     c = tiny_config(train__steps=2, train__checkpoint_every=2, train__log_every=1, ema__decays=(0.5,))

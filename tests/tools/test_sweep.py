@@ -17,6 +17,22 @@ from lpl_jax.tools import sweep
 ROOT = Path(paper.__file__).parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rows_are_resolved_once():
+    """All rows, for each set of flags: most of what a call of the program takes."""
+    found, share = {}, sweep.share
+
+    def shared(module, extra=()):
+        key = module, tuple(extra)
+        if key not in found:
+            found[key] = share(module, extra)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "share", shared)
+        yield
+
+
 def names(*patterns):
     return [row.name for row in sweep.choose(paper.ROWS, patterns)]
 

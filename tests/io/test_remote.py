@@ -83,10 +83,9 @@ def test_a_store_that_was_begun_is_gone_on_with(bucket, image_folder, autoencode
 
 
 def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, capsys, monkeypatch, two_devices):
-    """The numbers are those of a run in a local folder."""
+    """The numbers are those of a run in a local folder, in one go."""
     monkeypatch.chdir(tmp_path)
     c = tiny_config(train__steps=2, train__checkpoint_every=2, train__log_every=1, ema__decays=(0.5,))
-    here = train(build(c), tmp_path / "run").state
     train(build(c), RUN)
     assert f"{RUN} is remote and has no lock: no other process may train there" in capsys.readouterr().out
     c.train.steps = 4

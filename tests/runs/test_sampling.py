@@ -51,18 +51,22 @@ def test_images_do_not_depend_on_the_batch_size(networks):
     np.testing.assert_array_equal(images(networks, labels), whole)
 
 
-def test_images_do_not_depend_on_the_devices(networks):
-    """One device, eight that split a batch, and parameters that are split as well."""
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(parallel.MeshConfig(), marks=pytest.mark.slow), parallel.MeshConfig(data=2, fsdp=4)],
+    ids=["batch", "batch_and_parameters"],
+)
+def test_images_do_not_depend_on_the_devices(config, networks):
+    """One device against eight that split a batch, and the parameters as well."""
     params, autoencoder = networks
     labels = np.arange(16, dtype=np.int32) % 3
     draw = functools.partial(image_sampler, experiment(), seed=1)
     alone = draw(params, autoencoder)(np.arange(16), labels)
-    for config in (parallel.MeshConfig(), parallel.MeshConfig(data=2, fsdp=4)):
-        mesh = parallel.make_mesh(config)
-        split = jax.device_put(params, parallel.param_sharding(params, mesh, min_size=1))
-        shared = draw(split, autoencoder, mesh=mesh)(np.arange(16), labels)
-        assert np.abs(alone.astype(int) - shared).max() <= 1
-        assert (alone == shared).mean() > 0.99
+    mesh = parallel.make_mesh(config)
+    split = jax.device_put(params, parallel.param_sharding(params, mesh, min_size=1))
+    shared = draw(split, autoencoder, mesh=mesh)(np.arange(16), labels)
+    assert np.abs(alone.astype(int) - shared).max() <= 1
+    assert (alone == shared).mean() > 0.99
     part = draw(params, autoencoder)(np.arange(4, 8), labels[4:8])  # rows, not places in a batch
     assert np.abs(alone[4:8].astype(int) - part).max() <= 1
 

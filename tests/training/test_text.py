@@ -153,17 +153,25 @@ def captioned_config(tiny_config, captioned, **changes):
     return c
 
 
-def test_a_run_on_captions_trains_and_resumes(tiny_config, captioned, tmp_path, two_devices):
+def test_a_run_on_captions_trains(tiny_config, captioned, tmp_path, two_devices):
     """With LPL: `test_paper` and the slow test of captioned photographs."""
+    c = captioned_config(tiny_config, captioned)
+    assert train(build(c), tmp_path).step == 2
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2] and all(np.isfinite(line["loss"]) for line in lines)
+    c.text.layer = "penultimate"
+    with pytest.raises(InputError, match="text.layer was 'last', is 'penultimate'"):
+        train(build(c), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_on_captions_resumes(tiny_config, captioned, tmp_path, two_devices):
     c = captioned_config(tiny_config, captioned)
     assert train(build(c), tmp_path).step == 2
     c.train.steps = 3
     assert train(build(c), tmp_path).step == 3
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3] and all(np.isfinite(line["loss"]) for line in lines)
-    c.text.layer = "penultimate"
-    with pytest.raises(InputError, match="text.layer was 'last', is 'penultimate'"):
-        train(build(c), tmp_path)
 
 
 @pytest.mark.slow

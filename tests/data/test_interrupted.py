@@ -20,7 +20,7 @@ ROOT = Path(lpl_jax.__file__).parents[1]
 
 def start(shards, out, tiny_folder, *options):
     command = [sys.executable, "-m", "lpl_jax", "prepare", "--source", str(shards), "--resolution", "16"]
-    command += ["--out", str(out), "--autoencoder", str(tiny_folder), "--batch", "1", "--tokens", "9", *options]
+    command += ["--out", str(out), "--autoencoder", str(tiny_folder), "--batch-size", "1", "--tokens", "9", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -257,7 +257,7 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, w
 @pytest.mark.shared
 def test_the_readme_command_on_real_imagenet_photographs(shared, tmp_path, capfd):
     """`lpl train --config imagenet:256,lpl ...` at a size for this machine."""
-    import train as program
+    from lpl_jax.tools import train as program
 
     status = program.main(
         [

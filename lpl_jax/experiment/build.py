@@ -189,6 +189,11 @@ def _check_perceptual(experiment: Experiment) -> None:
         raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
     if lpl is not None and lpl.weight is None and lpl.target_share is None:
         raise InputError("the perceptual loss has no weight: give lpl.weight or lpl.target_share")
+    begins, steps = experiment.loss.lpl_start, experiment.train.steps
+    if begins and lpl is None and comparison is None:
+        raise InputError(f"loss.lpl_start={begins} is given, but there is no LPL and no comparison loss to begin")
+    if begins and begins >= steps:
+        raise InputError(f"loss.lpl_start={begins} is not possible: it must be less than train.steps={steps}")
     if comparison is None:
         return
     if (comparison.kind == "reweighting") != (lpl is not None):

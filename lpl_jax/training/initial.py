@@ -85,10 +85,28 @@ def comparison_network(experiment: Experiment, state: TrainState, mesh: Mesh) ->
     return _starting_params(experiment, target)
 
 
+def check_start(experiment: Experiment) -> None:
+    """Raises InputError where a new run would calibrate the weight of its term on a network that was never trained.
+
+    Both losses of such a network say nothing of those that the weight is for.
+    """
+    for name, part in (("lpl", experiment.lpl), ("comparison", experiment.comparison)):
+        # The re-weighting of Eq. 15 takes LPL's weight and has none of its own.
+        if part is None or part.weight is not None or getattr(part, "kind", None) == "reweighting":
+            continue
+        if experiment.train.init_from is None and experiment.loss.lpl_start == 0:
+            raise InputError(
+                f"{name}.weight would be calibrated on a network that is not trained: start from one that is "
+                f"(train.init_from), begin later (loss.lpl_start), or give {name}.weight"
+            )
+
+
 def term_weight(
     objective: Objective, state: TrainState, frozen: Frozen, stream: Iterator, *, experiment: Experiment, mesh: Mesh
 ) -> float:
     """The weight of the objective's term: as given, or calibrated on `loss.calibration_batches` batches of the stream.
+
+    It is asked for when the term begins, as `loss.lpl_start` says, of the network as it then is.
 
     LPL's makes it `target_share` of the total loss, a comparison's gives it `variance_share` of the diffusion loss's
     variance over samples (App. A.4). Eq. 15 takes the weight that LPL would have. 0 without a term.

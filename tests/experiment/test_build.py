@@ -162,6 +162,8 @@ def test_resolve_takes_channels_from_the_autoencoder():
         ({"lpl.weight": 1.0}, "lpl.weight is given, but lpl.preset is 'none'"),
         ({"lpl.preset": "papier"}, "'papier'"),
         ({"lpl.preset": "paper", "lpl.tau": 1.0}, "lpl.tau=1.0 has no unit"),
+        ({"loss.lpl_start": 5}, "loss.lpl_start=5 is given, but there is no LPL"),
+        ({"lpl.preset": "paper", "train.steps": 9, "loss.lpl_start": 9}, "it must be less than train.steps=9"),
         ({"lpl.preset": "paper", "loss.lpl_capacity": 300}, "lpl_capacity=300 is more than train.batch_size=256"),
         ({"loss.lpl_capacity": "some"}, "auto, economical, all, or a number"),
         ({"loss.lpl_groups": "0"}, "auto, or a number of groups"),

@@ -11,6 +11,7 @@ from lpl_jax.errors import InputError
 
 CROP_RULES = ("resize_center_crop", "center_crop", "random_crop")
 LONG = 16  # an image is cut before it is resized where its longer side is more than so many shorter ones
+REACH = 4  # pixels: of Lanczos' filter where it enlarges, and one more
 # Endings of files that are images, wherever they lie; what is in them, `decoding` finds out from the content.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
@@ -100,16 +101,15 @@ def _resize_and_cut(image: Image.Image, resolution: int) -> tuple[np.ndarray, np
 
 def _cut_and_resize(image: Image.Image, size: tuple[int, int], resolution: int) -> tuple[np.ndarray, np.ndarray]:
     """As resized to `size` and cut, up to rounding; but of a line of pixels only what is kept is ever enlarged."""
-    (width, height), wide = image.size, image.width > image.height
-    left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
-    length, offset, scale = (width, left, width / size[0]) if wide else (height, top, height / size[1])
-    first, last = offset * scale, (offset + resolution) * scale
-    reach = math.ceil(3 * max(scale, 1)) + 1  # of Lanczos' filter, beyond the pixels that are kept
-    start, stop = max(math.floor(first) - reach, 0), min(math.ceil(last) + reach, length)
-    part = image.crop((start, 0, stop, height) if wide else (0, start, width, stop))
-    box = (first - start, 0, last - start, height) if wide else (0, first - start, width, last - start)
-    pixels = np.asarray(part.resize((resolution, resolution), Image.Resampling.LANCZOS, box))
-    return pixels, _control(image.size, top, left, size[0] - resolution - left)
+    original, (left, top) = image.size, ((side - resolution) // 2 for side in size)
+    edges = left, top, left + resolution, top + resolution
+    box = [edge * old / new for edge, old, new in zip(edges, 2 * original, 2 * size, strict=True)]
+    if resolution > min(original):  # Pillow's float32 would not tell places apart that are far out in few pixels
+        first = [max(math.floor(edge) - REACH, 0) for edge in box[:2]]
+        image = image.crop((*first, *(min(math.ceil(box[2 + i]) + REACH, original[i]) for i in (0, 1))))
+        box = [edge - start for edge, start in zip(box, 2 * first, strict=True)]
+    pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=tuple(box)))
+    return pixels, _control(original, top, left, size[0] - resolution - left)
 
 
 def _center(image: Image.Image, resolution: int, original: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -390,9 +390,8 @@ def test_names_of_the_rows_of_an_array_are_not_written_out(tmp_path):
         file.truncate(len(content) + 3 * 10**9)
     found = []
     assert peak_growth(lambda: found.append(open_images(tmp_path / "a.npy"))) < 2**24
-    assert (
-        len(found[0]) == 10**9 and found[0].names[10**9 - 1] == "999999999" and list(found[0].names[3:5]) == ["3", "4"]
-    )
+    (images,) = found
+    assert len(images) == 10**9 and images.names[-1] == "999999999" and list(images.names[3:5]) == ["3", "4"]
 
 
 def test_fingerprint_follows_names_bytes_and_resolution(folder, tmp_path_factory):

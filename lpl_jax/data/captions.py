@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.texts import check_text, decode_text
 
+MAX_BYTES = 2**22  # of a txt or json file
 TXT = "txt"  # the column that is a text file; every other name is a field of the json file
 
 
@@ -17,24 +19,28 @@ def read_captions(columns: Sequence[str], read: Callable[[str], bytes | None], n
       name: of the image, for errors.
 
     Raises:
-      InputError: a caption that is missing or empty, or a json that cannot be read.
+      InputError: a caption that is missing, empty or no text (see `io.texts`), or a json that cannot be read.
     """
     fields = _json(read("json"), name) if any(column != TXT for column in columns) else None
     found = []
     for column in columns:
-        caption = _text(read(TXT)) if column == TXT else _field(fields, column)
+        caption = _text(read(TXT), f"{name}: its txt") if column == TXT else _field(fields, column)
         if caption is None:
             raise InputError(f"{name}: has no caption {column!r}")
-        caption = clean_caption(caption)
-        if not caption:
-            raise InputError(f"{name}: its caption {column!r} is empty")
-        found.append(caption)
+        found.append(clean_caption(caption, f"{name}: its caption {column!r}"))
     return tuple(found)
 
 
-def clean_caption(caption: str) -> str:
-    """The text without blanks around it, NULs and halves of surrogate pairs (which are no Unicode text)."""
-    return caption.encode("utf-8", "replace").decode().replace("\0", " ").strip()
+def clean_caption(caption: str, name: str) -> str:
+    """The text without blanks and byte order marks around it.
+
+    Raises:
+      InputError: nothing is left, or no text (see `io.texts.check_text`); begins with `name`.
+    """
+    caption = check_text(caption, name).strip().strip("\ufeff").strip()
+    if not caption:
+        raise InputError(f"{name} is empty")
+    return caption
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -44,14 +50,19 @@ def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _text(content: bytes | None) -> str | None:
-    return None if content is None else content.decode("utf-8", "replace")
+def _text(content: bytes | None, name: str) -> str | None:
+    if content is None:
+        return None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{name} has more than {MAX_BYTES:,} bytes")
+    return decode_text(content, name)
 
 
 def _json(content: bytes | None, name: str):
+    text = _text(content, f"{name}: its json")
     try:
-        return None if content is None else json.loads(content)
-    except ValueError as error:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: its json cannot be read ({error})") from None
 
 

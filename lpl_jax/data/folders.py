@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpl_jax.data.captions import check_columns, read_captions
+from lpl_jax.data import decoding
+from lpl_jax.data.captions import MAX_BYTES, check_columns, read_captions
 from lpl_jax.data.examples import Example
-from lpl_jax.data.images import Crop, read_rgb
+from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_texts
-from lpl_jax.io.paths import PathLike, to_path
+from lpl_jax.io.paths import PathLike, read_bounded, to_path
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 UNLABELLED = ("all",)
@@ -59,10 +60,10 @@ class FolderSource:
 
         def beside(ending: str) -> bytes | None:
             path = file.with_suffix(f".{ending}")
-            return path.read_bytes() if path.is_file() else None
+            return read_bounded(path, MAX_BYTES) if path.is_file() else None
 
         captions = read_captions(self.caption_columns, beside, str(file))
-        image, control = self.crop.with_control(read_rgb(file, str(file)), index, str(file))
+        image, control = self.crop.read(read_bounded(file, decoding.MAX_BYTES), index, str(file))
         return Example(image, self._labels[index], self._files[index], control, captions)
 
     def key(self, index: int) -> str:

@@ -1,15 +1,19 @@
-"""From an image file to a square uint8 array: decoding, the named crop rules, and where a crop lies in its image."""
+"""From an image file to a square uint8 array: the named crop rules, and where a crop lies in its image."""
 
-import io
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from lpl_jax.data.decoding import decode
 from lpl_jax.errors import InputError
 
 CROP_RULES = ("resize_center_crop", "center_crop", "random_crop")
+LONG = 16  # an image is cut before it is resized where its longer side is more than so many shorter ones
+REACH = 4  # pixels: of Lanczos' filter where it enlarges, and one more
+# Endings of files that are images, wherever they lie; what is in them, `decoding` finds out from the content.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Crop:
             return f"random_crop(side={self.side[0]:g}-{self.side[1]:g}, seed={self.seed})"
         return self.rule
 
+    def read(self, content: bytes, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """What `with_control` gives of the image in the bytes of a file; raises as `decoding.read_rgb`, too."""
+        return decode(content, name, lambda image: self.with_control(image, index, name))
+
     def __call__(self, image: Image.Image, index: int, name: str) -> np.ndarray:
         """RGB image -> uint8 (resolution, resolution, 3); `index` seeds a random rule, `name` is for error messages."""
         return self.with_control(image, index, name)[0]
@@ -52,13 +60,14 @@ class Crop:
         """The pixels that `__call__` gives, and what they show of which image, for conditioning on it.
 
         The second array is int32 (2, 4), in pixels: [as is, mirrored left to right] x [height, width, top, left].
-        Height and width are those of the file, before any resizing; top and left are those of the crop in the resized
-        image (the convention of SDXL: Podell et al. 2023, arXiv 2307.01952, Sec. 2.2). In the mirror image, left is
-        resized width - resolution - left. random_crop cuts before it resizes: its top and left, in pixels of the file,
-        are scaled by resolution / side of its square, as if it had resized first, and rounded to whole pixels.
+        Height and width are those of the upright image, before any resizing; top and left are those of the crop in the
+        resized image (the convention of SDXL: Podell et al. 2023, arXiv 2307.01952, Sec. 2.2). In the mirror image,
+        left is resized width - resolution - left. random_crop cuts before it resizes: its top and left, in pixels of
+        the image, are scaled by resolution / side of its square, as if it had resized first, and rounded to whole
+        pixels.
         """
         if self.rule == "resize_center_crop":
-            return _center(_resize_shorter_side(image, self.resolution), self.resolution, image.size)
+            return _resize_and_cut(image, self.resolution)
         if self.rule == "center_crop":
             if min(image.size) < self.resolution:
                 raise InputError(
@@ -80,29 +89,27 @@ class Crop:
         return pixels, _control(image.size, *(round(offset * self.resolution / side) for offset in offsets))
 
 
-def read_rgb(file: Path | bytes, name: str) -> Image.Image:
-    """Decodes a file or its bytes to RGB: grey is repeated, an alpha channel is dropped, EXIF rotation is not applied.
-
-    Raises:
-      InputError: not an image, cut short, or of more than 8 bits per channel; names the file.
-    """
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"{name}: image mode {image.mode} (more than 8 bits per channel) is not supported")
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name}: image cannot be read ({error})") from None
-
-
-def _resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
+def _resize_and_cut(image: Image.Image, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     shorter = min(image.size)
     size = round(image.width * resolution / shorter), round(image.height * resolution / shorter)
-    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+    if max(image.size) > LONG * shorter:
+        return _cut_and_resize(image, size, resolution)
+    return _center(
+        image if size == image.size else image.resize(size, Image.Resampling.LANCZOS), resolution, image.size
+    )
+
+
+def _cut_and_resize(image: Image.Image, size: tuple[int, int], resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """As resized to `size` and cut, up to rounding; but of a line of pixels only what is kept is ever enlarged."""
+    original, (left, top) = image.size, ((side - resolution) // 2 for side in size)
+    edges = left, top, left + resolution, top + resolution
+    box = [edge * old / new for edge, old, new in zip(edges, 2 * original, 2 * size, strict=True)]
+    if resolution > min(original):  # Pillow's float32 would not tell places apart that are far out in few pixels
+        first = [max(math.floor(edge) - REACH, 0) for edge in box[:2]]
+        image = image.crop((*first, *(min(math.ceil(box[2 + i]) + REACH, original[i]) for i in (0, 1))))
+        box = [edge - start for edge, start in zip(box, 2 * first, strict=True)]
+    pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=tuple(box)))
+    return pixels, _control(original, top, left, size[0] - resolution - left)
 
 
 def _center(image: Image.Image, resolution: int, original: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from lpl_jax.data.decoding import read_rgb
 from lpl_jax.data.examples import Example, ImageSource, Source, is_stream
 from lpl_jax.data.folders import FolderSource
-from lpl_jax.data.images import Crop, read_rgb
+from lpl_jax.data.images import Crop
 from lpl_jax.data.tfds import TFDSSource
 from lpl_jax.data.webdataset import WebDatasetSource, is_webdataset
 from lpl_jax.errors import InputError
@@ -42,7 +44,7 @@ class PhotoSource:
         self.crops = crops
         self.class_names, self.caption_columns = tuple(PHOTOS), ()
         folder = _scikit_image_data()
-        self._photos = [read_rgb(folder / file, f"scikit-image photograph {file}") for file in PHOTOS.values()]
+        self._photos = [_photograph(folder / file) for file in PHOTOS.values()]
         self.description = f"scikit-image photographs: {crops} random crops of each of {len(PHOTOS)}"
         self.fingerprint = fingerprint_texts("photos", str(self.crop), str(resolution), str(crops), *PHOTOS)
 
@@ -158,6 +160,10 @@ def indexed(source: Source) -> ImageSource:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _photograph(path: Path) -> Image.Image:
+    return read_rgb(path.read_bytes(), f"scikit-image photograph {path.name}")
 
 
 def _scikit_image_data() -> Path:

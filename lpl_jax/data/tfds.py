@@ -6,10 +6,11 @@ from typing import Any
 
 from lpl_jax.data.captions import check_columns, clean_caption
 from lpl_jax.data.examples import Example
-from lpl_jax.data.images import Crop, read_rgb
+from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_texts
 from lpl_jax.io.paths import PathLike, to_path
+from lpl_jax.io.texts import decode_text
 
 UNLABELLED = ("all",)
 
@@ -67,7 +68,7 @@ class TFDSSource:
         key = self.key(index)
         captions = tuple(_caption(example[column], column, key) for column in self.caption_columns)
         label = 0 if self._label_key is None else int(example[self._label_key])
-        image, control = self.crop.with_control(read_rgb(bytes(example[self._image_key]), key), index, key)
+        image, control = self.crop.read(bytes(example[self._image_key]), index, key)
         return Example(image, label, key, control, captions)
 
     def key(self, index: int) -> str:
@@ -84,10 +85,8 @@ def _caption(value, column: str, key: str) -> str:
             raise InputError(f"{key}: feature {column!r} holds no text") from None
     if not isinstance(value, (str, bytes)):
         raise InputError(f"{key}: feature {column!r} holds no text, but {type(value).__name__}")
-    text = clean_caption(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
-    if not text:
-        raise InputError(f"{key}: its caption {column!r} is empty")
-    return text
+    name = f"{key}: its caption {column!r}"
+    return clean_caption(decode_text(value, name) if isinstance(value, bytes) else value, name)
 
 
 def _open(name: str, split: str, data_dir: Path | None, image_key: str) -> Any:

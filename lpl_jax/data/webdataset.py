@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
+from lpl_jax.data.decoding import MAX_BYTES
 from lpl_jax.data.examples import Example, Item, Unit
-from lpl_jax.data.images import Crop, read_rgb
+from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_texts
 from lpl_jax.io.paths import file_system, is_remote, to_path
@@ -100,7 +101,7 @@ class WebDatasetSource:
         captions = read_captions(self.caption_columns, parts.get, key)
         # Files are read in any order by any host: a random crop is drawn from the key, not from a running number.
         index = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-        image, control = self.crop.with_control(read_rgb(found, key), index, key)
+        image, control = self.crop.read(found, index, key)
         return Example(image, 0, key, control, captions)
 
 
@@ -142,7 +143,7 @@ def _members(file) -> Iterator[tuple[str, bytes]]:
         for member in tar:
             tar.members = []  # or it would remember every header
             if member.isfile():
-                yield member.name, tar.extractfile(member).read()
+                yield member.name, tar.extractfile(member).read(MAX_BYTES + 1)
         if not watched.is_zero(tar.offset):
             raise tarfile.ReadError("no end mark where the next file should begin")
 

@@ -14,6 +14,7 @@ import numpy as np
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_npz
 from lpl_jax.io.copies import local_copy
+from lpl_jax.io.npy import read_header
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 # Names in a file: pytorch-fid writes the first two, the files of guided-diffusion (ADM) have all four.
@@ -163,8 +164,6 @@ def read_statistics(path: PathLike, kind: str = "pool") -> Gaussian:
 def _read_array(path: AnyPath, archive: zipfile.ZipFile, key: str, ndim: int) -> np.ndarray:
     """An array of numbers, as float64; its header is read first, so that nothing large or executable is loaded."""
     with archive.open(f"{key}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
     if len(shape) != ndim or any(not 1 <= size <= MAX_WIDTH for size in shape) or dtype.kind not in "fiu":
         raise InputError(

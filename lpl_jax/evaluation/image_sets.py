@@ -7,11 +7,9 @@ with each kind of file, and whatever it does not cover is an error that names th
 import contextlib
 import functools
 import hashlib
-import io
 import math
 import os
 import re
-import struct
 import threading
 import zipfile
 import zlib
@@ -22,29 +20,26 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lpl_jax.data.images import Crop
+from lpl_jax.data import decoding
+from lpl_jax.data.images import LONG, Crop
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
-from lpl_jax.io.paths import AnyPath, PathLike, files_below, is_remote, to_path
+from lpl_jax.io.npy import read_header
+from lpl_jax.io.paths import AnyPath, PathLike, files_below, is_remote, read_bounded, to_path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IGNORED_SUFFIXES = (".txt", ".json", ".csv")
 IGNORED_FILES = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of pictures
-FORMATS = ("PNG", "JPEG", "WEBP")
 RULES = (
-    "RGB as stored; grey-scale and palette images converted to RGB; an alpha channel dropped where it is fully opaque; "
-    "refused: transparency, 16 bits, CMYK, several frames, damaged files; EXIF rotation and colour profiles not "
-    "applied; all images of one size unless a resolution is asked for (then the shorter side is resized to it, Lanczos "
-    "antialiased, and the centre cropped); folders in natural order of names, subfolders included, hidden, .txt, .json "
-    "and .csv files ignored, other files refused; arrays: uint8 (N, H, W, 3), in .npz files under the name arr_0"
+    f"{decoding.RULES}; all images of one size unless a resolution is asked for (then the shorter side is resized to "
+    "it, Lanczos antialiased, and the centre cropped); folders in natural order of names, subfolders included, hidden, "
+    ".txt, .json and .csv files ignored, other files refused; arrays: uint8 (N, H, W, 3), in .npz files under the name "
+    "arr_0"
 )
 WORKERS = min(8, os.cpu_count() or 1)
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
 BLOCK = 2**22  # bytes hashed at a time
-
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # of damaged files
 
 Fit = Callable[[Image.Image, str], np.ndarray]  # an RGB image and its name -> uint8 (H, W, 3)
 
@@ -145,7 +140,11 @@ class ImageSet:
             yield image
 
     def _fit(self, image: Image.Image, name: str) -> np.ndarray:
-        return np.asarray(image) if self._crop is None else self._crop(image, 0, name)
+        if self._crop is not None:
+            return self._crop(image, 0, name)
+        if image.width * image.height > decoding.LARGE or max(image.size) > LONG * min(image.size):
+            raise InputError(f"{name}: {image.width}x{image.height} pixels: give a resolution to resize and crop to")
+        return np.asarray(image)
 
 
 class _Folder:
@@ -159,10 +158,11 @@ class _Folder:
         return _shown(self.path / self.names[index])
 
     def images(self, start: int, stop: int, fit: Fit, ahead: int) -> Iterator[np.ndarray]:
-        def image(index):
-            return fit(_decode(self._read(index), self.shown(index)), self.shown(index))
+        def pixels(index):
+            name = self.shown(index)
+            return decoding.decode(self._read(index), name, lambda image: fit(image, name))
 
-        return _ahead(image, range(start, stop), ahead)
+        return _ahead(pixels, range(start, stop), ahead)
 
     def digests(self) -> Iterator[bytes]:
         def digest(index):
@@ -173,7 +173,7 @@ class _Folder:
 
     def _read(self, index: int) -> bytes:
         try:
-            return (self.path / self.names[index]).read_bytes()
+            return read_bounded(self.path / self.names[index], decoding.MAX_BYTES)
         except OSError as error:
             raise InputError(f"{self.shown(index)} cannot be read: {error.strerror}") from None
 
@@ -195,7 +195,7 @@ class _Array:
             self._end = self._first + math.prod(shape)
             if size != self._end:
                 raise ValueError(f"{size} bytes where its header says {self._end}")
-        self.names = [str(index) for index in range(shape[0])]
+        self.names = _Numbers(shape[0])
 
     def shown(self, index: int) -> str:
         return f"{_shown(self.path)}, image {index}"
@@ -226,6 +226,20 @@ class _Array:
             return content
 
 
+class _Numbers(Sequence[str]):
+    """The names of the rows of an array, "0", "1" and so on, however many its header says that there are."""
+
+    def __init__(self, count: int):
+        self._rows = range(count)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._rows[index]
+        return list(map(str, found)) if isinstance(index, slice) else str(found)
+
+
 def _open_array(path: Path) -> tuple[IO[bytes], int]:
     """The .npy stream of a file and its length."""
     if path.suffix.lower() == ".npy":
@@ -240,13 +254,11 @@ def _open_array(path: Path) -> tuple[IO[bytes], int]:
 
 def _array_shape(stream: IO[bytes], name: str) -> tuple[int, ...]:
     """(N, H, W, 3) from an .npy header; leaves the stream after it. Nothing is unpickled."""
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"version {version} of the format")
-    shape, fortran_order, dtype = readers[version](stream)
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:]:
+    shape, fortran_order, dtype = read_header(stream)
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or min(shape[1:]) < 1:
         raise InputError(f"{name} is an array {shape}, {dtype}: needed: (N, H, W, 3), uint8")
+    if max(shape[1:]) > decoding.MAX_SIDE or shape[1] * shape[2] > decoding.MAX_PIXELS:
+        raise InputError(f"{name} is an array {shape}: possible: images of up to {decoding.MAX_PIXELS:,} pixels")
     if fortran_order:
         raise InputError(f"{name} is in Fortran order: needed: C order (np.ascontiguousarray)")
     return shape
@@ -312,46 +324,6 @@ def _natural(name: str) -> tuple:
     parts = (re.split("([0-9]+)", part) for part in name.split("/"))
     numbers = tuple(tuple(int(text) if i % 2 else text for i, text in enumerate(part)) for part in parts)
     return numbers, name
-
-
-def _decode(content: bytes, name: str) -> Image.Image:
-    """An RGB image from the bytes of a file, by `RULES`."""
-    try:
-        if content.startswith(PNG_START):
-            _check_png(content, name)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise InputError(f"{name}: {frames} frames: needed: a single image")
-            if image.mode not in ("1", "L", "P", "RGB", "LA", "RGBA"):
-                raise InputError(f"{name}: colour mode {image.mode}: possible: RGB, grey-scale, palette")
-            if image.mode in ("LA", "RGBA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                if (lowest := np.asarray(image.getchannel("A")).min()) < 255:
-                    raise InputError(f"{name}: transparent (alpha down to {lowest} of 255): needed: an opaque image")
-            return image.convert("RGB")
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: not an image that can be read as {', '.join(FORMATS)}") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise InputError(f"{name}: image cannot be read ({error})") from None
-
-
-def _check_png(content: bytes, name: str) -> None:
-    """What Pillow passes over when it decodes: depth beyond 8 bits, wrong checksums, a missing end."""
-    if content[24:25] == b"\x10":  # the header's bit depth
-        raise InputError(f"{name}: 16 bits per channel: possible: 8")
-    if PNG_END not in content:
-        raise InputError(f"{name}: image cannot be read (the end of the file is missing)")
-    Image.open(io.BytesIO(content), formats=FORMATS).verify()
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int], count: int) -> Iterator[Any]:

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from lpl_jax.data import LatentStore
 from lpl_jax.errors import InputError
-from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.paths import AnyPath, PathLike, read_bounded, to_path
+from lpl_jax.io.texts import decode_text
+
+MAX_BYTES = 2**26  # of a file of prompts
 
 
 class Prompts(NamedTuple):
@@ -39,9 +42,11 @@ def store_captions(store: LatentStore, count: int | None = None) -> list[str]:
 
 def _read_lines(path: AnyPath) -> Sequence[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts {path} cannot be read: {error}") from None
-    if not lines or not all(line.strip() for line in lines):
-        raise InputError(f"prompts {path}: needs one prompt on each line, and no empty lines")
+        content = read_bounded(path, MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"prompts {path} cannot be read: {error.strerror or error}") from None
+    # Not splitlines(): it would cut a prompt at U+2028, a form feed, and six more.
+    lines = decode_text(content, f"prompts {path}").removesuffix("\n").split("\n")
+    if empty := next((number for number, line in enumerate(lines, 1) if not line.strip()), None):
+        raise InputError(f"prompts {path}: line {empty} is empty: needed: one prompt on each line")
     return lines

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from lpl_jax.data import ImageSource, Source, indexed
+from lpl_jax.data import ImageSource, Source, decoding, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.extract import Features, extract
 from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, statistics
@@ -114,7 +114,7 @@ def _images(config: EvaluationConfig, source, resolution: int):
         images = indexed(source)
         name, crop, read = source.description, str(source.crop), source_rows(source)
     order, about = None, {"reference.source": name, "reference.images": images.fingerprint, "reference.crop": crop}
-    about["reference.resolution"] = resolution
+    about["reference.resolution"], about["reference.rules"] = resolution, decoding.RULES
     if config.reference_images and config.reference_images < len(images):
         order = np.random.default_rng(config.seed).permutation(len(images))[: config.reference_images]
         order.sort()

@@ -91,6 +91,24 @@ def size_of(path: AnyPath) -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
+def read_bounded(path: AnyPath, most: int) -> bytes:
+    """The content of a file of at most `most` bytes; of a longer one nothing, or little, is read.
+
+    Raises:
+      InputError: it is longer. OSError: it cannot be read.
+    """
+    if is_remote(path):  # without a request for its size
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+        size = len(content)
+    else:
+        size = size_of(path)
+        content = path.read_bytes() if size <= most else b""
+    if size > most:
+        raise InputError(f"{path}: {'more' if is_remote(path) else f'{size:,}'} bytes: at most {most:,} are read")
+    return content
+
+
 def entries(folder: AnyPath) -> list[AnyPath]:
     """What is in a folder, by name; nothing where it is not there, as a remote one is not while it is empty."""
     return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpl_jax.data.images import Crop, read_rgb
+from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
 
 
@@ -115,24 +115,3 @@ def test_crop_checks_its_fields(options, message):
 def test_crop_names_say_what_was_done():
     assert str(Crop(8)) == "resize_center_crop"
     assert str(Crop(8, "random_crop", seed=3)) == "random_crop(side=0.6-1, seed=3)"
-
-
-def test_every_mode_becomes_rgb(tmp_path):
-    for mode in ("L", "RGBA", "P", "CMYK", "1"):
-        path = tmp_path / (mode + (".jpg" if mode == "CMYK" else ".png"))
-        gradient(9, 7).convert(mode).save(path)
-        image = read_rgb(path, path.name)
-        assert image.mode == "RGB" and image.size == (9, 7)
-
-
-def test_unreadable_images_are_named(tmp_path):
-    (tmp_path / "text.png").write_text("not an image")
-    whole = tmp_path / "whole.jpg"
-    gradient(200, 200).save(whole)
-    (tmp_path / "short.jpg").write_bytes(whole.read_bytes()[:1000])
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    for name, message in [("text.png", "not an image"), ("short.jpg", "cannot be read"), ("deep.png", "8 bits")]:
-        with pytest.raises(InputError, match=f"{name}.*{message}"):
-            read_rgb(tmp_path / name, name)
-    with pytest.raises(InputError, match="short.jpg"):
-        read_rgb((tmp_path / "short.jpg").read_bytes(), "short.jpg")

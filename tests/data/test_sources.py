@@ -59,7 +59,7 @@ def test_images_in_the_folder_itself_are_one_class(tmp_path):
 def test_captions_lie_beside_the_images(tmp_path):
     for name in ("a", "b", "c"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-    (tmp_path / "a.txt").write_text(" a cat\0on a mat \n")
+    (tmp_path / "a.txt").write_text(" a cat on a mat \n")
     (tmp_path / "a.json").write_text('{"texts": ["one", {"long": "two"}]}')
     (tmp_path / "b.txt").write_text(" ")
     source = FolderSource(tmp_path, 8, captions=("txt", "texts.0", "texts.1.long"))

@@ -7,15 +7,17 @@ import struct
 import threading
 import time
 import zipfile
-import zlib
 
+import image_kinds
 import numpy as np
 import pytest
+from peak_memory import peak_growth
 from PIL import Image
 
+from lpl_jax.data import decoding
+from lpl_jax.data.decoding import read_rgb
 from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import image_sets
 from lpl_jax.evaluation.image_sets import open_images
 
 
@@ -128,53 +130,32 @@ def test_modes_that_are_converted(tmp_path):
         np.testing.assert_array_equal(open_images(write(tmp_path / mode, a__png=encoded(image)))[:][0], expected)
 
 
-def png16(channels):
-    """A 16-bit PNG by hand (Pillow writes none in colour, and reads it as 8 bits without a word)."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 8, 6, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
-    rows = (b"\0" + bytes(8 * channels * 2)) * 6
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def refused_images():
-    image = pixels(1)[0]
-    alpha = np.full((6, 8, 1), 255, np.uint8)
-    alpha[2, 3] = 254
-    indexed = Image.fromarray((image[..., 0] % 4).astype(np.uint8), "P")
-    indexed.putpalette(bytes(range(12)))
-    frames = [Image.fromarray(frame) for frame in pixels(2)]
-    broken = bytearray(encoded(image))
-    broken[60] ^= 1
-    return {
-        "rgba": (encoded(Image.fromarray(np.concatenate([image, alpha], -1))), "transparent .alpha down to 254"),
-        "grey-alpha": (encoded(Image.fromarray(np.concatenate([image[..., :1], alpha], -1), "LA")), "down to 254"),
-        "palette-transparency": (encoded(indexed, transparency=2), "transparent .alpha down to 0"),
-        "colour-key": (encoded(image, transparency=tuple(int(v) for v in image[0, 0])), "transparent"),
-        "grey-16": (png16(1), "16 bits per channel"),
-        "colour-16": (png16(3), "16 bits per channel"),
-        "cmyk": (encoded(Image.fromarray(image).convert("CMYK"), "JPEG"), "colour mode CMYK"),
-        "frames-png": (encoded(frames[0], save_all=True, append_images=frames[1:]), "2 frames"),
-        "frames-webp": (encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "2 frames"),
-        "gif": (encoded(image, "GIF"), "not an image that can be read as PNG, JPEG, WEBP"),
-        "empty": (b"", "not an image"),
-        "text": (b"404: not found", "not an image"),
-        "flipped-bit": (bytes(broken), "cannot be read"),
-    }
-
-
-@pytest.mark.parametrize("kind", refused_images())
+@pytest.mark.parametrize("kind", image_kinds.damaged())
 def test_images_that_are_refused(tmp_path, kind):
-    content, message = refused_images()[kind]
+    content, message = image_kinds.damaged()[kind]
     images = open_images(write(tmp_path, a__png=pixels(1)[0], b__png=content))
     with pytest.raises(InputError, match=rf"b\.png: .*{message}"):
         images[:]
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=rf"b\.png: .*{message}"):  # the first image is looked at on opening
         open_images(tmp_path)
+
+
+def test_images_of_any_kind_stand_beside_each_other_as_they_are(tmp_path):
+    found = {name: content for name, (content, *_) in image_kinds.kinds().items()}
+    for name, content in found.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+    images = open_images(tmp_path)
+    for name, image in zip(images.names, images[:], strict=True):
+        np.testing.assert_array_equal(image, read_rgb(found[name.removesuffix(".png")], name))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 17), (17, 1), (5000, 4000)])
+def test_huge_and_long_images_need_a_resolution(tmp_path, width, height):
+    write(tmp_path, a__png=encoded(Image.new("RGB", (width, height))))
+    with pytest.raises(InputError, match=rf"a\.png: {width}x{height} pixels: give a resolution"):
+        open_images(tmp_path)
+    assert open_images(tmp_path, resolution=4)[:].shape == (1, 4, 4, 3)
 
 
 @pytest.mark.parametrize("resolution", [None, 4])
@@ -368,6 +349,51 @@ def test_npz_whose_header_lies(tmp_path):
             open_images(tmp_path / "a.npz")
 
 
+def npy(shape, header=b""):
+    """An .npy that has no data, or no more than the beginning of a header of 3 GB."""
+    if header:
+        return b"\x93NUMPY\x02\0" + struct.pack("<I", 3 * 2**30) + header
+    fields = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(fields)) + fields
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "message"),
+    [
+        (npy((10**12, 1, 1, 3)), None, "a.npz cannot be read as an array of images"),
+        (npy((1, 60_000, 60_000, 3)), 60_000**2 * 3, "possible: images of up to 89,478,485 pixels"),
+        (npy((4, -4, -4, 3)), 4 * 16 * 3, "needed: .N, H, W, 3., uint8"),
+        (npy((), b"{" * 99), 3 * 2**30, "a header of 3,221,225,472 bytes"),
+    ],
+)
+def test_arrays_that_claim_to_be_huge_take_no_memory(tmp_path, content, size, message):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", content)
+    if size is not None:
+        with (tmp_path / "a.npy").open("wb") as file:  # sparse
+            file.write(content)
+            file.truncate(len(content) + size)
+    for name in ("a.npz", *(["a.npy"] if size is not None else [])):
+
+        def read(name=name):
+            with pytest.raises(InputError, match=message.replace("a.npz", name)):
+                open_images(tmp_path / name)[:]
+
+        assert peak_growth(read) < 2**24
+
+
+def test_names_of_the_rows_of_an_array_are_not_written_out(tmp_path):
+    """A zip file's directory may claim any number of rows."""
+    with (tmp_path / "a.npy").open("wb") as file:
+        content = npy((10**9, 1, 1, 3))
+        file.write(content)
+        file.truncate(len(content) + 3 * 10**9)
+    found = []
+    assert peak_growth(lambda: found.append(open_images(tmp_path / "a.npy"))) < 2**24
+    (images,) = found
+    assert len(images) == 10**9 and images.names[-1] == "999999999" and list(images.names[3:5]) == ["3", "4"]
+
+
 def test_fingerprint_follows_names_bytes_and_resolution(folder, tmp_path_factory):
     before = open_images(folder).fingerprint
     assert before == open_images(folder).fingerprint == open_images(str(folder) + "/").fingerprint
@@ -396,15 +422,15 @@ def test_fingerprint_follows_names_bytes_and_resolution(folder, tmp_path_factory
 
 def test_reading_ahead_is_bounded(monkeypatch, folder):
     """A consumer that stops has no more than two batches read behind its own, and the threads end with it."""
-    read, original = itertools.count(), image_sets._decode
+    read, original = itertools.count(), decoding.decode
     taken = []
 
-    def counting(content, name):
+    def counting(*arguments):
         taken.append(next(read))
-        return original(content, name)
+        return original(*arguments)
 
     images = open_images(folder)
-    monkeypatch.setattr(image_sets, "_decode", counting)
+    monkeypatch.setattr(decoding, "decode", counting)
     threads = threading.active_count()
     batches = images.batches(2)
     next(batches)

@@ -189,6 +189,9 @@ def _check_perceptual(experiment: Experiment) -> None:
         raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
     if lpl is not None and lpl.weight is None and lpl.target_share is None:
         raise InputError("the perceptual loss has no weight: give lpl.weight or lpl.target_share")
+    if (source := experiment.train.weight_from) is not None and (lpl is None or lpl.weight is not None):
+        reason = "there is no LPL (lpl.preset)" if lpl is None else f"lpl.weight={lpl.weight} is given: leave one out"
+        raise InputError(f"train.weight_from={source}: {reason}")
     if comparison is None:
         return
     if (comparison.kind == "reweighting") != (lpl is not None):

@@ -177,8 +177,8 @@ def tiny_config(tiny_folder, stores):
 
 @pytest.fixture(scope="session")
 def with_lpl():
-    """Changes that switch the perceptual loss on, stated for 32 px."""
-    return dict(lpl__preset="paper", lpl__tau=3.0, lpl__tau_ref_resolution=32)
+    """Changes that switch the perceptual loss on, stated for 32 px, with a weight: none is calibrated from scratch."""
+    return dict(lpl__preset="paper", lpl__weight=1.0, lpl__tau=3.0, lpl__tau_ref_resolution=32)
 
 
 @pytest.fixture(scope="module")

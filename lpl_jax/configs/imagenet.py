@@ -10,7 +10,8 @@ Arguments, comma separated (defaults first):
   256 | 512                     image side; 512 rescales the noise schedule and tau with it, so that the same timesteps
                                 carry the perceptual loss
   eps | v | flow                paradigm
-  lpl | reference               add the Latent Perceptual Loss: the paper's reading, or the public PyTorch example's
+  lpl | reference               add the Latent Perceptual Loss: the paper's reading, or the public PyTorch example's;
+                                without post it begins after 10,000 steps, when its weight can be calibrated
   economical                    an unbiased estimate of it from one image in 12, at stratified timesteps: a step then
                                 takes about 1.2 times the operations of one without (docs/flops.md)
   post                          post-training: 200k steps at 256, 120k at 512, with a new optimizer from train.init_from

@@ -282,8 +282,8 @@ def _curves():
     every = {"checkpoint": "all"}
     post = "256,eps,post"
     yield from _pair("figure15", "Fig. 15 and 17, post-training at 256", post, kept, "pretrain_eps", evaluate=every)
-    # A network that has learned nothing is nothing to calibrate on.
-    options = dict(evaluate=every, weight=DEFAULT_LPL["256"])
+    # From the first step on: a network that has learned nothing is nothing to calibrate on.
+    options = dict(evaluate=every, weight=DEFAULT_LPL["256"], more={"loss.lpl_start": 0})
     yield from _pair("figure14", "Fig. 14 and 16, from scratch at 256", "256,eps", kept, **options)
     average = kept | {"ema.start": 50_000}
     where = "Fig. 18, averages from 50k on"

@@ -11,6 +11,7 @@ PARADIGMS = ("eps", "v", "flow")
 LOSSES = {"lpl": "paper", "reference": "reference"}
 # The best average without and with the perceptual loss (Fig. 10); every run keeps both.
 AVERAGES = {"none": "0.9999", "lpl": "0.99975"}
+FROM_SCRATCH = 10_000  # steps before LPL where no other run is started from: its weight is calibrated on the network
 
 
 def get_config(file: str, arguments: str) -> ConfigDict:
@@ -28,6 +29,8 @@ def get_config(file: str, arguments: str) -> ConfigDict:
     c.paradigm.schedule_rescale = 2.0 if large else 1.0
     loss = base.one_of(file, chosen, ("none", *LOSSES))
     c.lpl.preset = LOSSES.get(loss, "none")
+    if loss != "none" and "post" not in chosen:
+        c.loss.lpl_start = FROM_SCRATCH
     if "economical" in chosen:
         if loss == "none":
             raise InputError(f"{file}: economical says how LPL is estimated: add lpl or reference")

@@ -20,8 +20,6 @@ VARIED = {
     "guidance": "sampling.guidance",
     "steps": "sampling.steps",
 }
-
-
 WEIGHTS = VARIED["weights"]
 OWN = " *"  # marks a row's own weights in the table
 

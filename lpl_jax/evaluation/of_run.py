@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lpl_jax import parallel
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import cards
+from lpl_jax.evaluation import cards, fluctuation
 from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator
 from lpl_jax.evaluation.prompts import Prompts, read_prompts
@@ -105,6 +105,8 @@ def evaluate_run(
     if len(results) > 1:
         table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
         print(f"written to {write_sweep(table, out)}")
+        alike = [({name: value for name, value in each.items() if name != "checkpoint"}, card) for each, card in table]
+        print(fluctuation.markdown(fluctuation.table(alike)), end="")
     return results
 
 

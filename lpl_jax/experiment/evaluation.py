@@ -37,7 +37,7 @@ class EvaluationConfig(Part, section="evaluation"):
     cache: str | None = field(None, "where features are kept; None: in the output folder")
     prdc_references: int | None = field(
         50_000,
-        "reference images that precision, recall, density and coverage take of a larger set, drawn at random; None: all",
+        "largest number of reference images of precision, recall, density and coverage, drawn at random; None: all",
         at_least(2),
     )
     k: int = field(3, "nearest neighbours of precision and recall, and of density and coverage", at_least(1))

@@ -43,8 +43,10 @@ class LossConfig(Part, section="loss"):
     stratified_t: bool = field(
         False, "spread the timesteps of each group evenly over their distribution: less noise in LPL"
     )
-    calibration_batches: int = field(50, "batches that weights are calibrated on, before the first step", at_least(1))
-    lpl_start: int = field(0, "LPL, or a comparison loss, counts from this step on", at_least(0))
+    calibration_batches: int = field(50, "batches that weights are calibrated on, when the term begins", at_least(1))
+    lpl_start: int = field(
+        0, "updates before LPL, or a comparison loss, begins; steps before decode nothing", at_least(0)
+    )
 
     def groups(self, shards: int) -> int:
         """Groups that decoded images are drawn from: as given, or the parts that devices split a batch into."""

@@ -296,7 +296,7 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
     """Trains and evaluates rows, or prints how; returns the exit status of the first that failed, else 0."""
     done: set[tuple[str, str]] = set()
     for row in rows:
-        run, evaluated = shared[row.name]
+        run, evaluated, *_ = shared[row.name]
         first = module.ROWS[evaluated]
         training = train_command(module.ROWS[run], args.config, args.workdir, args.stores, extra, shared)
         evaluation = evaluate_command(first, args.workdir, extra, run, module)

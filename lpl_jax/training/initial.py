@@ -102,12 +102,36 @@ def weight_of(source: str) -> float:
     return weight
 
 
+def check_start(experiment: Experiment) -> None:
+    """Raises InputError where a new run would calibrate the weight of its term on a network that was never trained.
+
+    Both losses of such a network say nothing of those that the weight is for. Also where another run's weight is to be
+    taken and is not there.
+    """
+    for name, part in (("lpl", experiment.lpl), ("comparison", experiment.comparison)):
+        # The re-weighting of Eq. 15 takes LPL's weight and has none of its own.
+        if part is None or part.weight is not None or getattr(part, "kind", None) == "reweighting":
+            continue
+        if name == "lpl" and experiment.train.weight_from is not None:
+            weight_of(experiment.train.weight_from)  # it is needed when the term begins, and has to be there now
+            continue
+        if experiment.train.init_from is None and experiment.loss.lpl_start == 0:
+            raise InputError(
+                f"{name}.weight would be calibrated on a network that is not trained: start from one that is "
+                f"(train.init_from), begin later (loss.lpl_start), or give {name}.weight"
+                + " or train.weight_from"
+                * (name == "lpl")
+            )
+
+
 def term_weight(
     objective: Objective, state: TrainState, frozen: Frozen, stream: Iterator, *, experiment: Experiment, mesh: Mesh
 ) -> float:
     """The weight of the objective's term: as given, or calibrated on `loss.calibration_batches` batches of the stream.
 
     With `train.weight_from` it is the one that another run was calibrated to.
+
+    It is asked for when the term begins, as `loss.lpl_start` says, of the network as it then is.
 
     LPL's makes it `target_share` of the total loss, a comparison's gives it `variance_share` of the diffusion loss's
     variance over samples (App. A.4). Eq. 15 takes the weight that LPL would have. 0 without a term.

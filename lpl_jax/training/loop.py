@@ -11,7 +11,6 @@ from weights in files.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import optax
@@ -21,15 +20,23 @@ from lpl_jax import autoencoders, parallel
 from lpl_jax.data import LatentStore
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import Experiment, resolve, to_dict
+from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
 from lpl_jax.io.paths import AnyPath, PathLike
+from lpl_jax.runs import checkpoints
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
 from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, run_folder, write_config
 from lpl_jax.text import load_conditioner
 from lpl_jax.training.data import open_store, open_stream
-from lpl_jax.training.initial import comparison_network, first_state, term_weight
+from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
 from lpl_jax.training.logging import MetricLogger, Progress, Recorder, Startup
-from lpl_jax.training.objective import ComparisonTerm, LPLTerm, Objective, decoded_images, make_objective
+from lpl_jax.training.objective import (
+    ComparisonTerm,
+    LPLTerm,
+    Objective,
+    ReweightingTerm,
+    decoded_images,
+    make_objective,
+)
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from lpl_jax.training.periodic import Evaluate, periodic_evaluation
 from lpl_jax.training.state import Frozen, TrainState
@@ -86,6 +93,8 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
     resumed = (workdir / CONFIG).exists()
     if resumed:
         check_same_run(experiment, workdir)
+    if checkpoints.latest_step(workdir / CHECKPOINTS) is None:
+        check_start(experiment)
     with only_run_in(workdir):
         with startup.part("store"):
             store = open_store(experiment, autoencoder, workdir, text, tokenizer)
@@ -97,11 +106,6 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
             with startup.part("state"):
                 state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
                 frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
-            if not state.is_calibrated:
-                with startup.part("calibration"):
-                    stream = open_stream(experiment, store, mesh)
-                    weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
-                state = state.with_weight(weight)
             write_config(experiment, workdir)
             evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
             session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
@@ -123,7 +127,7 @@ def _announce(session: Session, state: TrainState) -> None:
     """A line that says what is about to run; the first step takes a while to compile."""
     if jax.process_index() != 0:
         return
-    experiment, term = session.experiment, session.objective.term
+    experiment = session.experiment
     settings, step = experiment.train, int(state.step)
     if step >= settings.steps:
         print(f"{session.label}: {session.workdir} is at step {step}, train.steps={settings.steps}: nothing to do")
@@ -133,14 +137,31 @@ def _announce(session: Session, state: TrainState) -> None:
     text += f"steps {step} to {settings.steps} in {session.workdir}"
     model = experiment.model
     text += f"; {describe_attention(model.attention, current_platform(), model.head_dim, model.dtype)}"
-    if isinstance(term, ComparisonTerm):
-        text += f"; {term.config.kind}, weight {float(state.lpl_weight):.3g}"
-    elif term is not None:
-        share = 100 * experiment.paradigm.active_fraction(term.config.tau_at(experiment.resolution))
-        name = "LPL" if isinstance(term, LPLTerm) else "reweighting"
-        text += f"; {name} weight {float(state.lpl_weight):.3g}, {share:.0f} % of timesteps, "
-        text += f"{decoded_images(session.objective, settings.batch_size)} images decoded a step"
+    if session.objective.term is not None and step < experiment.loss.lpl_start:
+        text += f"; {_name(session)} from step {experiment.loss.lpl_start} on"
     print(text, flush=True)
+    if warning := narrow_gate(experiment):
+        print(f"{session.label}: warning: {warning}", flush=True)
+
+
+def _name(session: Session) -> str:
+    """Of the term, for people."""
+    term = session.objective.term
+    if isinstance(term, ComparisonTerm):
+        return term.config.kind
+    return "LPL" if isinstance(term, LPLTerm) else "reweighting"
+
+
+def _describe_term(session: Session, state: TrainState) -> str:
+    """The term that begins now, with its weight, and how many images it decodes."""
+    experiment, term = session.experiment, session.objective.term
+    text = f"{_name(session)}: weight {float(state.lpl_weight):.3g}"
+    if source := experiment.train.weight_from:
+        text += f" as in {source}"
+    if isinstance(term, LPLTerm | ReweightingTerm):
+        text += f", {100 * (experiment.gate_share or 0):.0f} % of timesteps, "
+        text += f"{decoded_images(session.objective, experiment.train.batch_size)} images decoded a step"
+    return text
 
 
 def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup) -> Result:
@@ -148,7 +169,6 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
     settings, begun = experiment.train, int(state.step)
     every = experiment.evaluation.every
     start_step = begun if session.resumed else None
-    step_fn = make_step(session.objective, session.optimizer, state, mesh, ema_start=experiment.ema.start)
     # Where the step puts it from now on, so that there is one program for all steps.
     state = jax.device_put(state, parallel.param_sharding(state, mesh))
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
@@ -161,12 +181,15 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
         Progress(settings.steps, begun, batch_size=settings.batch_size, label=session.label) as progress,
     ):
         recorder = Recorder(logger, progress, settings.batch_size, learning_rate)
-        step = begun
+        step, step_fn = begun, None
         while step < settings.steps and not stop.before(step + 1):
             batch = parallel.put_batch(next(stream), mesh)
-            if step == begun:  # by itself, so that its time is known
-                step_fn, state, metrics = _first_step(step_fn, (state, batch, seed_key, frozen), startup)
-                _report_start(session, startup, progress, begun)
+            if step_fn is None or step == experiment.loss.lpl_start:  # a program begins: its first step by itself
+                recorder.flush(step)
+                startup = startup if step_fn is None else Startup()
+                state = _with_term(session, state, frozen, startup, progress)
+                step_fn, state, metrics = _first_step(session, (state, batch, seed_key, frozen), startup)
+                _report_start(session, startup, progress, step)
                 recorder.start(step + 1)
             else:
                 state, metrics = step_fn(state, batch, seed_key, frozen)
@@ -189,8 +212,26 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
     return Result(state, step, recorder.images_per_second, stop.requested is not None)
 
 
-def _first_step(step_fn: Any, arguments: tuple, startup: Startup):
+def _with_term(session: Session, state: TrainState, frozen: Frozen, startup: Startup, progress: Progress) -> TrainState:
+    """The state with the weight of its term, where that is in the next step."""
+    experiment, mesh, objective = session.experiment, session.mesh, session.objective.at(int(state.step))
+    if objective.term is None:
+        return state
+    if not state.is_calibrated:
+        with startup.part("calibration"):
+            # From the front of the data: a run that is stopped before its next checkpoint calibrates the same.
+            stream = open_stream(experiment, session.store, mesh)
+            weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
+        state = state.with_weight(weight)
+    progress.note(f"{session.label}: {_describe_term(session, state)}")
+    return state
+
+
+def _first_step(session: Session, arguments: tuple, startup: Startup):
     """The compiled step, and what the first one returns."""
+    state: TrainState = arguments[0]
+    objective, ema_start = session.objective.at(int(state.step)), session.experiment.ema.start
+    step_fn = make_step(objective, session.optimizer, state, session.mesh, ema_start=ema_start)
     with startup.part("compile"):
         compiled = step_fn.lower(*arguments).compile()
     with startup.part("first step"):

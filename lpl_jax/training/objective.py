@@ -8,7 +8,7 @@ A term is a function: (prediction, objective=, key=, frozen=, weight=, variances
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -249,6 +249,10 @@ class Objective:
     term: Term | None = None
     groups: int | None = None
     accumulate: int = 1
+
+    def at(self, step: int) -> "Objective":
+        """What is minimised after so many updates: before `loss.lpl_start` there is no term, and nothing is decoded."""
+        return self if step >= self.loss.lpl_start else replace(self, term=None)
 
 
 def make_objective(experiment: Experiment, shards: int | None = None) -> Objective:

@@ -23,7 +23,8 @@ class TrainState(flax.struct.PyTreeNode):
     """step: int32 scalar, number of updates. params: float32. emas: averages of the parameters by name ("0.9999").
 
     opt_state: of the optimizer. lpl_weight: float32 scalar, the weight of the term beside the diffusion loss; NaN until
-    `with_weight` sets it, before the first step. variances: of the losses, where the re-weighting of Eq. 15 needs them.
+    `with_weight` sets it, before the first step that has the term. variances: of the losses, where the re-weighting of
+    Eq. 15 needs them.
     """
 
     step: jax.Array

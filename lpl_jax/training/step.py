@@ -64,7 +64,7 @@ def losses(
     by_sample = loss_weight(paradigm, t, objective.loss.weighting, gamma=objective.loss.gamma) * squared
     if objective.term is None:
         diffusion = jnp.mean(by_sample)
-        return diffusion, LossOutput({"loss": diffusion, "diffusion_loss": diffusion})
+        return diffusion, LossOutput({"loss": diffusion, "diffusion_loss": diffusion}, variances=variances)
     z0_hat, eps_hat = paradigm.estimate(z_t=z_t, prediction=prediction, t=t)
     step = Prediction(z0, noise, t, z0_hat, eps_hat, by_sample, conditions)
     return objective.term(step, objective=objective, key=gate_key, frozen=frozen, weight=weight, variances=variances)
@@ -108,8 +108,7 @@ def train_step(
     """
     frozen = frozen.replace(autoencoder=parallel.gather_decoder(frozen.autoencoder))
     key = jax.random.fold_in(seed_key, state.step)
-    weight = jnp.where(state.step >= objective.loss.lpl_start, state.lpl_weight, 0.0)
-    gradient = jax.grad(functools.partial(losses, objective=objective, weight=weight), has_aux=True)
+    gradient = jax.grad(functools.partial(losses, objective=objective, weight=state.lpl_weight), has_aux=True)
 
     def add_part(carry, rows, key):
         total, variances = carry
@@ -132,7 +131,7 @@ def train_step(
 def make_step(objective: Objective, optimizer, state: TrainState, mesh: Mesh, *, ema_start: int = 0):
     """The jitted train step of a run: (state, batch, seed_key, frozen) -> (state, metrics). The state is donated.
 
-    state: may be ShapeDtypeStructs.
+    objective: of the steps that this program takes, `Objective.at`. state: may be ShapeDtypeStructs.
     """
     return jax.jit(
         functools.partial(train_step, objective=objective, optimizer=optimizer, ema_start=ema_start),

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import chex
@@ -73,7 +75,7 @@ def test_the_documented_commands(place, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             if "runs/tuned" in command:  # up to the first step, whose loss another test compiles
                 patch.setattr(loop, "term_weight", lambda *_, **__: 2.0)
-                patch.setattr(loop, "_loop", lambda *given: tuned.update(state=given[1]) or loop.Result(None, 0, 0, 0))
+                patch.setattr(loop, "_first_step", step_without_compiling(tuned))
             assert verbs.main(command.split()) == 0, command
     want = open_run("runs/base").params()
     chex.assert_trees_all_equal(tuned["state"].params, want)
@@ -135,36 +137,45 @@ def test_the_documented_layout(name):
     assert unknown == []
 
 
+def step_without_compiling(seen, then=lambda: None):
+    """A first step that only counts, and keeps what state it was given."""
+
+    def step(session, arguments, startup):
+        state, *_ = arguments
+        seen.update(state=jax.device_get(state))
+        then()
+        return None, state.replace(step=state.step + 1), {"loss": np.float32(1)}
+
+    return step
+
+
 def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
     place, tmp_path, tiny_config, with_lpl, monkeypatch
 ):
     run = open_run(place / "runs/base")
     experiment, params = run.experiment, run.params()
     denoisers.save(experiment.model, params, tmp_path / "one.safetensors")
-    config = tiny_config(model__depth=1, model__context_pre_only=False, ema__decays=(), **with_lpl)
+    config = tiny_config(
+        model__depth=1, model__context_pre_only=False, ema__decays=(), **with_lpl | dict(lpl__weight=None)
+    )
     experiment = build(config)
     import_run.import_run(str(tmp_path / "one.safetensors"), experiment, tmp_path / "run")
-    weighed, begun = [], []
+    weighed, seen = [], {}
 
     def weigh(*_, **__):
         weighed.append(1)
         return 2.0
 
-    def stop_at_once(*given):
-        """What the loop leaves where a signal comes before the first step."""
-        begun.append(float(given[1].lpl_weight))
-        with checkpoints.Checkpointer(tmp_path / "again/checkpoints") as checkpointer:
-            checkpointer.save(given[1])
+    def signalled():
+        os.kill(os.getpid(), signal.SIGTERM)
 
     one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(loop.parallel, "make_mesh", one_device)
     monkeypatch.setattr(loop, "term_weight", weigh)
-    monkeypatch.setattr(loop, "_loop", stop_at_once)
-    train(experiment, tmp_path / "run")
-    (tmp_path / "again/config.json").write_text((tmp_path / "run/config.json").read_text())
-    monkeypatch.setattr(loop, "_loop", lambda *given: begun.append(float(given[1].lpl_weight)))
-    train(experiment, tmp_path / "again")
-    assert begun == [2, 2] and weighed == [1]
+    monkeypatch.setattr(loop, "_first_step", step_without_compiling(seen, signalled))
+    for steps in (1, 2):  # stopped behind the first step, and begun again
+        assert train(experiment, tmp_path / "run").step == steps
+        assert (float(seen["state"].lpl_weight), weighed) == (2.0, [1])
 
 
 @pytest.mark.parametrize(

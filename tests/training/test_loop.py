@@ -19,23 +19,30 @@ from jax._src.array import ArrayImpl
 
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import build
+from lpl_jax.experiment import TrainConfig, build
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs import workdir as workdirs
 from lpl_jax.training import data as run_data
-from lpl_jax.training import loop, train
+from lpl_jax.training import initial, loop, train
 from lpl_jax.training import step as step_module
 from lpl_jax.training.logging import read_metrics
+from lpl_jax.training.optimizer import make_optimizer
 
 ROOT = Path(loop.__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_config, with_lpl, two_devices):
-    """Six steps with the perceptual loss in one go: (workdir, result)."""
+def late_lpl(with_lpl):
+    """Changes for a run of six steps, the last four of them with a perceptual loss whose weight is calibrated then."""
+    return with_lpl | dict(lpl__taps=1, lpl__weight=None, loss__lpl_start=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_config, late_lpl, two_devices):
+    """Six steps in one go: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, train(build(tiny_config(lpl__taps=1, **with_lpl)), workdir)
+    return workdir, train(build(tiny_config(**late_lpl)), workdir)
 
 
 def test_a_run_leaves_config_metrics_and_checkpoints(whole):
@@ -46,24 +53,37 @@ def test_a_run_leaves_config_metrics_and_checkpoints(whole):
     lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == [2, 3, 4, 6]
     for line in lines:
-        assert {
-            "loss",
-            "diffusion_loss",
-            "lpl",
-            "lpl_share",
-            "lpl/active_fraction",
-            "learning_rate",
-            "grad_norm",
-        } <= set(line)
+        assert {"loss", "diffusion_loss", "learning_rate", "grad_norm"} <= set(line)
+        assert ({"lpl", "lpl_share", "lpl/active_fraction"} <= set(line)) == (line["step"] > 2)
         assert line["loss"] >= line["diffusion_loss"] > 0
     assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_steps_before_the_perceptual_loss_are_those_of_a_run_without_it(whole, tiny_config, tmp_path):
+    workdir, _ = whole
+    train(build(tiny_config(train__steps=2)), tmp_path)
+    (plain,), before = read_metrics(tmp_path), read_metrics(workdir)[0]
+    unknown = {"images_per_second": None}
+    assert before | unknown == plain | unknown
+
+
+@pytest.mark.parametrize("comparison", [False, True])
+def test_no_weight_is_calibrated_on_a_network_that_is_not_trained(comparison, tiny_config, with_lpl, tmp_path):
+    config = tiny_config() if comparison else tiny_config(**with_lpl | dict(lpl__weight=None))
+    if comparison:
+        config.comparison.kind, config.comparison.network = "latent_lpips", "x"
+    name = "comparison" if comparison else "lpl"
+    with pytest.raises(InputError, match=f"{name}.weight would be calibrated on a network that is not trained"):
+        train(build(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weight_is_calibrated_to_the_share(whole):
     """Two batches of eight say what the share is about."""
     workdir, result = whole
     assert float(result.state.lpl_weight) > 0
-    assert np.mean([line["lpl_share"] for line in read_metrics(workdir)]) == pytest.approx(0.2, abs=0.1)
+    shares = [line["lpl_share"] for line in read_metrics(workdir) if line["step"] > 2]
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.1)
 
 
 def test_averages_differ_from_the_parameters_and_each_other(whole):
@@ -77,15 +97,15 @@ def test_averages_differ_from_the_parameters_and_each_other(whole):
         run.params(weights="0.999")
 
 
-def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lpl, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, late_lpl, monkeypatch):
     """SIGTERM in the fourth step: the step is finished and saved, and the second call continues."""
     reference, result = whole
-    experiment = build(tiny_config(lpl__taps=1, **with_lpl))
+    experiment = build(tiny_config(**late_lpl))
     put, calls = loop.parallel.put_batch, []
 
     def interrupted(batch, mesh):
         calls.append(1)
-        if len(calls) == 2 + 4:  # two batches of the calibration come first
+        if len(calls) == 2 + 4:  # two are of the calibration
             os.kill(os.getpid(), signal.SIGTERM)
         return put(batch, mesh)
 
@@ -100,6 +120,51 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, with_lp
     assert read_metrics(tmp_path / "run")[-1] | last == read_metrics(reference)[-1] | last
     # A run that is complete is left as it is.
     assert train(experiment, tmp_path / "run").step == 6
+
+
+def started_from(experiment, workdir):
+    mesh = loop.parallel.make_mesh(experiment.mesh)
+    return initial.first_state(experiment, make_optimizer(experiment.optimizer)[0], mesh, workdir).params
+
+
+def test_a_run_starts_from_the_step_that_is_named(whole, tmp_path, tiny_config):
+    base, _ = whole
+    for step, expected in ((3, 3), (None, 6)):
+        config = tiny_config(train__init_from=str(base), train__init_step=step)
+        chex.assert_trees_all_equal(started_from(build(config), tmp_path), open_run(base).params(
+            step=expected, weights="params"))  # fmt: skip
+    with pytest.raises(InputError, match="has no checkpoint of step 4; there are 3, 6"):
+        started_from(build(tiny_config(train__init_from=str(base), train__init_step=4)), tmp_path)
+    with pytest.raises(InputError, match=r"train.init_step=3 is not possible without train.init_from"):
+        build(tiny_config(train__init_step=3))
+
+
+def test_the_weight_of_another_run_is_taken(whole, tmp_path, tiny_config, with_lpl):
+    """As it was calibrated there, by a run whose own calibration would give another."""
+    base, result = whole
+    changes = with_lpl | dict(lpl__weight=None, lpl__tau=0.5)
+    experiment = build(tiny_config(**changes, train__weight_from=str(base)))
+    objective = loop.make_objective(experiment, 1)
+    nothing: dict = dict(state=None, frozen=None, stream=iter(()), experiment=experiment, mesh=None)
+    assert initial.term_weight(objective, **nothing) == float(result.state.lpl_weight)
+    initial.check_start(experiment)  # from scratch, as nothing is calibrated
+    missing = build(tiny_config(**changes, train__weight_from=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="nowhere: no run with a checkpoint is there; train it first"):
+        train(missing, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"train.weight_from=x: lpl.weight=1.0 is given"):
+        build(tiny_config(**with_lpl, train__weight_from="x"))
+    with pytest.raises(InputError, match=r"train.weight_from=x: there is no LPL"):
+        build(tiny_config(train__weight_from="x"))
+
+
+def test_checkpoints_that_a_run_keeps():
+    def kept(**fields):
+        return TrainConfig(**fields).kept_steps()
+
+    assert kept(steps=10, checkpoint_every=3, keep=1) == [10]
+    assert kept(steps=10, checkpoint_every=3, keep=2, keep_every=6) == [6, 9, 10]
+    assert kept(steps=12, checkpoint_every=3, keep=1, keep_every=4) == [12]  # 4 and 8 are never saved
 
 
 @pytest.mark.slow
@@ -146,10 +211,12 @@ def test_the_host_waits_for_no_step(tmp_path, tiny_config, monkeypatch):
 
 def test_the_start_is_reported_by_part(whole):
     workdir, _ = whole
-    (line,) = [json.loads(text) for text in (workdir / "startup.jsonl").read_text().splitlines()]
-    parts = ["autoencoder", "store", "state", "calibration", "compile", "first step", "other"]
-    assert (line["step"], list(line["seconds"])) == (0, parts)
-    assert all(value >= 0 for value in line["seconds"].values()) and line["seconds"]["compile"] > 0
+    lines = [json.loads(text) for text in (workdir / "startup.jsonl").read_text().splitlines()]
+    steps = ["compile", "first step", "other"]
+    parts = [(0, ["autoencoder", "store", "state", *steps]), (2, ["calibration", *steps])]
+    assert [(line["step"], list(line["seconds"])) for line in lines] == parts
+    for line in lines:
+        assert all(value >= 0 for value in line["seconds"].values()) and line["seconds"]["compile"] > 0
 
 
 def test_a_run_made_with_another_machines_kernel_is_read_here(whole, tmp_path):
@@ -160,9 +227,9 @@ def test_a_run_made_with_another_machines_kernel_is_read_here(whole, tmp_path):
     assert workdirs.read_experiment(tmp_path) == workdirs.read_experiment(workdir)
 
 
-def test_a_folder_holds_one_run(whole, tiny_config, with_lpl):
+def test_a_folder_holds_one_run(whole, tiny_config, late_lpl):
     workdir, _ = whole
-    config = tiny_config(lpl__taps=1, **with_lpl)
+    config = tiny_config(**late_lpl)
     config.seed, config.optimizer.b2 = 3, 0.99
     before = (workdir / "config.json").read_text()
     with pytest.raises(InputError, match="seed was 0, is 3.*optimizer.b2 was 0.95, is 0.99|optimizer.b2.*seed was 0"):
@@ -227,10 +294,10 @@ def test_a_missing_store_is_made_from_the_source(tmp_path, tiny_config, image_fo
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, with_lpl, whole):
+def test_a_killed_process_resumes_bit_for_bit(tmp_path, tiny_config, late_lpl, whole):
     """SIGKILL at a random moment behind the first checkpoint."""
     _, result = whole
-    config = tiny_config(lpl__taps=1, **with_lpl)
+    config = tiny_config(**late_lpl)
     overrides = [
         f"--config.{section}.{field}={value}"
         for section, fields in config.to_dict().items()
@@ -269,6 +336,7 @@ def test_the_readme_command_on_real_imagenet_photographs(shared, tmp_path, capfd
             "--config.train.batch_size=8",
             "--config.train.steps=2",
             "--config.lpl.weight=1",  # given: a calibration would compile the loss once more
+            "--config.loss.lpl_start=1",
         ]
     )
     assert status == 0

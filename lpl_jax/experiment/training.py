@@ -83,6 +83,9 @@ class TrainConfig(Part, section="train"):
     checkpoint_every: int = field(5000, "steps between checkpoints", at_least(1))
     keep: int = field(3, "newest checkpoints that are kept", at_least(1))
     keep_every: int | None = field(None, "also keep those at multiples of this step", at_least(1))
+    max_nonfinite: int = field(
+        3, "steps in a row whose loss or gradient is not finite, at which a run ends; each is left out", at_least(1)
+    )
     init_from: str | None = field(None, "run (its folder) or weights (docs/weights.md) that this run starts from")
     init_weights: str = field("params", "which of them: params, or the name of an average such as 0.9999")
     init_step: int | None = field(None, "step of the run that init_from names; None: its newest", at_least(0))

@@ -47,7 +47,7 @@ def parser() -> cli.Parser:
     add("--json", type=flags.local_path, metavar="FILE", help="write the report there")
     add("--hlo", type=flags.local_path, metavar="FILE", help="write the text of the optimised program there")
     text = "measure the tiny step that tests/guard compares with, and keep its values; stands alone"
-    add("--update-guard", action="store_true", help=text)
+    add("--update-guard", type=flags.path, metavar="FILE", help=text)
     flags.add_config(result)
     return result
 

@@ -10,9 +10,10 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -25,45 +26,69 @@ from lpl_jax.io.atomic import append_text, upload, write_text
 from lpl_jax.io.paths import AnyPath, PathLike, is_remote, size_of, to_path
 
 METRICS_FILE = "metrics.jsonl"
+NONFINITE = "nonfinite"  # metric of a step: 1 where its loss or gradient was not finite, so that it changed nothing
+SPIKE, WINDOW = 2.0, 100  # a loss more than so many times the median of so many rows before is marked
 UPLOAD_SECONDS = 60  # between uploads of a remote run's metrics
+
+
+class Interval(NamedTuple):
+    """Means of metrics over the steps up to `step`; nonfinite: those that are left out of them."""
+
+    step: int
+    means: dict[str, np.ndarray]
+    nonfinite: list[int]
 
 
 class MetricBuffer:
     """Means of metrics over intervals of steps, without a wait.
 
-    Call `push` after each step and `take` once per interval: it closes the interval and returns the one before.
+    Call `push` after each step and `take` once per interval: it closes the interval and returns the one before. Steps
+    whose metric `nonfinite` is not 0 count in that metric alone, which is a sum.
     """
 
     def __init__(self):
-        self._sums, self._count = None, 0
-        self._closed: tuple[int, Any] | None = None
+        self._sums: Any = None
+        self._flags: list[jax.Array] = []  # of the steps, fetched where their sum is not 0
+        self._count = 0
+        self._closed: tuple[int, Any, list[jax.Array]] | None = None
 
     def push(self, metrics: Mapping[str, jax.Array]) -> None:
         """Add one step's metrics (names and shapes stay the same within an interval) to the current interval."""
-        sums = dict.fromkeys(metrics, np.float32(0)) if self._sums is None else self._sums
-        self._sums = _add(sums, dict(metrics))
+        given: dict[str, Any] = {NONFINITE: np.float32(0), **metrics}
+        sums = dict.fromkeys(given, np.float32(0)) if self._sums is None else self._sums
+        self._sums = _add(sums, given)
+        self._flags.append(given[NONFINITE])
         self._count += 1
 
-    def take(self, step: int) -> list[tuple[int, dict[str, np.ndarray]]]:
-        """Close the interval that ends with `step`; [(step, means)] of the one closed before, fetched now, or []."""
+    def take(self, step: int) -> list[Interval]:
+        """Close the interval that ends with `step`; the one that was closed before, fetched now, or []."""
         before = self._closed
-        self._closed = (step, _divide(self._sums, self._count)) if self._count else None
-        self._sums, self._count = None, 0
-        return [] if before is None else [(before[0], jax.device_get(before[1]))]
+        self._closed = (step, _divide(self._sums, self._count), self._flags) if self._count else None
+        self._sums, self._flags, self._count = None, [], 0
+        if before is None:
+            return []
+        last, means, flags = before
+        means = jax.device_get(means)
+        flags = jax.device_get(flags) if means[NONFINITE] else []
+        steps = [last - len(flags) + number for number, flag in enumerate(flags, 1) if flag]
+        return [Interval(last, means, steps)]
 
-    def flush(self, step: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+    def flush(self, step: int) -> list[Interval]:
         """All that is left, an interval cut short at `step` too. Waits: for the end, and before a checkpoint."""
         return self.take(step) + self.take(step)
 
 
 @jax.jit
 def _add(sums, metrics):
-    return jax.tree.map(jnp.add, sums, metrics)
+    finite = metrics[NONFINITE] == 0
+    added = jax.tree.map(lambda total, value: jnp.where(finite, total + value, total), sums, metrics)
+    return added | {NONFINITE: sums[NONFINITE] + metrics[NONFINITE]}
 
 
 @jax.jit
 def _divide(sums, count):
-    return jax.tree.map(lambda value: value / count, sums)
+    finite = count - sums[NONFINITE]
+    return jax.tree.map(lambda value: value / finite, sums) | {NONFINITE: sums[NONFINITE]}
 
 
 class RateMeter:
@@ -147,7 +172,10 @@ class MetricLogger:
         self._board = SummaryWriter(str(here), purge_step=purge, filename_suffix=f".{start_step or 0}")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line. Values are numbers or small arrays; in JSON an array is a list and what is not finite is null."""
+        """One line. Values are numbers or small arrays; in JSON an array is a list.
+
+        What is not finite is null there, and left out of TensorBoard.
+        """
         if self._file is None or self._board is None:
             return
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
@@ -155,11 +183,12 @@ class MetricLogger:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if value.ndim == 0:
-                self._board.add_scalar(name, value, step)
-            else:
-                for index, element in enumerate(value.ravel()):
-                    self._board.add_scalar(f"{name}/{index}", element, step)
+            elements = (
+                {name: value} if value.ndim == 0 else {f"{name}/{i}": each for i, each in enumerate(value.ravel())}
+            )
+            for tag, element in elements.items():
+                if np.isfinite(element):
+                    self._board.add_scalar(tag, element, step)
         if self._remote is not None and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self.flush()
 
@@ -295,18 +324,27 @@ class Progress:
             self._print()
 
 
-SHOWN = ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison_share")
+SHOWN = ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison_share", "loss_spike")
 
 
 class Recorder:
     """What a loop does with the metrics of its steps: means over intervals go to the logger, and some to the progress.
 
-    learning_rate: function(updates before the step) -> rate, a metric of its own.
+    learning_rate: function(updates before the step) -> rate, a metric of its own. past: losses of the rows before, of a
+    run that is resumed. A row whose loss is more than `SPIKE` times their running median has the ratio as `loss_spike`.
     """
 
-    def __init__(self, logger: MetricLogger, progress: Progress, batch_size: int, learning_rate: Callable[[int], Any]):
+    def __init__(
+        self,
+        logger: MetricLogger,
+        progress: Progress,
+        batch_size: int,
+        learning_rate: Callable[[int], Any],
+        past: Sequence[float] = (),
+    ):
         self._logger, self._progress, self._learning_rate = logger, progress, learning_rate
         self._buffer, self._meter = MetricBuffer(), RateMeter(batch_size)
+        self._past = deque(past, maxlen=WINDOW)
 
     def start(self, step: int) -> None:
         """Time counts from here, after `step`: after the first one, an evaluation, a checkpoint."""
@@ -317,26 +355,34 @@ class Recorder:
         self._buffer.push(metrics)
         self._progress.update(step)
 
-    def interval(self, step: int) -> None:
-        """An interval ends with this step: the one before is written."""
+    def interval(self, step: int) -> list[int]:
+        """An interval ends with this step: the one before is written. Returns the steps of it that were not finite."""
         rows = self._buffer.take(step)
-        self._write(step, rows, self._meter.rate(rows[-1][0]) if rows else None)
+        return self._write(step, rows, self._meter.rate(rows[-1].step) if rows else None)
 
-    def flush(self, step: int) -> None:
-        """Waits for this step, and writes all that is left."""
-        self._write(step, self._buffer.flush(step), self._meter.close(step))
+    def flush(self, step: int) -> list[int]:
+        """Waits for this step, and writes all that is left. Returns the steps of it that were not finite."""
+        return self._write(step, self._buffer.flush(step), self._meter.close(step))
 
     @property
     def images_per_second(self) -> float | None:
         """The mean over all that was timed."""
         return self._meter.mean
 
-    def _write(self, step: int, rows: list[tuple[int, dict[str, np.ndarray]]], rate: float | None) -> None:
-        for row_step, means in rows:
-            metrics = means | {"learning_rate": float(self._learning_rate(row_step - 1))}
-            self._logger.write(row_step, metrics | ({"images_per_second": rate} if rate else {}))
+    def _write(self, step: int, rows: list[Interval], rate: float | None) -> list[int]:
+        for row in rows:
+            metrics = row.means | {"learning_rate": float(self._learning_rate(row.step - 1))} | self._spike(row.means)
+            self._logger.write(row.step, metrics | ({"images_per_second": rate} if rate else {}))
             shown = {name: metrics[name] for name in SHOWN if name in metrics}
-            self._progress.update(step, shown, rate, of=row_step)
+            self._progress.update(step, shown, rate, of=row.step)
+        return [step for row in rows for step in row.nonfinite]
+
+    def _spike(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
+        loss = float(means["loss"])
+        median = float(np.median(self._past)) if self._past else math.inf
+        if math.isfinite(loss):
+            self._past.append(loss)
+        return {"loss_spike": loss / median} if loss > SPIKE * median else {}
 
 
 STARTUP_FILE = "startup.jsonl"

@@ -13,11 +13,8 @@ from weights in files.
 import dataclasses
 
 import jax
-import optax
-from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, parallel
-from lpl_jax.data import LatentStore
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
@@ -28,17 +25,18 @@ from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_i
 from lpl_jax.text import load_conditioner
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
-from lpl_jax.training.logging import MetricLogger, Progress, Recorder, Startup
+from lpl_jax.training.logging import METRICS_FILE, WINDOW, MetricLogger, Progress, Recorder, Startup, read_metrics
+from lpl_jax.training.nonfinite import NonfiniteWatch, check_finite
 from lpl_jax.training.objective import (
     ComparisonTerm,
     LPLTerm,
-    Objective,
     ReweightingTerm,
     decoded_images,
     make_objective,
 )
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from lpl_jax.training.periodic import Evaluate, periodic_evaluation
+from lpl_jax.training.periodic import periodic_evaluation
+from lpl_jax.training.session import Session
 from lpl_jax.training.state import Frozen, TrainState
 from lpl_jax.training.step import make_step
 
@@ -51,24 +49,6 @@ class Result:
     step: int
     images_per_second: float | None
     stopped: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """What stays the same from a start of a run to its end.
-
-    resumed: whether the folder held this run before. evaluate: called every `evaluation.every` steps; None: never.
-    """
-
-    experiment: Experiment
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    mesh: Mesh
-    store: LatentStore
-    workdir: AnyPath
-    label: str
-    resumed: bool
-    evaluate: Evaluate | None
 
 
 def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", began: float | None = None) -> Result:
@@ -106,6 +86,7 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
             with startup.part("state"):
                 state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
                 frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
+                check_finite({"parameter": state.params, "average": state.emas, "frozen network": frozen})
             write_config(experiment, workdir)
             evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
             session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
@@ -180,12 +161,14 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
         StopSignal() as stop,
         Progress(settings.steps, begun, batch_size=settings.batch_size, label=session.label) as progress,
     ):
-        recorder = Recorder(logger, progress, settings.batch_size, learning_rate)
+        past = _past_losses(workdir) if session.resumed else ()
+        recorder = Recorder(logger, progress, settings.batch_size, learning_rate, past)
+        watch = NonfiniteWatch(session, frozen, seed_key, progress.note)
         step, step_fn = begun, None
         while step < settings.steps and not stop.before(step + 1):
             batch = parallel.put_batch(next(stream), mesh)
             if step_fn is None or step == experiment.loss.lpl_start:  # a program begins: its first step by itself
-                recorder.flush(step)
+                watch(recorder.flush(step), state)
                 startup = startup if step_fn is None else Startup()
                 state = _with_term(session, state, frozen, startup, progress)
                 step_fn, state, metrics = _first_step(session, (state, batch, seed_key, frozen), startup)
@@ -196,19 +179,19 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
             step += 1
             recorder.push(step, metrics)
             if step % settings.log_every == 0:
-                recorder.interval(step)
+                watch(recorder.interval(step), state)
             if session.evaluate is not None and every is not None and step % every == 0:
-                recorder.flush(step)
+                watch(recorder.flush(step), state)
                 session.evaluate(step, _averaged(experiment, state), logger)
                 recorder.start(step)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
-                recorder.flush(step)
+                watch(recorder.flush(step), state)
                 logger.flush()
-                checkpointer.save(state)
+                _save(checkpointer, state)
                 recorder.start(step)
-        recorder.flush(step)
+        watch(recorder.flush(step), state)
         logger.flush()
-        checkpointer.save(state)
+        _save(checkpointer, state)
     return Result(state, step, recorder.images_per_second, stop.requested is not None)
 
 
@@ -243,6 +226,19 @@ def _report_start(session: Session, startup: Startup, progress: Progress, begun:
     if jax.process_index() == 0:
         startup.write(session.workdir, begun)
         progress.note(f"{session.label}: {line}")
+
+
+def _save(checkpointer: Checkpointer, state: TrainState) -> None:
+    # No step lets such values in, but a learning rate can: what is good stays the newest.
+    check_finite({"parameter": state.params, "average": state.emas})
+    checkpointer.save(state)
+
+
+def _past_losses(workdir: AnyPath) -> list[float]:
+    """The losses of the last rows, to compare the next ones with."""
+    if jax.process_index() != 0 or not (workdir / METRICS_FILE).exists():
+        return []
+    return [row["loss"] for row in read_metrics(workdir) if row.get("loss") is not None][-WINDOW:]
 
 
 def _checkpointer(session: Session, start_step: int | None) -> Checkpointer:

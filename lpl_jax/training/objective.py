@@ -56,18 +56,18 @@ class Prediction(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Losses of the single samples, (B,): diffusion, perceptual, and where the perceptual one is active."""
+    """Losses of the single samples, (B,): diffusion; of a comparison, and where that is active."""
 
     diffusion: jax.Array
-    perceptual: jax.Array
-    active: jax.Array
+    perceptual: jax.Array | None = None
+    active: jax.Array | None = None
 
 
 class LossOutput(NamedTuple):
     """What a loss says beside its value.
 
-    means: metrics that are means over samples. counts: metrics that are sums over samples. samples: of a comparison
-    loss, whose weight is calibrated by their variance. variances: updated, of Eq. 15.
+    means: metrics that are means over samples. counts: metrics that are sums over samples. samples: a comparison loss
+    is calibrated by their variance, and they tell which record of a batch is not finite. variances: updated, of Eq. 15.
     """
 
     means: dict[str, jax.Array]
@@ -123,7 +123,7 @@ class LPLTerm:
         means = {"loss": total, "diffusion_loss": diffusion, "lpl": perceptual, "lpl_share": share}
         details = {f"lpl/{name}": value for name, value in details.items()}
         counts = {"lpl/decoded": details.pop("lpl/decoded")}
-        return total, LossOutput(means | details, counts)
+        return total, LossOutput(means | details, counts, Samples(step.losses))
 
     @property
     def measured(self) -> "LPLTerm":
@@ -206,7 +206,7 @@ class ReweightingTerm:
         total = jnp.mean(reweighted(weight_lpl=weight, **ratio, **losses))
         lpl = jnp.mean(jnp.where(active, perceptual, 0.0))
         means = {"loss": total, "diffusion_loss": jnp.mean(step.losses), "lpl": lpl}
-        return total, LossOutput(means, variances=variances)
+        return total, LossOutput(means, samples=Samples(step.losses), variances=variances)
 
     @property
     def config(self) -> LPLConfig:

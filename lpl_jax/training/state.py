@@ -122,16 +122,33 @@ def create_state(
 
 
 def apply_gradients(
-    state: TrainState, gradients, optimizer: optax.GradientTransformation, *, ema_start: int = 0
+    state: TrainState,
+    gradients,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: jax.Array | float = 0.0,
+    variances: LossVariances | None = None,
+    ema_start: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """State after one update, and the norms of the gradient (before clipping) and of the parameters as metrics.
 
-    ema_start: the averages equal the parameters up to this step, and average after it.
+    A loss or a gradient that is not finite changes nothing but the step: the state is chosen leaf by leaf in the pass
+    that updates it, which costs no memory and no reading of its own. The metric `nonfinite` is then 1, else 0.
+
+    loss: scalar. variances: updated with this step, of Eq. 15. ema_start: the averages equal the parameters up to this
+    step, and average after it.
     """
+    grad_norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     new = state.replace(
-        step=step, params=params, emas=update_emas(state.emas, params, step, ema_start), opt_state=opt_state
+        params=params,
+        emas=update_emas(state.emas, params, step, ema_start),
+        opt_state=opt_state,
+        variances=variances,
     )
-    return new, {"grad_norm": optax.global_norm(gradients), "param_norm": optax.global_norm(params)}
+    new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state).replace(step=step)
+    norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(new.params)}
+    return new, norms | {"nonfinite": 1.0 - finite.astype(jnp.float32)}

@@ -23,7 +23,7 @@ from lpl_jax.diffusion.timesteps import stratified_uniform
 from lpl_jax.losses import LossVariances
 from lpl_jax.text import TextConditioner
 from lpl_jax.training.accumulate import over_parts
-from lpl_jax.training.objective import LossOutput, Objective, Prediction
+from lpl_jax.training.objective import LossOutput, Objective, Prediction, Samples
 from lpl_jax.training.state import Frozen, TrainState, apply_gradients
 
 
@@ -64,7 +64,8 @@ def losses(
     by_sample = loss_weight(paradigm, t, objective.loss.weighting, gamma=objective.loss.gamma) * squared
     if objective.term is None:
         diffusion = jnp.mean(by_sample)
-        return diffusion, LossOutput({"loss": diffusion, "diffusion_loss": diffusion}, variances=variances)
+        means = {"loss": diffusion, "diffusion_loss": diffusion}
+        return diffusion, LossOutput(means, samples=Samples(by_sample), variances=variances)
     z0_hat, eps_hat = paradigm.estimate(z_t=z_t, prediction=prediction, t=t)
     step = Prediction(z0, noise, t, z0_hat, eps_hat, by_sample, conditions)
     return objective.term(step, objective=objective, key=gate_key, frozen=frozen, weight=weight, variances=variances)
@@ -103,6 +104,7 @@ def train_step(
     """One update of parameters, optimizer state and EMAs. Pure; jit it once with the keyword arguments bound.
 
     Every random draw comes from `fold_in(seed_key, state.step)`: a run that is stopped and resumed draws the same.
+    Where the loss or the gradient is not finite the step counts, and changes nothing else (`apply_gradients`).
     Arguments as in `losses`. The metrics also hold the norms of gradient and parameters. With several parts of a batch
     the gradient is summed in float32, and the variances of Eq. 15 are updated by each part.
     """
@@ -123,8 +125,8 @@ def train_step(
     rows = batch, dict(t=t, noise=noise)
     (grads, variances), output = over_parts(add_part, (zeros, state.variances), rows, key, objective.accumulate)
     grads = jax.tree.map(lambda total: total / objective.accumulate, grads)
-    state = state.replace(variances=variances)
-    state, norms = apply_gradients(state, grads, optimizer, ema_start=ema_start)
+    loss = output.means["loss"]
+    state, norms = apply_gradients(state, grads, optimizer, loss=loss, variances=variances, ema_start=ema_start)
     return state, output.metrics | norms
 
 

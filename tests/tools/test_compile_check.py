@@ -278,3 +278,7 @@ def test_mistakes_are_named(argv, message, monkeypatch):
     monkeypatch.setattr(topology, "has_libtpu", lambda: False)
     with pytest.raises(InputError, match=message):
         compile_check.main(argv)
+
+
+def test_the_guard_is_given_its_file():
+    assert compile_check.parser().parse_args(["--update-guard", "guard.json"]).update_guard == Path("guard.json")

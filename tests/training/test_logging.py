@@ -48,11 +48,11 @@ def test_buffer_returns_means_one_interval_later():
         if step % 2 == 0:
             returned.append(buffer.take(step))
     assert returned[0] == []
-    assert [[step for step, _ in interval] for interval in returned] == [[], [2], [4]]
-    assert returned[2][0][1]["loss"] == 3.5 and returned[1][0][1]["active"] == 1.5
-    np.testing.assert_allclose(returned[1][0][1]["taps"], [1.5, 3.0])
+    assert [[interval.step for interval in intervals] for intervals in returned] == [[], [2], [4]]
+    assert returned[2][0].means["loss"] == 3.5 and returned[1][0].means["active"] == 1.5
+    np.testing.assert_allclose(returned[1][0].means["taps"], [1.5, 3.0])
     rest = buffer.flush(7)
-    assert [(step, float(means["loss"])) for step, means in rest] == [(6, 5.5), (7, 7.0)]
+    assert [(row.step, float(row.means["loss"])) for row in rest] == [(6, 5.5), (7, 7.0)]
     assert buffer.flush(7) == []
 
 

@@ -1,9 +1,11 @@
 """How unevenly a decoder reacts to noise ("Boosting Latent Diffusion with Perceptual Objectives", Fig. 12).
 
-Noise is added to one small patch of a latent at a time. The error of the decoded image is measured over the whole image
-and outside the patch's own pixels: equal changes of a latent are not equal changes of an image.
+Noise is added to one small patch of a latent at a time, or the patch is masked. The error of the decoded image is
+measured over the whole image and outside the patch's own pixels: equal changes of a latent are not equal changes of an
+image.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,6 +17,8 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 
 NOISES = ("half_variance", "fixed_norm")
+MASKED = "masked"  # the patch is set to zero, the mean of scaled latents, in place of noise
+CHANGES = (*NOISES, MASKED)
 VARIANCE_SHARE = 0.5  # of the latent's own variance
 PATCH = 2  # latent pixels; 16 x 16 image pixels for an autoencoder with 8 pixels per latent
 
@@ -97,8 +101,8 @@ def irregularity_maps(
       key: of the noise.
       patch: side of the patch in latent pixels.
       stride: between positions; None = patch, so that patches tile the latent.
-      noise: kind, see `patch_noise`.
-      draws: noise draws that are averaged.
+      noise: kind, see `patch_noise`; or "masked", which sets the patch to zero and draws nothing.
+      draws: noise draws that are averaged; of masked patches one is all there is.
       batch_size: patches decoded at once.
       on_draw: called after each draw, for a progress bar.
 
@@ -115,8 +119,12 @@ def irregularity_maps(
     corners = patch_positions(height, width, patch, patch if stride is None else stride)
     grid, corners = corners.shape[:2], corners.reshape(-1, 2)
     count, sums = len(corners), np.zeros((len(corners), 2))
+    draws = 1 if noise == MASKED else draws
     for draw in range(draws):
-        values = _noise(jax.random.fold_in(key, draw), latent, count=count, patch=patch, kind=noise)
+        if noise == MASKED:
+            values = -_patches(latent, corners, patch)
+        else:
+            values = _noise(jax.random.fold_in(key, draw), latent, count=count, patch=patch, kind=noise)
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size) % count  # always a full batch: one program
             errors = patch_errors(autoencoder, latent, corners[rows], values[rows])
@@ -126,6 +134,13 @@ def irregularity_maps(
 
 
 _noise = jax.jit(patch_noise, static_argnames=("count", "patch", "kind"))
+
+
+@functools.partial(jax.jit, static_argnames="patch")
+def _patches(latent, corners, patch: int):
+    """The patches (K, p, p, C) of a latent (h, w, C) with these corners (K, 2)."""
+    size = (patch, patch, latent.shape[-1])
+    return jax.vmap(lambda corner: lax.dynamic_slice(latent, (*corner, 0), size))(jnp.asarray(corners))
 
 
 def _covered(shape, corners, side):

@@ -26,4 +26,5 @@ def get_config(arguments: str = ""):
     c.data.source = "/data/cc12m"  # or --config.data.store, a store that was prepared
     c.autoencoder.source = AUTOENCODER
     c.text.source = CLIP
+    c.evaluation.num_images = "auto"  # as many as the reference, CC12M's validation images (Sec. 4.1)
     return c

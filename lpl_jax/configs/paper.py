@@ -11,7 +11,7 @@ what was chosen where the paper is silent.
 import dataclasses
 from typing import Any
 
-from lpl_jax.configs import base, cc12m, imagenet
+from lpl_jax.configs import base, cc12m, imagenet, recipe
 from lpl_jax.errors import InputError
 from lpl_jax.fields import TO_BE_GIVEN
 
@@ -20,6 +20,9 @@ ASYMMETRIC = cc12m.AUTOENCODER  # the main results' (Sec. 4.1); ablations: SDXL'
 DATASETS = {"imagenet": imagenet, "cc12m": cc12m, "s320m": cc12m}
 SEPARATE = {"lpl.stats": "separate"}
 TFLOP = "TFLOP a step and GPU"
+VARIANT = "recalibrated_"  # the same row with a calibration of its own
+DEFAULT_LPL = {"256": "figure15_lpl", "512": "table3_eps_lpl"}  # whose weight the rows of a sweep take
+FIGURE21_START = 200_000  # step of the pre-training that Fig. 21 starts from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,11 @@ class Row:
       where: the table or figure, and which row or curve of it.
       arguments: of the data set's config file.
       changes: dotted field -> value.
-      init: name of the row whose last checkpoint it starts from; None starts from scratch.
+      init: name of the row whose last checkpoint (or that of `train.init_step`) it starts from; None starts from
+        scratch.
+      weight: name of the row whose calibrated weight of LPL it takes; None calibrates its own.
       paper: metric -> the printed value.
-      evaluate: lists for `lpl eval`, by flag; empty: the last checkpoint, once.
+      evaluate: lists for `lpl eval`, by flag; empty: the last checkpoint, with every average.
       dataset: one of `DATASETS`.
       against: name of the row that this one is compared with.
       gain: metric -> the printed change from the row `against`, where the values themselves are not printed.
@@ -55,6 +60,12 @@ class Row:
     cost: dict[str, float] = dataclasses.field(default_factory=dict)
     training_set: bool = False
     place: tuple[str, str] | None = None
+    weight: str | None = None
+
+    @property
+    def figure(self) -> str:
+        """What its curve or picture is called: figure6 of figure6_tau1, recalibrated_figure6 of its variant."""
+        return VARIANT * self.name.startswith(VARIANT) + self.name.removeprefix(VARIANT).split("_")[0]
 
     @property
     def autoencoder(self) -> str:
@@ -64,7 +75,8 @@ class Row:
 
 def _pretraining():
     for paradigm in ("eps", "v", "flow"):
-        yield Row(f"pretrain_{paradigm}", f"pre-training, {paradigm} (Sec. 4.1)", f"256,{paradigm}")
+        kept = {"train.keep_every": FIGURE21_START} if paradigm == "eps" else {}
+        yield Row(f"pretrain_{paradigm}", f"pre-training, {paradigm} (Sec. 4.1)", f"256,{paradigm}", kept)
     yield Row("pretrain_asymmetric", "pre-training, eps (Table 2)", "256,eps", {"autoencoder.source": ASYMMETRIC})
     for dataset in ("cc12m", "s320m"):
         where = f"pre-training on {dataset.upper()}, eps (Table 2)"
@@ -76,13 +88,24 @@ def _source(dataset):
 
 
 def _pair(
-    prefix, where, arguments, changes=None, init=None, paper=({}, {}), *, gain=None, cost=({}, {}), more=None, **fields
+    prefix,
+    where,
+    arguments,
+    changes=None,
+    init=None,
+    paper=({}, {}),
+    *,
+    gain=None,
+    cost=({}, {}),
+    more=None,
+    weight=None,
+    **fields,
 ):
-    """The row without and with LPL. more: changes of the one with LPL alone."""
+    """The row without and with LPL. more, weight: of the one with LPL alone."""
     base, lpl = f"{prefix}_base", f"{prefix}_lpl"
     changes = changes or {}
     yield Row(base, f"{where}, without LPL", arguments, dict(changes), init, paper[0], cost=cost[0], **fields)
-    compared = dict(against=base, gain=gain or {}, cost=cost[1])
+    compared = dict(against=base, gain=gain or {}, cost=cost[1], weight=weight)
     changes = {**changes, **(more or {})}
     yield Row(lpl, f"{where}, with LPL", arguments + ",lpl", changes, init, paper[1], **compared, **fields)
 
@@ -99,6 +122,8 @@ def _table2():
     yield from _pair("table2_cc12m256", "Table 2, CC12M 256", "256,eps,post", paper=values, **options)
     gain = {"fid": -1.52, "clip_score": 0.24}
     yield from _pair("table2_cc12m512", "Table 2, CC12M 512", "512,eps,post", gain=gain, **options)
+    spectra = {"evaluation.num_images": 10_000}
+    yield from _pair("figure4", "Fig. 4 and 5, spectra, CC12M 512", "512,eps,post", spectra, **options)
     values = ({"fid": 8.81, "clip_score": 24.39}, {"fid": 8.30, "clip_score": 24.41})
     options = dict(init="pretrain_s320m", dataset="s320m", paper=values)
     yield from _pair("table2_s320m512", "Table 2, S320M 512", "512,eps,post", _source("s320m"), **options)
@@ -128,29 +153,45 @@ def _table4():
     for (name, steps), values in printed.items():
         gain = dict(zip(names, values, strict=True))
         init = "pretrain_eps"
+        weight = DEFAULT_LPL["512"] if steps else None
         if steps:
             init = f"table4_{name}_init"
             where = f"Table 4, {name} steps of post-training before"
             yield Row(init, where, "512,eps,post", {"train.steps": steps}, "pretrain_eps")
-        yield from _pair(f"table4_{name}", f"Table 4, after {name} steps", "512,eps,post", None, init, gain=gain)
+        fields = dict(gain=gain, weight=weight)
+        yield from _pair(f"table4_{name}", f"Table 4, after {name} steps", "512,eps,post", None, init, **fields)
 
 
 def _comparisons():
-    def row(name, where, arguments, changes, fid, *cost, against="table5_l2"):
-        arguments, cost = f"512,eps,post{arguments}", dict(zip(("images/s", "% of 80 GB"), cost, strict=False))
-        return Row(name, where, arguments, changes, "pretrain_eps", {"fid": fid}, cost=cost, against=against)
+    def row(name, where, arguments, changes, fid, against="table5_l2"):
+        arguments = f"512,eps,post{arguments}"
+        return Row(name, where, arguments, changes, "pretrain_eps", {"fid": fid}, against=against)
 
     lpips = {"comparison.kind": "latent_lpips"}
-    yield row("table5_l2", "Table 5, L2", "", {}, 4.88, 16.6, 42.5, against=None)
-    yield row("table5_latent_lpips", "Table 5, E-LatentLPIPS", "", lpips, 7.71, 13.3, 67.5)
     gated = lpips | {"comparison.tau": 3.0, "comparison.tau_ref_resolution": 512}
-    yield row("table5_latent_lpips_gated", "Table 5, E-LatentLPIPS (dagger)", "", gated, 7.19, 15.8, 43.5)
-    for block, *values in ((8, 5.82, 13.3, 70.6), (16, 13.40, 11.4, 75.1), (28, 10.43, 9.2, 82.4)):
-        changes = {"comparison.kind": "self_perceptual", "comparison.block": block}
-        yield row(f"table5_self_perceptual{block}", f"Table 5, Self-Perceptual, block {block}", "", changes, *values)
-    yield row("table5_lpl", "Table 5, LPL", ",lpl", {}, 3.79, 9.6, 74.3)
+    blocks = {block: {"comparison.kind": "self_perceptual", "comparison.block": block} for block in (8, 16, 28)}
+    kinds = (
+        ("l2", "L2", "", {}, 4.88, 16.6, 42.5),
+        ("latent_lpips", "E-LatentLPIPS", "", lpips, 7.71, 13.3, 67.5),
+        ("latent_lpips_gated", "E-LatentLPIPS (dagger)", "", gated, 7.19, 15.8, 43.5),
+        ("self_perceptual8", "Self-Perceptual, block 8", "", blocks[8], 5.82, 13.3, 70.6),
+        ("self_perceptual16", "Self-Perceptual, block 16", "", blocks[16], 13.40, 11.4, 75.1),
+        ("self_perceptual28", "Self-Perceptual, block 28", "", blocks[28], 10.43, 9.2, 82.4),
+        ("lpl", "LPL", ",lpl", {}, 3.79, 9.6, 74.3),
+    )
+    for name, title, arguments, changes, fid, *_ in kinds:
+        against = None if name == "l2" else "table5_l2"
+        yield row(f"table5_{name}", f"Table 5, {title}", arguments, changes, fid, against)
+    # Its FID column is that of the ablations, its costs are with the main results' autoencoder (App. A.4).
+    for name, title, arguments, changes, _, speed, memory in kinds:
+        cost = {"images/s": speed, "% of 80 GB": memory}
+        heavy, where = changes | {"autoencoder.source": ASYMMETRIC}, f"Table 5, throughput and memory, {title}"
+        arguments = f"512,eps,post{arguments}"
+        yield Row(f"throughput_{name}", where, arguments, heavy, "pretrain_asymmetric", cost=cost)
     base = dict(against="table6_base")
-    eq15, min_snr = {"comparison.kind": "reweighting"}, {"loss.weighting": "min_snr"}
+    # A baseline, with the baseline's average: LPL is only measured.
+    eq15 = {"comparison.kind": "reweighting", "sampling.weights": recipe.AVERAGES["none"]}
+    min_snr = {"loss.weighting": "min_snr"}
     yield row("table6_base", "Table 6, baseline", "", {}, 4.88, against=None)
     yield row("table6_eq15", "Table 6, baseline (dagger), Eq. 15", ",lpl", eq15, 5.43, **base)
     yield row("table6_min_snr", "Table 6, min-SNR", "", min_snr, 5.04, **base)
@@ -191,17 +232,22 @@ def _table8():
 
 
 def _table9():
+    """The baseline, without LPL, beside other papers' models (App. A.7)."""
     changes = {"sampling.steps": 250}
     for name, sampler, fid in (("eps", "ddim", 3.02), ("flow", "rk4", 2.49)):
         extra = changes | {"sampling.sampler": sampler}
         where, init = f"Table 9, {name}, 250 steps of {sampler}, against the training set", f"pretrain_{name}"
-        yield Row(f"table9_{name}", where, f"512,{name},post,lpl", extra, init, {"fid": fid}, training_set=True)
+        yield Row(f"table9_{name}", where, f"512,{name},post", extra, init, {"fid": fid}, training_set=True)
 
 
 def _ablations():
-    def row(name, where, changes, arguments="512,eps,post,lpl", place=None, **paper):
-        base = "table5_l2" if arguments.endswith("lpl") else None
-        return Row(name, where, arguments, changes, "pretrain_eps", paper, against=base, place=place)
+    """One thing is changed at a time: the weight is that of the default row, not calibrated anew."""
+    held = DEFAULT_LPL["512"]
+
+    def row(name, where, changes, arguments="512,eps,post,lpl", place=None, weight=held, **paper):
+        lpl = arguments.endswith("lpl")
+        options = dict(against="table5_l2" if lpl else None, weight=weight if lpl else None, place=place)
+        return Row(name, where, arguments, changes, "pretrain_eps", paper, **options)
 
     for tau in (1.0, 2.0, 3.0, 4.5, 6.0, 10.0, 20.0, float("inf")):
         changes = {"lpl.tau": tau, "lpl.tau_ref_resolution": 512}
@@ -211,11 +257,12 @@ def _ablations():
     for taps in (1, 2, 3, 4, 5):
         changes, where = {"lpl.taps": taps}, f"Fig. 7, {taps} decoder block{'s' * (taps > 1)}"
         yield row(f"figure7_taps{taps}", where, changes, place=(blocks, str(taps)))
-    yield row("figure7_rgb", "Fig. 7, decoded images", {"lpl.taps": "rgb"}, place=(blocks, "rgb"))
+    # An error of pixels has another unit than one of features.
+    yield row("figure7_rgb", "Fig. 7, decoded images", {"lpl.taps": "rgb"}, place=(blocks, "rgb"), weight=None)
     for weight in (0.0, 0.3, 1.0, 3.0, 10.0, 30.0):
         arguments = "512,eps,post,lpl" if weight else "512,eps,post"
         changes, place = {"lpl.weight": weight} if weight else {}, ("weight of LPL", f"{weight:g}")
-        yield row(f"figure9_weight{weight:g}", f"Fig. 9, weight {weight:g}", changes, arguments, place)
+        yield row(f"figure9_weight{weight:g}", f"Fig. 9, weight {weight:g}", changes, arguments, place, weight=None)
     yield row("normalisation_separate", "Sec. 4.3, statistics of each map's own", SEPARATE, fid=4.79)
     yield row("normalisation_shared", "Sec. 4.3, shared statistics", {}, fid=3.79)
     yield row("statistics_without_gradient", "no gradient through the statistics", {"lpl.stats_grad": False})
@@ -233,10 +280,11 @@ def _curves():
     yield from _pair("figure10", "Fig. 10", "512,eps,post", decays, "pretrain_eps", evaluate=averages)
     kept = {"train.keep_every": 10_000, "train.checkpoint_every": 10_000}
     every = {"checkpoint": "all"}
-    scratch = kept | {"ema.start": 0}
-    yield from _pair("figure14", "Fig. 14 and 16, from scratch at 256", "256,eps", scratch, evaluate=every)
     post = "256,eps,post"
     yield from _pair("figure15", "Fig. 15 and 17, post-training at 256", post, kept, "pretrain_eps", evaluate=every)
+    # From the first step on: a network that has learned nothing is nothing to calibrate on.
+    options = dict(evaluate=every, weight=DEFAULT_LPL["256"], more={"loss.lpl_start": 0})
+    yield from _pair("figure14", "Fig. 14 and 16, from scratch at 256", "256,eps", kept, **options)
     average = kept | {"ema.start": 50_000}
     where = "Fig. 18, averages from 50k on"
     yield from _pair("figure18", where, post, average, "pretrain_eps", evaluate=every | {"weights": "params,0.9999"})
@@ -248,12 +296,25 @@ def _curves():
         changes = {"lpl.tau": tau, "lpl.tau_ref_resolution": 256}
         place = ("tau at 256 px", f"{tau:g}")
         name, where = f"figure20_tau{tau:g}", f"Fig. 20, tau = {tau:g}"
-        yield Row(name, where, f"{post},lpl", changes, "pretrain_eps", place=place, against="figure15_base")
-    plain = {"ema.decays": (), "sampling.guidance": 1.0, "train.steps": 100_000}
-    yield from _pair("figure21", "Fig. 21, no guidance, no average", post, plain, "pretrain_eps")
+        options = dict(place=place, against="figure15_base", weight=DEFAULT_LPL["256"])
+        yield Row(name, where, f"{post},lpl", changes, "pretrain_eps", **options)
+    plain = {"ema.decays": (), "sampling.weights": None, "sampling.guidance": 1.0, "train.steps": 100_000}
+    plain |= {"train.init_step": FIGURE21_START}
+    where = "Fig. 21, from step 200k of the pre-training, no guidance, no average"
+    yield from _pair("figure21", where, post, plain, "pretrain_eps")
 
 
-PARTS = (_pretraining, _table2, _table3, _table4, _comparisons, _table7, _table8, _table9, _ablations, _curves)
+def _recalibrated():
+    """The sweeps with the weight calibrated anew in each row, so that LPL is a fifth of the loss in all of them."""
+    for part in (_ablations, _curves):
+        for row in part():
+            if row.weight is not None and row.init is not None:  # from scratch there is nothing to calibrate on
+                where = f"{row.where}, weight of its own"
+                yield dataclasses.replace(row, name=VARIANT + row.name, where=where, weight=None)
+
+
+TABLES = (_table2, _table3, _table4, _comparisons, _table7, _table8, _table9)
+PARTS = (_pretraining, *TABLES, _ablations, _curves, _recalibrated)
 ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part()}
 
 
@@ -268,7 +329,8 @@ def get_config(arguments: str = ""):
         section, _, key = field.partition(".")
         with config.ignore_type():
             config[section][key] = value
-    if row.init is None:
-        return config
-    config.train.init_from = TO_BE_GIVEN  # the folder of row.init
+    if row.init is not None:
+        config.train.init_from = TO_BE_GIVEN  # the folder of row.init
+    if row.weight is not None:
+        config.train.weight_from = TO_BE_GIVEN  # that of row.weight
     return config

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lpl_jax.evaluation import fluctuation
 from lpl_jax.evaluation.cards import FOLDER, METRICS, SAMPLES, Card, matters, read_card
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.sweep import draw
@@ -19,6 +20,8 @@ VARIED = {
     "guidance": "sampling.guidance",
     "steps": "sampling.steps",
 }
+WEIGHTS = VARIED["weights"]
+OWN = " *"  # marks a row's own weights in the table
 
 
 class Figure(NamedTuple):
@@ -41,31 +44,42 @@ def cards_of(run: AnyPath) -> list[tuple[AnyPath, Card]]:
 
 
 def write_results(
-    known: Iterable[Any], workdir: AnyPath, evaluations: Mapping[str, str], chosen: Sequence[str] = ()
+    known: Iterable[Any],
+    workdir: AnyPath,
+    evaluations: Mapping[str, str],
+    chosen: Sequence[str] = (),
+    *,
+    averages: Mapping[str, str | None],
 ) -> str:
     """results.md and results.csv; for every figure among the rows its curves and samples as PNG.
+
+    With rows that were evaluated over checkpoints also fluctuation.csv, see `evaluation.fluctuation`.
 
     Args:
       known: all rows, as in configs/paper.py; the tables have those that were evaluated, and `chosen`.
       evaluations: row -> the row whose evaluation it shares, or itself.
+      averages: row -> the weights that are its own: those that figures show, and that changes are between.
     Returns the table as Markdown.
     """
     known = list(known)
     cards = {row.name: cards_of(workdir / row.name) for row in known}
     cards = {name: cards[name] or cards[evaluations[name]] for name in cards}
     rows = [row for row in known if cards[row.name] or row.name in chosen]
-    found = {row.name: sorted(cards[row.name], key=lambda each, row=row: _order(row, each)) for row in rows}
+    found = {row.name: sorted(cards[row.name], key=lambda each, row=row: _order(row, each, averages)) for row in rows}
     baselines = {row.against: [card for _, card in cards[row.against]] for row in rows if row.against}
     metrics = [name for name in METRICS if any(name in row.paper | row.gain for row in rows) or _measured(found, name)]
     titles = [METRICS[name][0] for name in metrics]
-    lines = ["| experiment | " + " | ".join(titles) + " | evaluation |", "|" + "---|" * (len(metrics) + 2)]
+    lines = ["| experiment | " + " | ".join(titles) + " | weights | evaluation |", "|" + "---|" * (len(metrics) + 3)]
     table = []
     for row in rows:
         for folder, card in found[row.name] or [(Path("not run"), None)]:
-            base = _counterpart(row, card, baselines.get(row.against)) if card else None
+            base = _counterpart(row, card, baselines.get(row.against), averages) if card else None
             cells = " | ".join(f"{_printed(row, name)} / {_ours(name, card, base)}" for name in metrics)
-            lines.append(f"| {row.where} (`{row.name}`) | {cells} | {folder.name} |")
+            weights = card.provenance.get(WEIGHTS, "-") if card else "-"
+            own = card is not None and weights == averages.get(row.name)
+            lines.append(f"| {row.where} (`{row.name}`) | {cells} | {weights}{OWN * own} | {folder.name} |")
             line = {"name": row.name, "where": row.where, "evaluation": folder.name, "against": row.against}
+            line |= {"weights": weights, "own_weights": averages.get(row.name)}
             line |= {f"paper_{name}": value for name, value in row.paper.items()}
             line |= {f"paper_change_{name}": value for name, value in row.gain.items()}
             table.append(line)
@@ -78,12 +92,19 @@ def write_results(
                     line[f"change_{name}"] = change
     head = (
         "Printed / measured here; in brackets the change from the row that it is compared with, where both were made "
-        "in the same way."
+        f"in the same way. Weights: the average that was sampled from;{OWN} are the row's own, which figures show and "
+        "which are compared with the other row's own. Others are compared with the same average."
     )
     text = "\n".join([head, "", *lines]) + "\n"
+    curves = [row for row in rows if "checkpoint" in row.evaluate]
+    made = [({"row": row.name, "weights": card.provenance.get(WEIGHTS, "-")}, card)
+            for row in curves for _, card in found[row.name]]  # fmt: skip
+    if changes := fluctuation.table(made):
+        write_csv(workdir / "fluctuation.csv", changes)
+        text += "\n" + fluctuation.markdown(changes)
     write_text(workdir / "results.md", text)
     write_csv(workdir / "results.csv", table)
-    for name, figure in figures(rows, found, baselines).items():
+    for name, figure in figures(rows, found, baselines, averages).items():
         if len(figure.points) > 1:
             draw(figure.points, workdir / f"{name}.png", figure.axis, levels=figure.levels)
         shown = figure.samples
@@ -94,15 +115,20 @@ def write_results(
     return text
 
 
-def figures(rows: Sequence[Any], found: Mapping[str, list], baselines: Mapping[str, list[Card]]) -> dict[str, Figure]:
+def figures(
+    rows: Sequence[Any],
+    found: Mapping[str, list],
+    baselines: Mapping[str, list[Card]],
+    averages: Mapping[str, str | None],
+) -> dict[str, Figure]:
     """Figure -> what is known of it. A row is part of one by its `place`, or by the lists that it is evaluated with."""
     result: dict[str, Figure] = {}
     for row in rows:
         if not (found[row.name] and (row.place or row.evaluate)):
             continue
         axis = row.place[0] if row.place else next(iter(row.evaluate))
-        figure = result.setdefault(row.name.split("_")[0], Figure(axis, [], {}, {}))
-        alike = found[row.name]
+        figure = result.setdefault(row.figure, Figure(axis, [], {}, {}))
+        alike = [(folder, card) for folder, card in found[row.name] if _shown(row, card, averages)]
         if figure.points:  # of numbers that cannot be compared, those like the first ones
             alike = [(folder, card) for folder, card in alike if _comparable(card) == _comparable(figure.points[0][1])]
         if not alike:
@@ -110,7 +136,7 @@ def figures(rows: Sequence[Any], found: Mapping[str, list], baselines: Mapping[s
         folder, card = alike[-1]
         if row.place:
             figure.points.append(({axis: row.place[1]}, card))
-            if base := _counterpart(row, card, baselines.get(row.against)):
+            if base := _counterpart(row, card, baselines.get(row.against), averages):
                 figure.levels[row.against] = base
         else:
             figure.points.extend(({"row": row.name} | _varied(row, each), each) for _, each in alike)
@@ -123,9 +149,14 @@ def _varied(row, card: Card) -> dict[str, Any]:
     return {flag: card.provenance.get(VARIED[flag]) for flag in row.evaluate}
 
 
-def _order(row, evaluation: tuple[AnyPath, Card]) -> list[tuple[int, float]]:
-    """Values that the row lists come in its order, others by size."""
-    places = []
+def _shown(row, card: Card, averages: Mapping[str, str | None]) -> bool:
+    """Whether a card is of the row's own weights, or of those that it lists."""
+    return "weights" in row.evaluate or card.provenance.get(WEIGHTS) in (None, averages.get(row.name))
+
+
+def _order(row, evaluation: tuple[AnyPath, Card], averages) -> list[tuple[int, float]]:
+    """The row's own weights come first; values that it lists in its order, others by size."""
+    places: list[tuple[int, float]] = [(not _shown(row, evaluation[1], averages), 0)]
     for flag, value in _varied(row, evaluation[1]).items():
         listed, text = row.evaluate[flag].split(","), f"{value:g}" if isinstance(value, float) else str(value)
         number = value if isinstance(value, int | float) else 0
@@ -138,14 +169,22 @@ def _comparable(card: Card) -> dict[str, Any]:
     return {name: value for name, value in card.provenance.items() if matters(name)}
 
 
-def _counterpart(row, card: Card, cards: list[Card] | None) -> Card | None:
-    """The newest of the cards whose numbers can be compared: made in the same way, of what the row lists too."""
+def _counterpart(row, card: Card, cards: list[Card] | None, averages: Mapping[str, str | None]) -> Card | None:
+    """The newest of the cards whose numbers can be compared: made in the same way, of what the row lists too.
+
+    The row's own weights are compared with the other's own, any others with the same.
+    """
+    weights = card.provenance.get(WEIGHTS)
+    if "weights" not in row.evaluate and weights == averages.get(row.name):
+        weights = averages.get(row.against)
 
     def way(each: Card) -> dict[str, Any]:
         sampling = {name: value for name, value in each.provenance.items() if name.startswith("sampling.")}
-        return _comparable(each) | sampling | _varied(row, each)
+        varied = {name: value for name, value in _varied(row, each).items() if name != "weights"}
+        return _comparable(each) | sampling | varied
 
-    return next((each for each in reversed(cards or []) if way(each) == way(card)), None)
+    alike = (each for each in reversed(cards or []) if each.provenance.get(WEIGHTS, weights) == weights)
+    return next((each for each in alike if way(each) == way(card)), None)
 
 
 def _measured(found, name: str) -> bool:

@@ -18,7 +18,7 @@ from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.clip_score import clip_scores, text_features
 from lpl_jax.evaluation.extract import Features, extract
 from lpl_jax.evaluation.figures import panels
-from lpl_jax.evaluation.metrics import score
+from lpl_jax.evaluation.metrics import prdc_rows, score
 from lpl_jax.evaluation.networks import Networks, load_networks
 from lpl_jax.evaluation.prompts import Prompts
 from lpl_jax.evaluation.reference import Reference, load_reference
@@ -142,6 +142,9 @@ def describe(evaluator: Evaluator, provenance: Mapping[str, Any], resolution: in
         "metrics.covariance": "divided by N - 1, float64",
         "metrics.intervals": f"{config.resamples} resamples, seed {config.seed}" if config.resamples else "none",
     }
+    real = evaluator.reference.features
+    if real is not None and (rows := prdc_rows(len(real), config)) is not None:
+        settings["metrics.prdc_references"] = f"{len(rows)} of {len(real)}, drawn with seed {config.seed}"
     prompts = evaluator.prompts_provenance
     first = {"num_images": count, "resolution": resolution}
     return {

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from lpl_jax import parallel
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import cards
+from lpl_jax.evaluation import cards, fluctuation
 from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator
 from lpl_jax.evaluation.prompts import Prompts, read_prompts
+from lpl_jax.evaluation.reference import with_count
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig, to_dict
 from lpl_jax.io.fingerprints import fingerprint
@@ -28,7 +29,7 @@ FREE = (*RESOLVED, "model.dtype", "model.remat", "model.attention", "autoencoder
 class Lists(NamedTuple):
     """What a run is evaluated with, in all combinations; an empty one stands for the run's own.
 
-    checkpoint: steps, or ("all",).
+    checkpoint: steps, or ("all",). weights: names, or ("all",), every average, of a run without any its parameters.
     """
 
     checkpoint: Sequence[int | str] = ()
@@ -65,7 +66,8 @@ def evaluate_run(
     check_shared(run, experiment)
     settings = _settings(run, experiment.sampling, lists)
     out = to_path(out, "--out", remote=True) if out else run.workdir / cards.FOLDER
-    config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
+    config = with_count(experiment.evaluation, run.experiment.resolution)
+    mesh = parallel.make_mesh(experiment.mesh)
     prompts = _prompts(run, config)
     condition = run.condition(prompts.lines if run.text and prompts else range(run.experiment.model.num_classes))
     evaluator = make_evaluator(
@@ -103,6 +105,8 @@ def evaluate_run(
     if len(results) > 1:
         table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
         print(f"written to {write_sweep(table, out)}")
+        alike = [({name: value for name, value in each.items() if name != "checkpoint"}, card) for each, card in table]
+        print(fluctuation.markdown(fluctuation.table(alike)), end="")
     return results
 
 
@@ -127,9 +131,12 @@ def _settings(run: Run, sampling: SamplingConfig, lists: Lists) -> list[Setting]
     for guidance in lists.guidance:
         if not (math.isfinite(guidance) and guidance >= 0):
             raise InputError(f"guidance {guidance:g} is not possible: it must be finite and at least 0")
+    names = lists.weights or (sampling.weights,)
+    if list(names) == ["all"]:
+        names = run.weight_names[1:] or run.weight_names
     combinations = itertools.product(
         steps or [run.step()],
-        [run.weights(name) for name in lists.weights or (sampling.weights,)],
+        [run.weights(name) for name in names],
         lists.guidance or [sampling.guidance_at(run.experiment.resolution)],
         lists.steps or [sampling.steps],
     )

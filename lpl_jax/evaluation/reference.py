@@ -1,6 +1,7 @@
 """What generated images are compared with: a set of real images, or statistics of one that somebody published."""
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import os
 import zipfile
@@ -85,6 +86,27 @@ def load_reference(
     found = own | published
     about |= {"reference.num_images": count, "reference.statistics": statistics_hash(found["pool"])}
     return Reference(features, found, about)
+
+
+def with_count(config: EvaluationConfig, resolution: int) -> EvaluationConfig:
+    """The config with a number in place of `evaluation.num_images=auto`: that of the reference's images.
+
+    Raises InputError where no reference is named, or its file does not say of how many images it is.
+    """
+    if config.num_images != "auto":
+        return config
+    config.check_reference()
+    assert config.reference is not None
+    path = to_path(config.reference, "evaluation.reference", remote=True)
+    if path.suffix == ".npz" and "mu" in (names := _names(path)) and "arr_0" not in names:
+        count = read_statistics(path, "pool").count
+        if count is None:
+            reason = "does not say of how many images its statistics are: give a number"
+            raise InputError(f"evaluation.num_images=auto: {path} {reason}")
+    else:
+        count = len(open_images(config.reference, resolution=resolution))
+        count = min(count, config.reference_images or count)
+    return dataclasses.replace(config, num_images=count)
 
 
 def statistics_hash(stats: Statistics | Gaussian) -> str:

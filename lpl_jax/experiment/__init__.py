@@ -1,6 +1,6 @@
 """Every typed part of a config, and the experiment that they make together."""
 
-from lpl_jax.experiment.build import Experiment, build, resolve, to_dict
+from lpl_jax.experiment.build import Experiment, build, narrow_gate, resolve, to_dict
 from lpl_jax.experiment.data import AutoencoderSource, DataConfig
 from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.experiment.loss import LossConfig
@@ -23,6 +23,7 @@ __all__ = [
     "documentation",
     "ema_name",
     "is_optional",
+    "narrow_gate",
     "resolve",
     "to_dict",
 ]

@@ -21,13 +21,14 @@ from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.experiment.loss import LossConfig
 from lpl_jax.experiment.sampling import SamplingConfig
 from lpl_jax.experiment.sections import SCALARS, SECTIONS
-from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig
+from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig, ema_name
 from lpl_jax.fields import POSITIVE, Part, at_least, check_names, field
 from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.text import TextConfig, TextSource
 
 CLIP_L_WIDTH = 768
+FEW = 0.25  # share of timesteps under which a gate is remarked upon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Experiment(Part, section=""):
         if sampler is not None and sampler not in possible:
             name = self.paradigm.name
             raise InputError(f"sampling.sampler={sampler!r} with paradigm {name!r}; possible: {', '.join(possible)}")
+        averages = ["params", *map(ema_name, self.ema.decays)]
+        if self.sampling.weights is not None and self.sampling.weights not in averages:
+            reason = f"with ema.decays={self.ema.decays}; possible: {', '.join(averages)}"
+            raise InputError(f"sampling.weights={self.sampling.weights!r} {reason}")
+
+    @property
+    def gate_share(self) -> float | None:
+        """Share of the timesteps that LPL, or a comparison loss, acts on; None without either."""
+        part = self.lpl or self.comparison
+        return None if part is None else self.paradigm.active_fraction(part.tau_at(self.resolution))
 
 
 def build(config: ConfigDict | Mapping[str, Any], *, platform: str | None = None) -> Experiment:
@@ -121,6 +132,18 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
         result["text"] = {"source": None}
     result["model"] = {"preset": "fields", **result["model"]}
     return result
+
+
+def narrow_gate(experiment: Experiment) -> str | None:
+    """A line that says so where the gate lets few timesteps through at the size that is trained; else None."""
+    share, section = experiment.gate_share, "comparison" if experiment.lpl is None else "lpl"
+    part = experiment.lpl or experiment.comparison
+    if share is None or part is None or share >= FEW:
+        return None
+    tau, stated = f"{section}.tau={part.tau:g}", part.tau_ref_resolution
+    text = f"the gate lets {100 * share:.0f} % of the timesteps through: {tau} for {stated} px is "
+    text += f"{part.tau_at(experiment.resolution):.3g} at {experiment.resolution} px. "
+    return f"{text}{section}.tau, or {section}.tau_ref_resolution={experiment.resolution}, changes that"
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +212,9 @@ def _check_perceptual(experiment: Experiment) -> None:
         raise InputError("lpl.tau is not set: give lpl.tau and lpl.tau_ref_resolution")
     if lpl is not None and lpl.weight is None and lpl.target_share is None:
         raise InputError("the perceptual loss has no weight: give lpl.weight or lpl.target_share")
+    if (source := experiment.train.weight_from) is not None and (lpl is None or lpl.weight is not None):
+        reason = "there is no LPL (lpl.preset)" if lpl is None else f"lpl.weight={lpl.weight} is given: leave one out"
+        raise InputError(f"train.weight_from={source}: {reason}")
     begins, steps = experiment.loss.lpl_start, experiment.train.steps
     if begins and lpl is None and comparison is None:
         raise InputError(f"loss.lpl_start={begins} is given, but there is no LPL and no comparison loss to begin")

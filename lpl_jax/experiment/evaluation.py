@@ -6,14 +6,18 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Part, at_least, field
+from lpl_jax.fields import Check, Part, at_least, field
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Part, section="evaluation"):
     """What an evaluation measures, and how."""
 
-    num_images: int = field(50_000, "images to generate, or to take of a given set", at_least(1))
+    num_images: int | Literal["auto"] = field(
+        50_000,
+        "images to generate, or to take of a given set; auto: as many as the reference",
+        Check(lambda value: value == "auto" or value >= 1, "auto, or at least 1"),
+    )
     batch_size: int = field(64, "images at a time, over all devices; changes no number", at_least(1))
     seed: int = field(0, "of the generated images, of subsets and of the bootstrap", at_least(0))
     features: Literal["inception", "classifier"] = field(
@@ -31,6 +35,11 @@ class EvaluationConfig(Part, section="evaluation"):
         None, "how many of the reference images to use, drawn at random; None: all", at_least(1)
     )
     cache: str | None = field(None, "where features are kept; None: in the output folder")
+    prdc_references: int | None = field(
+        50_000,
+        "largest number of reference images of precision, recall, density and coverage, drawn at random; None: all",
+        at_least(2),
+    )
     k: int = field(3, "nearest neighbours of precision and recall, and of density and coverage", at_least(1))
     k_density: int | None = field(None, "nearest neighbours of density and coverage, where they differ", at_least(1))
     splits: int = field(10, "parts of the Inception score", at_least(1))
@@ -42,6 +51,14 @@ class EvaluationConfig(Part, section="evaluation"):
     def check(self) -> None:
         if self.resamples == 1:
             raise InputError("evaluation.resamples=1 is not possible: 2 or more give intervals, 0 gives none")
+
+    def check_reference(self) -> None:
+        """Raises an InputError where the number of images is that of a reference which is not named."""
+        if self.num_images == "auto" and self.reference is None:
+            raise InputError(
+                "evaluation.num_images=auto takes as many images as the reference has: give evaluation.reference "
+                "(CC12M: its validation images), or a number"
+            )
 
     def check_clip_score(self) -> None:
         """Raises an InputError for images that no prompts made, unless CLIP and prompts are given together."""

@@ -132,14 +132,18 @@ def _defaults(section: str, name: str) -> dict[str, Any]:
 
 
 def config_dict() -> ConfigDict:
-    """A ConfigDict of all fields with their defaults; what may be None is a reference with the field's type."""
+    """A ConfigDict of all fields with their defaults.
+
+    What may be None is a reference with the field's type, and so is a number that may also be a word.
+    """
     result = ConfigDict({name: value for name, (value, _) in SCALARS.items()})
     for section in SECTIONS:
         result[section] = fields = ConfigDict()
         for name, entry in entries(section).items():
-            optional = entry.value is None or is_optional(section, name)
+            free = entry.value is None or is_optional(section, name)
             kind = _plain(entry.hint)
-            fields[name] = FieldReference(entry.value, field_type=kind) if optional else entry.value
+            free |= kind is object and isinstance(entry.value, int)
+            fields[name] = FieldReference(entry.value, field_type=kind) if free else entry.value
     return result
 
 

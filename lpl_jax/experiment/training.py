@@ -88,11 +88,23 @@ class TrainConfig(Part, section="train"):
     )
     init_from: str | None = field(None, "run (its folder) or weights (docs/weights.md) that this run starts from")
     init_weights: str = field("params", "which of them: params, or the name of an average such as 0.9999")
+    init_step: int | None = field(None, "step of the run that init_from names; None: its newest", at_least(0))
+    weight_from: str | None = field(
+        None, "run (its folder) whose weight of LPL, as it was calibrated there, this run takes in place of its own"
+    )
 
     @override
     def check(self) -> None:
+        if self.init_step is not None and self.init_from is None:
+            raise InputError(f"train.init_step={self.init_step} is not possible without train.init_from")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"train.accumulate={self.accumulate} is not possible: it must be a divisor of "
                 f"train.batch_size={self.batch_size}"
             )
+
+    def kept_steps(self) -> list[int]:
+        """Steps whose checkpoints are there when the run is done, ascending."""
+        saved = [*range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps]
+        every = {step for step in saved if self.keep_every is not None and step % self.keep_every == 0}
+        return sorted(every | set(saved[-self.keep :]))

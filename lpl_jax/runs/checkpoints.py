@@ -35,6 +35,7 @@ from lpl_jax.io.paths import entries, files_below, is_remote, to_path
 from lpl_jax.parallel import leaf_path
 
 PARAMS, EMA, REST, METADATA, FILES = "params", "ema_", "training", "metadata", "files.json"
+WEIGHT = "lpl_weight"  # in what is saved as REST
 
 
 def steps(folder) -> list[int]:
@@ -101,6 +102,18 @@ def load_params(folder, weights: str = "params", *, step: int | None = None, tar
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
     _check_same(path, saved, target)
     return _read(path / item, target)
+
+
+def load_weight(folder, step: int | None = None) -> float:
+    """The weight of the perceptual loss in the state saved at `step` (the latest by default); NaN: not set yet."""
+    path = _step_folder(folder, step)
+    _check_items(path, _saved_items(path), [REST])
+    _verify(path, REST)
+    saved = _saved_arrays(path / REST)
+    if WEIGHT not in saved:
+        raise _unreadable(path, f"{WEIGHT} missing")
+    target = {WEIGHT: jax.ShapeDtypeStruct(saved[WEIGHT].shape, saved[WEIGHT].dtype)}
+    return float(_read(path / REST, target)[WEIGHT])
 
 
 class Checkpointer:

@@ -127,6 +127,8 @@ def _interp_row(method, factor, errors, sides) -> dict:
 
 def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
     """Fig. 12: irregularity.csv and irregularity.png, the latter of the first images."""
+    if args.noise == irregularity.MASKED:
+        args.draws = 1
     options = dict(patch=args.patch, stride=args.stride, noise=args.noise, draws=args.draws, batch_size=args.batch_size)
     maps = []
     with tqdm(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
@@ -145,7 +147,8 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
     ]
     write_csv(args.out / "irregularity.csv", rows)
     footprint = args.patch * autoencoder.config.downsample
-    title = f"{args.noise} noise on patches of {args.patch}x{args.patch} latents ({footprint}x{footprint} pixels)"
+    change = args.noise if args.noise == irregularity.MASKED else f"{args.noise} noise on"
+    title = f"{change} patches of {args.patch}x{args.patch} latents ({footprint}x{footprint} pixels)"
     first = slice(SHOWN_IMAGES)
     shown = None if args.no_images else _to_float(images[first])
     latent_plots.plot_irregularity(args.out / "irregularity.png", maps[first], names[first], title, shown)
@@ -285,7 +288,8 @@ def parser() -> cli.Parser:
     add("--factors", type=cli.text, metavar="S[,...]", default=factors, help="sizes are divided by these")
     about = "Fig. 12: image error of noise on one patch of the latent"
     add = _command(verbs, "irregularity", irregular, about, batch_size=32)
-    add("--noise", **cli.one_of(irregularity.NOISES), default="half_variance", help="what is put on a patch")
+    text = "what is put on a patch; masked: it is set to zero"
+    add("--noise", **cli.one_of(irregularity.CHANGES), default="half_variance", help=text)
     add("--patch", type=cli.positive, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
     text = "between patches, latent pixels (default: the patch's side)"
     add("--stride", type=cli.positive, metavar="N", help=text)

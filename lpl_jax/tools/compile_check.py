@@ -134,7 +134,8 @@ def check(
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.train.init_from = None  # what a run starts from costs nothing
+        for start in ("init_from", "init_step", "weight_from"):  # what a run starts from costs nothing
+            config.train[start] = None
         config.train.batch_size = batch or config.train.batch_size
     experiment = build(config, platform=topology.platform)
     autoencoder, note = open_autoencoder(experiment)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from lpl_jax.experiment import config_dict, documentation
+from lpl_jax.errors import InputError
+from lpl_jax.experiment import build, config_dict, documentation
+from lpl_jax.fields import TO_BE_GIVEN
 from lpl_jax.tools import cli, config_file, flags
 
 
@@ -25,8 +27,25 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     explained = args.config is None and not args.overrides
-    print(documentation() if explained else values(config_file.given(args, config_dict())), end="")
+    if explained:
+        print(documentation(), end="")
+        return 0
+    config = config_file.given(args, config_dict())
+    print(values(config) + gate(config), end="")
     return 0
+
+
+def gate(config: ConfigDict) -> str:
+    """A comment that says on which share of the timesteps LPL, or a comparison loss, acts; empty without either."""
+    found = config.to_dict()
+    for section in found.values():
+        if isinstance(section, dict):  # what is still to be given says nothing of the gate
+            section.update({name: None for name, value in section.items() if value == TO_BE_GIVEN})
+    try:
+        share = build(found).gate_share
+    except InputError:  # `lpl train` says what is wrong
+        return ""
+    return "" if share is None else f"# the perceptual loss acts on {100 * share:.0f} % of the timesteps\n"
 
 
 def values(config: ConfigDict) -> str:

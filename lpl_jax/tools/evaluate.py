@@ -45,7 +45,7 @@ def parser() -> cli.Parser:
     # Every combination of these is evaluated, with a table and curves.
     lists = result.add_argument_group("of a run; with several values, each combination is evaluated")
     flags.add(lists, "checkpoint", several=True, words=("all",), note="the newest")
-    flags.add(lists, "weights", several=True, note="the first average")
+    flags.add(lists, "weights", several=True, words=("all",), note="sampling.weights, else the first average")
     flags.add(lists, "guidance", several=True, note="sampling.guidance")
     flags.add(lists, "steps", several=True, note="sampling.steps")
     flags.add_processes(result)

@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--peak-tflops {args.peak_tflops:g}: must be above 0")
     if "train" in config:
         with config.unlocked():
-            config.update_from_flattened_dict({"train.init_from": None})  # what a run starts from costs nothing
+            starts = dict.fromkeys(("train.init_from", "train.init_step", "train.weight_from"))  # cost nothing
+            config.update_from_flattened_dict(starts)
     experiment = build(config)
     autoencoder, note = open_autoencoder(experiment)
     text = open_text(experiment)

@@ -3,10 +3,14 @@
     lpl sample --workdir runs/cc12m --prompt "a kitten with its paws up" --prompt "a stone wall"
     lpl sample --workdir runs/cc12m --prompts prompts.txt --guidance 2 --out samples
     lpl sample --workdir runs/imagenet --label 207 --label 88 --count 8 --weights 0.9999
+    lpl sample --workdir runs/without runs/with --label 207 --count 1 --out out/both
 
     OUT/0003_a-stone-wall.png    number and prompt (or class), one image each
     OUT/grid.png                 all of them under their prompts, a row each
     OUT/samples.json             everything that they depend on; each PNG holds its own part of it as text
+
+Of several runs, from the same noise (as Fig. 1, 3 and 22 to 24 of the paper): OUT/RUN/ holds what is above of each, and
+OUT/grid.png a row for each run under its name, below one another for each prompt or class.
 
 The same call gives the same images: image n of a call depends on the run's weights, the seed, n, its prompt and the
 sampling options, not on how many there are or on the batch (up to rounding). What is left out is as the run has it.
@@ -14,8 +18,8 @@ sampling options, not on how many there are or on the batch (up to rounding). Wh
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,6 +35,7 @@ from lpl_jax.io.paths import AnyPath
 from lpl_jax.io.tensors import read_json
 from lpl_jax.runs import Run, open_run
 from lpl_jax.tools import cli, flags
+from lpl_jax.tools.compare_cards import short_names
 
 SLUG = 40  # characters of a prompt in a file name
 
@@ -38,7 +43,38 @@ SLUG = 40  # characters of a prompt in a file name
 def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
-    run = open_run(args.workdir)
+    runs = [open_run(workdir) for workdir in args.workdir]
+    if len(runs) == 1:
+        draw(runs[0], args, args.out or runs[0].workdir / "samples")
+        return 0
+    if not args.out:
+        raise InputError("pictures of several runs go to a folder of their own: give --out")
+    if len(sides := {run.experiment.resolution for run in runs}) > 1:
+        raise InputError(f"runs at {' and '.join(map(str, sorted(sides)))} px cannot be set side by side")
+    if twice := {str(run.workdir) for run in runs if sum(run.workdir == other.workdir for other in runs) > 1}:
+        raise InputError(f"--workdir {sorted(twice)[0]} is given twice: give different runs")
+    names = [run.workdir.name for run in runs]
+    if len(set(names)) < len(names):
+        names = short_names([run.workdir for run in runs])
+    for run in runs:  # what one cannot draw is said before another is drawn
+        _shown(run, args)
+    found = {name: draw(run, args, args.out / name.replace("/", "_")) for name, run in zip(names, runs, strict=True)}
+    if jax.process_index() == 0:
+        with atomic_open(args.out / "grid.png") as file:
+            side_by_side(found, args.count).save(file, "PNG")
+        print(f"written to {args.out}; {args.out / 'grid.png'} has the runs side by side")
+    return 0
+
+
+class Drawn(NamedTuple):
+    """Images of a run, uint8 (N, H, W, 3), and what each shows."""
+
+    images: np.ndarray
+    titles: list[str]
+
+
+def draw(run: Run, args, out: AnyPath) -> Drawn:
+    """Draws what the command line asks for with one run and writes it to `out`."""
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
     sampling = run.sampling(**{name: value for name, value in given.items() if value is not None})
     shown, titles = _shown(run, args)
@@ -47,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     chosen: dict[str, Any] = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
-    out, titles = args.out or run.workdir / "samples", [title for title in titles for _ in range(args.count)]
+    titles = [title for title in titles for _ in range(args.count)]
     provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
     provenance |= chosen | {"seed": args.seed}
     check_same(out, {**provenance, "shows": titles})
@@ -57,7 +93,17 @@ def main(argv: Sequence[str]) -> int:
     if jax.process_index() == 0:
         write(out, images, titles, provenance, args.count)
         print(f"written to {out}; {out / 'grid.png'} has all of them")
-    return 0
+    return Drawn(images, titles)
+
+
+def side_by_side(found: Mapping[str, Drawn], per_row: int) -> Image.Image:
+    """For each title in turn a row of images of each run, (run -> images)."""
+    rows, titles = [], []
+    for start in range(0, len(next(iter(found.values())).titles), per_row):
+        for name, drawn in found.items():
+            rows.append(drawn.images[start : start + per_row])
+            titles.append(f"{name}: {drawn.titles[start]}")
+    return captioned_rows(np.concatenate(rows), titles, per_row)
 
 
 def check_same(out: AnyPath, about: dict[str, Any]) -> None:
@@ -91,12 +137,12 @@ def _shown(run: Run, args) -> tuple[list, list[str]]:
     if run.experiment.text is None:
         possible = f"give --label N, 0 to {run.experiment.model.num_classes - 1}"
         if args.prompt or args.prompts:
-            raise InputError(f"{args.workdir} is a run on classes: {possible}")
+            raise InputError(f"{run.workdir} is a run on classes: {possible}")
         if not args.label:
             raise InputError(f"nothing to draw: {possible}")
         return args.label, [f"class {label}" for label in args.label]
     if args.label:
-        raise InputError(f"{args.workdir} is a run on text: give --prompt TEXT, or --prompts FILE")
+        raise InputError(f"{run.workdir} is a run on text: give --prompt TEXT, or --prompts FILE")
     prompts = [*(args.prompt or ()), *(read_prompts(args.prompts, args.limit).lines if args.prompts else ())]
     if not prompts:
         raise InputError("nothing to draw: give --prompt TEXT, or --prompts FILE")
@@ -107,13 +153,13 @@ def parser() -> cli.Parser:
     """The flags of `lpl sample`."""
     result = cli.Parser(__doc__, prog="lpl sample")
     add = result.add_argument
-    flags.add(result, "workdir", required=True)
+    flags.add(result, "workdir", required=True, nargs="+", action="extend")
     add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
     add("--prompts", type=flags.path, metavar="PATH", help="text file of prompts, one a line, or a store with captions")
     flags.add(result, "limit")
     add("--label", action="append", type=cli.not_negative, metavar="N", help="class; may be given several times")
     flags.add(result, "count", default=4)
-    flags.add(result, "out", note="WORKDIR/samples")
+    flags.add(result, "out", note="WORKDIR/samples; has to be given for several runs")
     flags.add(result, "seed", default=0)
     flags.add(result, "guidance", note="the run's")
     flags.add(result, "steps", note="the run's")

@@ -6,16 +6,19 @@
 
 Flags of `lpl train` and `lpl eval` follow --, and may be for the rows of one data set, or with such names, alone:
 cc12m:--config.evaluation.reference=/data/cc12m/val 'table5_latent_lpips*:--config.comparison.network=FILE'.
-A row that another one starts from is run before it. Rows that train the same, such as the baselines of several tables,
-share one run, and its evaluation if that is the same too. What is done is not done again: call it again after it was
-stopped. With --print the commands are printed instead, for a cluster; with --collect only the tables are written:
+A row that another one starts from, or takes the weight of LPL from, is run before it. Rows that train the same, such as
+the baselines of several tables, share one run, and its evaluation if that is the same too. What is done is not done
+again: call it again after it was stopped. With --print the commands are printed instead, for a cluster; with --collect
+only the tables are written:
 
     WORKDIR/NAME/            the run of a row, its evaluations in evaluation/
     WORKDIR/results.md, .csv all rows that were evaluated there, printed and measured
+    WORKDIR/fluctuation.csv  how much metrics change from a checkpoint to the next, of rows evaluated over checkpoints
     WORKDIR/figure6.png      a figure's metrics over what is varied in it, and the rows' first samples in
                              figure6_samples.png
 """
 
+import dataclasses
 import difflib
 import fnmatch
 import json
@@ -40,14 +43,29 @@ EVALUATION_ONLY = (*SETTINGS, *REFERENCE, "--features=", "--checkpoint=", "--wei
 PERIODIC = "--config.evaluation.every="  # evaluations during training
 COMMAND = (sys.executable, "-m", "lpl_jax")
 OWN = ("--config=", "--workdir=", "--config.train.init_from=", "--out=", "--images=")
+EVERY_AVERAGE = {"weights": "all"}  # the list of a row that has none
 SIGNALLED = (130, 143)
 
 
 class Shared(NamedTuple):
-    """The first row that trains the same as a row, and the first that is evaluated the same on that run."""
+    """What a row shares with others.
+
+    run: the first row that trains the same. evaluation: the first that is evaluated the same on that run. weight: the
+    run whose weight of LPL it takes, None where it calibrates its own. average: the weights that it is sampled from.
+    """
 
     run: str
     evaluation: str
+    weight: str | None = None
+    average: str | None = None
+
+
+class Plan(NamedTuple):
+    """All rows of a file: what they share, their experiments, and what is wrong with some, such as a missing field."""
+
+    shared: dict[str, Shared]
+    experiments: dict[str, Any]
+    faults: dict[str, InputError]
 
 
 def load(name: str) -> ModuleType:
@@ -64,8 +82,9 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
 
     def add(name: str) -> None:
         if name not in chosen:
-            if rows[name].init is not None:
-                add(rows[name].init)
+            for needed in (rows[name].init, rows[name].weight):
+                if needed is not None:
+                    add(needed)
             chosen[name] = rows[name]
 
     for pattern in patterns:
@@ -81,27 +100,66 @@ def choose(rows: Mapping[str, Any], patterns: Sequence[str]) -> list[Any]:
 # --- what rows share ---
 
 
-def share(module: ModuleType, extra: Sequence[str] = ()) -> tuple[dict[str, Shared], dict[str, InputError]]:
-    """Row -> what it shares with others, and row -> what is wrong with it, such as a setting that is missing.
+def share(module: ModuleType, extra: Sequence[str] = ()) -> Plan:
+    """What all rows share. Several tables have the same baseline.
 
-    extra: the flags after `--`. Several tables have the same baseline.
+    extra: the flags after `--`.
 
-    Rows train the same where their configs differ in sampling and evaluation alone.
+    Rows train the same where their configs differ in sampling and evaluation alone. A row that takes the weight of
+    another and is like it otherwise is that one's run.
     """
-    runs: dict[str, str] = {}
+    runs: dict[tuple[str, str | None], str] = {}
     evaluations: dict[str, str] = {}
-    result, faults = {}, {}
+    plan = Plan({}, {}, {})
     for name, row in module.ROWS.items():
         try:
             experiment, lists = resolve(module, row, extra)
         except InputError as error:
-            result[name], faults[name] = Shared(name, name), error
+            plan.shared[name], plan.faults[name] = Shared(name, name), error
             continue
+        plan.experiments[name] = experiment
         settings = dict(sampling=experiment.sampling, evaluation=experiment.evaluation)
         trained = {part: value for part, value in vars(experiment).items() if part not in settings}
-        run = runs.setdefault(repr(trained), name)
-        result[name] = Shared(run, evaluations.setdefault(repr((run, settings, lists)), name))
-    return result, faults
+        weight = experiment.train.weight_from
+        if weight is not None:
+            weight = plan.shared[weight].run if weight in plan.shared else weight
+            trained["train"] = dataclasses.replace(experiment.train, weight_from=None)
+        key = repr(trained)
+        run = weight if weight and runs.get((key, None)) == weight else runs.setdefault((key, weight), name)
+        first = evaluations.setdefault(repr((run, settings, lists)), name)
+        average = experiment.sampling.weights or experiment.ema.first or "params"
+        plan.shared[name] = Shared(run, first, None if run == weight else weight, average)
+    for name, experiment in plan.experiments.items():
+        if fault := _fault(module.ROWS[name], experiment, plan.experiments):
+            plan.faults[name] = fault
+    return plan
+
+
+def _fault(row, experiment, experiments: Mapping[str, Any]) -> InputError | None:
+    """What would stop a row after others were trained for it, or its evaluation after it was."""
+    step, start = experiment.train.init_step, experiments.get(row.init)
+    if step is not None and start is not None and step not in (kept := start.train.kept_steps()):
+        there = ", ".join(map(str, kept[:8])) + ", ..." * (len(kept) > 8)
+        return InputError(f"train.init_step={step}, but {row.init} keeps its checkpoints of steps {there}")
+    try:
+        experiment.evaluation.check_reference()
+    except InputError as error:
+        return error
+    return None
+
+
+def notes(rows: Sequence[Any], experiments: Mapping[str, Any]) -> list[str]:
+    """What makes the numbers of rows other ones than the paper's, as the flags are."""
+    printing = [row for row in rows if row.paper or row.gain]
+    own = [row.name for row in printing if not row.training_set and not experiments[row.name].evaluation.reference]
+    clip = [row.name for row in printing if "clip_score" in row.paper | row.gain]
+    clip = [name for name in clip if not experiments[name].evaluation.clip]
+    about = {
+        "are compared with the images that they learn from, the paper's with validation images: give "
+        "--config.evaluation.reference": own,
+        "print a CLIPScore, for which --config.evaluation.clip and .prompts are missing": clip,
+    }
+    return [f"{len(found)} rows ({found[0]}, ...) {text}" for text, found in about.items() if found]
 
 
 def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -115,9 +173,13 @@ def resolve(module: ModuleType, row, extra: Sequence[str]) -> tuple[Any, dict[st
     config = module.get_config(row.name)
     if row.init is not None:
         config.train.init_from = row.init
+    if row.weight is not None:
+        config.train.weight_from = row.weight
     if given := training_flags(row, extra):
         args = train.parser().parse_args(["--config=its", "--workdir=own", *given])
         config_file.override(config, args.overrides)
+    if config.lpl.weight is not None:  # of the file or of a flag
+        config.train.weight_from = None
     lists = dict(row.evaluate)
     if given := evaluation_flags(row, extra):
         args = evaluate.parser().parse_args(given)
@@ -153,7 +215,7 @@ def training_flags(row, extra: Sequence[str]) -> list[str]:
 def evaluation_flags(row, extra: Sequence[str]) -> list[str]:
     """Those for `lpl eval`; given lists stand in place of the row's."""
     given = [flag for flag in flags_of(row, extra) if flag.startswith(EVALUATION_ONLY)]
-    return [*(f"--{flag}={values}" for flag, values in row.evaluate.items()), *given]
+    return [*(f"--{flag}={values}" for flag, values in (row.evaluate or EVERY_AVERAGE).items()), *given]
 
 
 # --- commands ---
@@ -164,6 +226,9 @@ def train_command(row, file: str, workdir: Path, stores: Path | None, extra: Seq
     command = [*COMMAND, "train", f"--config={file}:{row.name}", f"--workdir={workdir / row.name}"]
     if row.init is not None:
         command.append(f"--config.train.init_from={workdir / shared[row.init].run}")
+    if row.weight is not None:
+        weight = shared[row.name].weight
+        command.append(f"--config.train.weight_from={weight and workdir / weight}")
     if stores is not None:
         command.append(f"--config.data.store={stores / store_name(row)}")
     return command + training_flags(row, extra)
@@ -231,7 +296,7 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
     """Trains and evaluates rows, or prints how; returns the exit status of the first that failed, else 0."""
     done: set[tuple[str, str]] = set()
     for row in rows:
-        run, evaluated = shared[row.name]
+        run, evaluated, *_ = shared[row.name]
         first = module.ROWS[evaluated]
         training = train_command(module.ROWS[run], args.config, args.workdir, args.stores, extra, shared)
         evaluation = evaluate_command(first, args.workdir, extra, run, module)
@@ -261,6 +326,10 @@ def listing(rows: Mapping[str, Any], shared: Mapping[str, Shared]) -> str:
     for row in rows.values():
         lists = "; ".join(f"`--{flag}={values}`" for flag, values in row.evaluate.items())
         start = f"`{row.init}`" if row.init else "scratch"
+        if (step := row.changes.get("train.init_step")) is not None:
+            start += f", step {step:,}"
+        if shared[row.name].weight is not None:
+            start += f"; weight of `{shared[row.name].weight}`"
         if shared[row.name].run != row.name:
             start = f"the run of `{shared[row.name].run}`"
         lines.append(f"| {row.where} | `{row.name}`{': ' + lists if lists else ''} | {start} | {printed(row) or '-'} |")
@@ -306,7 +375,8 @@ def main(argv: Sequence[str]) -> int:
     for rows in {match["rows"] for match in map(FLAG.fullmatch, extra) if match} - {None}:
         if not any(is_for(rows, row) for row in module.ROWS.values()):
             raise InputError(f"{rows}:--...: no row of {args.config} is of data set {rows!r} or has such a name")
-    shared, faults = share(module, extra)
+    plan = share(module, extra)
+    shared = plan.shared
     if args.list:
         print(listing(module.ROWS, shared))
         return 0
@@ -316,14 +386,18 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--workdir {args.workdir}: no such folder, nothing to collect")
     chosen, status = choose(module.ROWS, args.rows or ()), 0
     if not args.collect:
-        if wrong := [row.name for row in chosen if row.name in faults]:  # before weeks are spent on others
-            raise InputError(f"{wrong[0]}: {faults[wrong[0]]}")
+        if wrong := [row.name for row in chosen if row.name in plan.faults]:  # before weeks are spent on others
+            raise InputError(f"{wrong[0]}: {plan.faults[wrong[0]]}")
+        for note in notes(chosen, plan.experiments):
+            print(f"sweep: {note}", file=sys.stderr)
         status = run_all(chosen, module, args, extra, shared)
     if not args.print:
         from lpl_jax.evaluation.collect import write_results
 
         evaluations = {name: each.evaluation for name, each in shared.items()}
-        print(write_results(module.ROWS.values(), args.workdir, evaluations, [row.name for row in chosen]))
+        averages = {name: each.average for name, each in shared.items()}
+        known, names = module.ROWS.values(), [row.name for row in chosen]
+        print(write_results(known, args.workdir, evaluations, names, averages=averages))
     return status
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,14 +44,17 @@ def _starting_params(experiment: Experiment, target):
     """Those that `train.init_from` names."""
     settings = experiment.train
     assert settings.init_from is not None
-    return _params_of(experiment, settings.init_from, settings.init_weights, target, "train.init_from")
+    given = dict(weights=settings.init_weights, step=settings.init_step)
+    return _params_of(experiment, settings.init_from, target, "train.init_from", **given)
 
 
-def _params_of(experiment: Experiment, source: str, weights: str, target, field: str):
+def _params_of(
+    experiment: Experiment, source: str, target, field: str, *, weights: str = "params", step: int | None = None
+):
     """Parameters of a run, or of what `denoisers.load` takes, laid out as the target; `field` is named in errors."""
     folder = None if is_hub_id(source) else run_folder(source, field)
     if folder is not None and (folder / CHECKPOINTS).is_dir():
-        return open_run(folder).params(weights=weights, target=target)
+        return open_run(folder).params(weights=weights, step=step, target=target)
     try:
         params = load_params(experiment.model, source)
     except InputError as error:
@@ -58,6 +62,8 @@ def _params_of(experiment: Experiment, source: str, weights: str, target, field:
         raise InputError(f"{field}={source}: {reason}: {error}") from error
     if weights != "params":
         raise InputError(f"train.init_weights={weights!r}, but {source} is no run and has one set of weights: 'params'")
+    if step is not None:
+        raise InputError(f"train.init_step={step}, but {source} is no run: it has no checkpoints to choose from")
     return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, target))
 
 
@@ -77,7 +83,7 @@ def comparison_network(experiment: Experiment, state: TrainState, mesh: Mesh) ->
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state.params
     )
     if config.network is not None:
-        return _params_of(experiment, config.network, "params", target, "comparison.network")
+        return _params_of(experiment, config.network, target, "comparison.network")
     if experiment.train.init_from is None:
         raise InputError(
             "comparison.kind='self_perceptual' needs a trained denoiser: give comparison.network or train.init_from"
@@ -85,19 +91,36 @@ def comparison_network(experiment: Experiment, state: TrainState, mesh: Mesh) ->
     return _starting_params(experiment, target)
 
 
+def weight_of(source: str) -> float:
+    """The weight of LPL that a run was calibrated to. Raises InputError where it is no run, or has no weight yet."""
+    folder = run_folder(source, "train.weight_from")
+    if checkpoints.latest_step(folder / CHECKPOINTS) is None:
+        raise InputError(f"train.weight_from={source}: no run with a checkpoint is there; train it first")
+    weight = checkpoints.load_weight(folder / CHECKPOINTS)
+    if open_run(folder).experiment.lpl is None or not math.isfinite(weight):
+        raise InputError(f"train.weight_from={source}: that run has no weight of LPL at its newest checkpoint")
+    return weight
+
+
 def check_start(experiment: Experiment) -> None:
     """Raises InputError where a new run would calibrate the weight of its term on a network that was never trained.
 
-    Both losses of such a network say nothing of those that the weight is for.
+    Both losses of such a network say nothing of those that the weight is for. Also where another run's weight is to be
+    taken and is not there.
     """
     for name, part in (("lpl", experiment.lpl), ("comparison", experiment.comparison)):
         # The re-weighting of Eq. 15 takes LPL's weight and has none of its own.
         if part is None or part.weight is not None or getattr(part, "kind", None) == "reweighting":
             continue
+        if name == "lpl" and experiment.train.weight_from is not None:
+            weight_of(experiment.train.weight_from)  # it is needed when the term begins, and has to be there now
+            continue
         if experiment.train.init_from is None and experiment.loss.lpl_start == 0:
             raise InputError(
                 f"{name}.weight would be calibrated on a network that is not trained: start from one that is "
                 f"(train.init_from), begin later (loss.lpl_start), or give {name}.weight"
+                + " or train.weight_from"
+                * (name == "lpl")
             )
 
 
@@ -105,6 +128,8 @@ def term_weight(
     objective: Objective, state: TrainState, frozen: Frozen, stream: Iterator, *, experiment: Experiment, mesh: Mesh
 ) -> float:
     """The weight of the objective's term: as given, or calibrated on `loss.calibration_batches` batches of the stream.
+
+    With `train.weight_from` it is the one that another run was calibrated to.
 
     It is asked for when the term begins, as `loss.lpl_start` says, of the network as it then is.
 
@@ -116,6 +141,8 @@ def term_weight(
         return 0.0
     if term.config.weight is not None:
         return term.config.weight
+    if experiment.train.weight_from is not None:
+        return weight_of(experiment.train.weight_from)
     measured = dataclasses.replace(objective, term=term.measured)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))

@@ -17,7 +17,7 @@ import jax
 from lpl_jax import autoencoders, parallel
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import Experiment, resolve, to_dict
+from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
 from lpl_jax.io.paths import AnyPath, PathLike
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
@@ -121,6 +121,8 @@ def _announce(session: Session, state: TrainState) -> None:
     if session.objective.term is not None and step < experiment.loss.lpl_start:
         text += f"; {_name(session)} from step {experiment.loss.lpl_start} on"
     print(text, flush=True)
+    if warning := narrow_gate(experiment):
+        print(f"{session.label}: warning: {warning}", flush=True)
 
 
 def _name(session: Session) -> str:
@@ -135,9 +137,10 @@ def _describe_term(session: Session, state: TrainState) -> str:
     """The term that begins now, with its weight, and how many images it decodes."""
     experiment, term = session.experiment, session.objective.term
     text = f"{_name(session)}: weight {float(state.lpl_weight):.3g}"
+    if source := experiment.train.weight_from:
+        text += f" as in {source}"
     if isinstance(term, LPLTerm | ReweightingTerm):
-        share = 100 * experiment.paradigm.active_fraction(term.config.tau_at(experiment.resolution))
-        text += f", {share:.0f} % of timesteps, "
+        text += f", {100 * (experiment.gate_share or 0):.0f} % of timesteps, "
         text += f"{decoded_images(session.objective, experiment.train.batch_size)} images decoded a step"
     return text
 

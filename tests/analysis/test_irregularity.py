@@ -102,3 +102,11 @@ def test_maps_average_draws_whatever_the_batch(latent):
     assert np.abs(again - whole).max() > 0.1
     with pytest.raises(InputError, match="draws=0"):
         irregularity_maps(Enlarge(), latent, key, draws=0)
+
+
+def test_a_masked_patch_is_set_to_zero(latent):
+    """Its error is that of the patch itself with this decoder, and nothing is drawn."""
+    maps = irregularity_maps(Enlarge(), latent[..., :3] / 9, jax.random.key(3), patch=2, noise="masked", draws=3)
+    patches = (np.asarray(latent[..., :3]) / 9).reshape(4, 2, 4, 2, 3)
+    np.testing.assert_allclose(maps[..., 0], 4 * np.square(patches).sum((1, 3, 4)), rtol=1e-5)
+    np.testing.assert_array_equal(maps[..., 1], 0)

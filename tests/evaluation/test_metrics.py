@@ -1,12 +1,15 @@
 """From features to numbers: known answers, intervals, and what is left out with a reason."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.extract import Features
 from lpl_jax.evaluation.frechet import statistics
-from lpl_jax.evaluation.metrics import score
+from lpl_jax.evaluation.metrics import prdc_rows, score
+from lpl_jax.evaluation.prdc import prdc
 from lpl_jax.evaluation.reference import Reference
 from lpl_jax.evaluation.spectrum import SpectrumSum
 from lpl_jax.experiment.evaluation import EvaluationConfig
@@ -98,11 +101,29 @@ def test_what_too_few_images_do_not_allow_is_left_out_with_the_reason():
     assert {"fid", "sfid", "spectrum_low"} <= set(metrics)
 
 
+def test_prdc_takes_a_subset_of_a_larger_reference():
+    """Drawn with the seed, and not of the distances, which take all."""
+    real, fake = features(), features(seed=2)
+    config = EvaluationConfig(splits=2, resamples=0, prdc_references=50)
+    rows = prdc_rows(COUNT, config)
+    assert len(set(rows)) == 50 and np.array_equal(rows, prdc_rows(COUNT, config))
+    assert not np.array_equal(rows, prdc_rows(COUNT, dataclasses.replace(config, seed=1)))
+    assert prdc_rows(50, config) is None and prdc_rows(COUNT, dataclasses.replace(config, prdc_references=None)) is None
+    metrics, _ = score(fake, reference_of(real), config)
+    whole, _ = score(fake, reference_of(real), CONFIG)
+    expected = prdc(real=real.arrays["pool"][rows], fake=fake.arrays["pool"]).means()
+    assert {name: metrics[name].value for name in expected} == pytest.approx(expected)
+    assert metrics["fid"].value == whole["fid"].value and metrics["recall"] != whole["recall"]
+    _, absent = score(fake, reference_of(real), dataclasses.replace(config, prdc_references=3))
+    assert absent["recall"] == "evaluation.k=3 neighbours in a set of 3 images"
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         (dict(features="vgg"), "features='vgg'.*inception, classifier"),
-        (dict(num_images=0), "num_images=0.*1 or more"),
+        (dict(num_images=0), "num_images=0.*auto, or at least 1"),
+        (dict(num_images="all"), "num_images='all'.*auto, or at least 1"),
         (dict(k=1.5), "k=1.5"),
         (dict(resamples=1), "resamples=1.*2 or more give intervals, 0 gives none"),
         (dict(every=0), "every=0"),

@@ -10,7 +10,7 @@ from lpl_jax.autoencoders import AutoencoderConfig
 from lpl_jax.configs import base, imagenet, quickstart
 from lpl_jax.diffusion import PARADIGMS
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import build, documentation, is_optional, resolve, to_dict
+from lpl_jax.experiment import build, documentation, is_optional, narrow_gate, resolve, to_dict
 from lpl_jax.experiment.sections import SECTIONS, entries
 from lpl_jax.fields import TO_BE_GIVEN
 from lpl_jax.losses import ComparisonConfig, LPLConfig
@@ -229,4 +229,33 @@ def test_attention_that_the_platform_lacks_is_refused():
     config = imagenet.get_config("512")
     config.model.attention = "splash"
     with pytest.raises(InputError, match="model.attention='splash': .* runs on cpu; possible here: auto, xla"):
+        build(config)
+
+
+def test_a_gate_that_lets_few_timesteps_through_is_remarked_upon():
+    """The default of the paper is for 512 px: at 64 px, without the rescaled schedule, little is left of it."""
+    config = base.get_config()
+    config.resolution, config.lpl.preset = 64, "paper"
+    experiment = build(config)
+    assert round(100 * experiment.gate_share) == 11
+    assert narrow_gate(experiment) == (
+        "the gate lets 11 % of the timesteps through: lpl.tau=3 for 512 px is 0.375 at 64 px. "
+        "lpl.tau, or lpl.tau_ref_resolution=64, changes that"
+    )
+    config.lpl.tau, config.lpl.tau_ref_resolution = 3.0, 64
+    assert narrow_gate(build(config)) is None
+    assert narrow_gate(build(base.get_config())) is None
+    config = base.get_config()
+    config.comparison.kind, config.comparison.network = "latent_lpips", "x"
+    assert narrow_gate(build(config)) is None
+    config.comparison.tau, config.comparison.tau_ref_resolution = 0.5, 256
+    assert "comparison.tau=0.5 for 256 px" in narrow_gate(build(config))
+
+
+def test_images_are_sampled_from_an_average_that_there_is():
+    config = base.get_config()
+    config.ema.decays, config.sampling.weights = (0.9, 0.99), "0.99"
+    assert build(config).sampling.weights == "0.99"
+    config.ema.decays = (0.9,)
+    with pytest.raises(InputError, match=r"sampling.weights='0.99' with ema.decays=\(0.9,\); possible: params, 0.9"):
         build(config)

@@ -15,7 +15,8 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
 from lpl_jax.evaluation.figures import MARGIN, TITLE
 from lpl_jax.evaluation.frechet import statistics, write_statistics
-from lpl_jax.experiment import build, resolve
+from lpl_jax.evaluation.reference import with_count
+from lpl_jax.experiment import EvaluationConfig, build, resolve
 from lpl_jax.runs import checkpoints
 from lpl_jax.tools import compare_cards
 from lpl_jax.tools import evaluate as program
@@ -89,16 +90,33 @@ def test_the_same_call_again_computes_no_features(run, evaluated, image_folder, 
 
 def test_a_sweep_evaluates_all_combinations(run, image_folder, tmp_path, capsys):
     arguments = ["--workdir", str(run), "--reference", str(image_folder), *FAST, "--out", str(tmp_path)]
-    program.main([*arguments, "--checkpoint", "2,3", "--weights", "params,0.9"])
+    program.main([*arguments, "--checkpoint", "2,3", "--weights", "all"])  # all averages
     (path,) = tmp_path.glob("sweep_*.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["checkpoint"], row["weights"]) for row in rows] == [
-        ("2", "params"), ("2", "0.9"), ("3", "params"), ("3", "0.9")
+        ("2", "0.5"), ("2", "0.9"), ("3", "0.5"), ("3", "0.9")
     ]  # fmt: skip
     assert len({row["cfd"] for row in rows}) == 4
     assert path.with_suffix(".png").is_file()
     assert capsys.readouterr().out.count("cfd") == 4
+
+
+def test_as_many_images_as_references(run, image_folder, tmp_path):
+    """And a card that says which references precision and recall took."""
+    arguments = ["--workdir", str(run), *FAST, "--config.evaluation.num_images=auto", "--out", str(tmp_path)]
+    with pytest.raises(InputError, match=r"num_images=auto takes as many .* give evaluation.reference"):
+        program.main(arguments)
+    given = ["--reference", str(image_folder), "--config.evaluation.prdc_references=8"]
+    program.main([*arguments, *given])
+    (folder,) = tmp_path.glob("step3_*")
+    made = cards.read_card(folder).provenance
+    assert (made["num_images"], made["reference.num_images"]) == (16, 16)
+    assert made["metrics.prdc_references"] == "8 of 16, drawn with seed 0"
+    uncounted = tmp_path / "adm.npz"
+    np.savez(uncounted, mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(InputError, match="does not say of how many images"):
+        with_count(EvaluationConfig(num_images="auto", reference=str(uncounted)), 32)
 
 
 def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`lpl sample`: pictures of runs on text and on classes, reproducible, with what made them; and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,32 @@ def test_classes_become_pictures(runs, tmp_path):
     images = call(tmp_path, "--workdir", runs["classes"], "--label", 1, "--label", 0, "--count", 1, "--steps", 3)
     assert sorted(path.name for path in tmp_path.glob("[0-9]*.png")) == ["0000_class-1.png", "0001_class-0.png"]
     assert not np.array_equal(*images)
+
+
+def test_several_runs_side_by_side(runs, tmp_path):
+    """From the same noise: a row of each, and each alone as it would have been."""
+    other = tmp_path / "other"
+    shutil.copytree(runs["classes"], other)
+    shutil.rmtree(other / "checkpoints" / "3")
+    out = tmp_path / "out"
+    arguments = ["--label", 1, "--label", 0, "--count", 2]
+    call(out, "--workdir", runs["classes"], other, *arguments)
+    both = [call(tmp_path / run.name, "--workdir", run, *arguments) for run in (runs["classes"], other)]
+    first, second = (np.stack([np.asarray(Image.open(path)) for path in sorted((out / name).glob("[0-9]*.png"))])
+                     for name in ("classes", "other"))  # fmt: skip
+    np.testing.assert_array_equal(first, both[0])
+    np.testing.assert_array_equal(second, both[1])
+    rows = np.concatenate([first[:2], second[:2], first[2:], second[2:]])
+    titles = ["classes: class 1", "other: class 1", "classes: class 0", "other: class 0"]
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "grid.png")), captioned_rows(rows, titles, 2))
+    for given, message in (
+        (["--workdir", runs["classes"], "--workdir", other], "give --out"),
+        (["--workdir", other, other, "--out", out], "is given twice"),
+        (["--workdir", other, runs["text"], "--out", tmp_path / "none"], "is a run on text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sample.main([*map(str, given), "--label", "1"])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

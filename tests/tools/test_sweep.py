@@ -38,7 +38,7 @@ def names(*patterns):
 
 
 def test_rows_come_behind_what_they_start_from():
-    assert names("table4_50k_lpl") == ["pretrain_eps", "table4_50k_init", "table4_50k_lpl"]
+    assert names("table4_50k_base") == ["pretrain_eps", "table4_50k_init", "table4_50k_base"]
     assert names("table3_v_*", "table3_flow_lpl") == [
         "pretrain_v", "table3_v_base", "table3_v_lpl", "pretrain_flow", "table3_flow_lpl"
     ]  # fmt: skip
@@ -46,44 +46,94 @@ def test_rows_come_behind_what_they_start_from():
         names("tabel3_flow_lpl")
 
 
+def shared_of(*extra):
+    return sweep.share(paper, list(extra)).shared
+
+
 def test_rows_that_train_the_same_share_a_run():
     """They differ in sampling and evaluation alone, whatever way they say it."""
-    shared, _ = sweep.share(paper)
+    shared = shared_of()
     assert set(shared) == set(paper.ROWS)
     runs, evaluations = ({name: getattr(each, kind) for name, each in shared.items()} for kind in ("run", "evaluation"))
     assert all(found[first] == first for found in (runs, evaluations) for first in found.values())
     base = ("table5_l2", "table6_base", "figure7_taps0", "figure9_weight0")
-    assert {shared[name] for name in base} == {("table3_eps_base", "table3_eps_base")}
-    assert shared["figure8_base"] == ("table3_eps_base", "figure8_base")  # evaluated with lists
-    assert shared["figure19"] == ("table3_eps_base", "figure19")
-    full = ("table5_lpl", "figure6_tau3", "figure7_taps5", "depth_inverse")
-    assert {shared[name] for name in full} == {("table3_eps_lpl", "table3_eps_lpl")}
-    assert shared["table9_eps"] == ("table3_eps_lpl", "table9_eps")
+    assert {shared[name][:2] for name in base} == {("table3_eps_base", "table3_eps_base")}
+    assert shared["figure8_base"][:2] == ("table3_eps_base", "figure8_base")  # evaluated with lists
+    assert shared["figure19"][:2] == ("table3_eps_base", "figure19")
+    # The default of a sweep is the run whose weight the others hold.
+    full = ("table5_lpl", "figure6_tau3", "figure7_taps5", "depth_inverse", "recalibrated_figure6_tau3")
+    assert {shared[name][:3] for name in full} == {("table3_eps_lpl", "table3_eps_lpl", None)}
+    assert shared["table9_eps"][:2] == ("table3_eps_base", "table9_eps")
+    assert shared["throughput_lpl"].run == "table2_imagenet512_lpl"
     for name in ("table3_v_lpl", "figure6_tau2", "table7_base", "figure10_lpl", "table5_latent_lpips", "pretrain_eps"):
         assert runs[name] == name
 
 
+def test_a_weight_that_is_given_is_not_taken_from_another_run():
+    name = "figure6_tau2"
+    assert shared_of()[name].weight == "table3_eps_lpl"
+    assert shared_of("--config.lpl.weight=3")[name].weight is None
+    assert shared_of(f"{name}:--config.train.weight_from=None")[name] == (name, name, None, "0.99975")
+    assert shared_of("--config.lpl.weight=3")["figure6_tau3"].run == "table3_eps_lpl"
+
+
 def test_flags_of_its_own_give_a_row_a_run_of_its_own():
-    shared, _ = sweep.share(paper, ["table6_base:--config.loss.weighting=min_snr", "figure8_*:--steps=5,10"])
+    shared = shared_of("table6_base:--config.loss.weighting=min_snr", "figure8_*:--steps=5,10")
     assert shared["table6_base"].run == "table6_base" and shared["table5_l2"].run == "table3_eps_base"
-    assert shared["figure8_lpl"] == ("table3_eps_lpl", "figure8_lpl")
+    assert shared["figure8_lpl"][:2] == ("table3_eps_lpl", "figure8_lpl")
 
 
 def test_a_shared_run_is_trained_once_and_evaluated_for_each(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    rows = ["--rows", "table3_flow_lpl", "table9_flow", "--workdir", str(tmp_path), "--print"]
+    rows = ["--rows", "table3_flow_base", "table9_flow", "--workdir", str(tmp_path), "--print"]
     assert sweep.main(rows) == 0
     lines = capsys.readouterr().out.splitlines()[3:]
-    run, own = tmp_path / "table3_flow_lpl", tmp_path / "table9_flow"
+    run, own = tmp_path / "table3_flow_base", tmp_path / "table9_flow"
     assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train", "eval", "eval"]
-    assert lines[-2].endswith("the run of table3_flow_lpl")
+    assert lines[-2].endswith("the run of table3_flow_base")
     assert lines[-1] == (
         f"lpl eval --workdir={run} --out={own}/evaluation --config.evaluation.cache={run}/evaluation/features "
-        "--config.sampling.sampler=rk4 --config.sampling.steps=250"
+        "--config.sampling.sampler=rk4 --config.sampling.steps=250 --weights=all"
     )
     assert sweep.main(["--rows", "table6_base", "table5_l2", "--workdir", str(tmp_path), "--print"]) == 0
     lines = capsys.readouterr().out.splitlines()[3:]
     assert [line.split()[1] for line in lines if not line.startswith("#")] == ["train", "eval"]
+
+
+def test_a_row_of_a_sweep_takes_the_weight_of_the_default_row(capsys, monkeypatch, tmp_path):
+    """Which is trained before it; its variant calibrates its own."""
+    monkeypatch.chdir(ROOT)
+    assert names("figure20_tau1") == ["pretrain_eps", "figure15_lpl", "figure20_tau1"]
+    rows = ["--rows", "figure6_tau1", "recalibrated_figure6_tau1", "--workdir", str(tmp_path), "--print"]
+    assert sweep.main(rows) == 0
+    trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lpl train")]
+    assert [line.split()[2].rpartition(":")[2] for line in trained] == [
+        "pretrain_eps", "table3_eps_lpl", "figure6_tau1", "recalibrated_figure6_tau1"
+    ]  # fmt: skip
+    held = f" --config.train.weight_from={tmp_path / 'table3_eps_lpl'}"
+    assert [held in line for line in trained] == [False, False, True, False]
+
+
+def test_a_checkpoint_that_will_not_be_kept_is_noticed_before_its_run_is_trained(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = ["--rows", "figure21_base", "--print"]
+    assert sweep.main(rows) == 0
+    assert "paper:figure21_base" in capsys.readouterr().out
+    message = "figure21_base: train.init_step=200000, but pretrain_eps keeps its checkpoints of steps 4"
+    with pytest.raises(InputError, match=message):
+        sweep.main([*rows, "--", "--config.train.steps=4"])
+    assert sweep.main([*rows, "--", "--config.train.steps=4", "figure21*:--config.train.init_step=4"]) == 0
+
+
+def test_what_makes_numbers_other_ones_than_the_papers_is_said(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=r"pretrain_cc12m: evaluation.num_images=auto .* give evaluation.reference"):
+        sweep.main(["--rows", "table2_cc12m256_base", "--print"])
+    flag = "cc12m:--config.evaluation.reference=/val"
+    assert sweep.main(["--rows", "table2_*256_base", "--print", "--", flag]) == 0
+    said = capsys.readouterr().err
+    assert "1 rows (table2_imagenet256_base, ...) are compared with the images that they learn from" in said
+    assert "1 rows (table2_cc12m256_base, ...) print a CLIPScore" in said
 
 
 def test_rows_against_the_training_set_take_no_other_reference(capsys, monkeypatch):
@@ -155,6 +205,7 @@ def test_rows_of_two_data_sets_in_one_sweep(capsys, monkeypatch, tmp_path):
     asymmetric = "asymmetric-autoencoder-kl-x-1-5"
     (train, evaluate), (train_text, evaluate_text) = lines[:2], lines[2:]
     assert train.endswith(f"--config.data.store=/s/256_{asymmetric}")
+    assert " --weights=all " in evaluate
     assert evaluate.endswith("--config.evaluation.k=5 --config.evaluation.reference=/i")
     assert train_text.endswith(f"--config.data.store=/s/cc12m_256_{asymmetric} --config.text.dtype=float32")
     assert evaluate_text.endswith("--config.evaluation.k=5 --config.evaluation.reference=/c")
@@ -179,7 +230,7 @@ def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     assert sweep.main(arguments) == 130
     found = capsys.readouterr()
     assert "pretrain_v was stopped; call again to resume (status 130)" in found.err
-    assert "(`pretrain_v`) |  | not run |" in found.out  # the tables are made all the same
+    assert "(`pretrain_v`) |  | - | not run |" in found.out  # the tables are made all the same
     monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
     assert sweep.main(arguments) == 2
     assert "pretrain_v failed; what is done is kept (status 2)" in capsys.readouterr().err
@@ -209,7 +260,7 @@ def test_results_stand_beside_the_printed_ones(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "| Sec. 4.3, equal depth weights (`depth_uniform`) | 4.38 / 4.4 (-0.6) |" in shown
     assert "| Table 4, after 50k steps, with LPL (`table4_50k_lpl`) | (-0.78) / 3.5 (-0.5) |" in shown
-    assert "(`figure6_tau20`) | - / - | - / - | - / - | - / - | - / - | not run |" in shown
+    assert "(`figure6_tau20`) | - / - | - / - | - / - | - / - | - / - | - | not run |" in shown
     assert "(`table6_base`) | 4.88 / 5 |" in shown  # what else is there
     assert rows["depth_uniform"]["paper_fid"] == "4.38" and rows["depth_uniform"]["fid"] == "4.4"
     assert float(rows["table4_50k_lpl"]["change_fid"]) == -0.5
@@ -224,6 +275,33 @@ def test_what_was_made_in_another_way_is_no_baseline(tmp_path, capsys):
     assert float(collect(tmp_path)["table4_50k_lpl"]["change_fid"]) == -1.5
     write(tmp_path / "table4_50k_lpl", 3.5, num_images=32)
     assert not collect(tmp_path)["table4_50k_lpl"].get("change_fid")
+
+
+def test_the_table_names_the_average_and_compares_each_row_at_its_own(tmp_path, capsys):
+    """LPL's own average with the baseline's; any other with the same."""
+    for row, values in (
+        ("table5_l2", {"0.9999": 5.0, "0.99975": 5.5}),
+        ("depth_uniform", {"0.9999": 4.5, "0.99975": 4}),
+    ):
+        for weights, fid in values.items():
+            write(tmp_path / row, fid, weights, **{"checkpoint.weights": weights})
+    collect(tmp_path, "depth_uniform")
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "(`depth_uniform`)" in line]
+    assert [(line[1], line[-2]) for line in lines] == [("4.38 / 4 (-1)", "0.99975 *"), ("4.38 / 4.5 (-0.5)", "0.9999")]
+
+
+def test_fluctuation_between_checkpoints_is_tabled(tmp_path, capsys):
+    """The zigzag of one row, and the straight line of the other."""
+    for row, values in (("figure15_base", (9, 5, 7, 3)), ("figure15_lpl", (8, 6, 4, 2))):
+        for step, fid in enumerate(values, 1):
+            made = {"checkpoint.step": step, "checkpoint.weights": "0.9999"}
+            write(tmp_path / row, fid, f"{row}{step}", **made)
+    collect(tmp_path, "figure15_*")
+    shown = capsys.readouterr().out
+    assert "| figure15_base | 0.9999 | fid | 4 | 3.33 (" in shown
+    with (tmp_path / "fluctuation.csv").open() as file:
+        base, lpl = csv.DictReader(file)
+    assert (float(base["deviation"]), float(lpl["change"]), float(lpl["deviation"])) == (3, 2, 0)
 
 
 def drawn(monkeypatch):

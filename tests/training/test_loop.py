@@ -19,13 +19,14 @@ from jax._src.array import ArrayImpl
 
 from lpl_jax import autoencoders
 from lpl_jax.errors import InputError
-from lpl_jax.experiment import build
+from lpl_jax.experiment import TrainConfig, build
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs import workdir as workdirs
 from lpl_jax.training import data as run_data
-from lpl_jax.training import loop, train
+from lpl_jax.training import initial, loop, train
 from lpl_jax.training import step as step_module
 from lpl_jax.training.logging import read_metrics
+from lpl_jax.training.optimizer import make_optimizer
 
 ROOT = Path(loop.__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("two_devices")
@@ -119,6 +120,51 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, late_lp
     assert read_metrics(tmp_path / "run")[-1] | last == read_metrics(reference)[-1] | last
     # A run that is complete is left as it is.
     assert train(experiment, tmp_path / "run").step == 6
+
+
+def started_from(experiment, workdir):
+    mesh = loop.parallel.make_mesh(experiment.mesh)
+    return initial.first_state(experiment, make_optimizer(experiment.optimizer)[0], mesh, workdir).params
+
+
+def test_a_run_starts_from_the_step_that_is_named(whole, tmp_path, tiny_config):
+    base, _ = whole
+    for step, expected in ((3, 3), (None, 6)):
+        config = tiny_config(train__init_from=str(base), train__init_step=step)
+        chex.assert_trees_all_equal(started_from(build(config), tmp_path), open_run(base).params(
+            step=expected, weights="params"))  # fmt: skip
+    with pytest.raises(InputError, match="has no checkpoint of step 4; there are 3, 6"):
+        started_from(build(tiny_config(train__init_from=str(base), train__init_step=4)), tmp_path)
+    with pytest.raises(InputError, match=r"train.init_step=3 is not possible without train.init_from"):
+        build(tiny_config(train__init_step=3))
+
+
+def test_the_weight_of_another_run_is_taken(whole, tmp_path, tiny_config, with_lpl):
+    """As it was calibrated there, by a run whose own calibration would give another."""
+    base, result = whole
+    changes = with_lpl | dict(lpl__weight=None, lpl__tau=0.5)
+    experiment = build(tiny_config(**changes, train__weight_from=str(base)))
+    objective = loop.make_objective(experiment, 1)
+    nothing: dict = dict(state=None, frozen=None, stream=iter(()), experiment=experiment, mesh=None)
+    assert initial.term_weight(objective, **nothing) == float(result.state.lpl_weight)
+    initial.check_start(experiment)  # from scratch, as nothing is calibrated
+    missing = build(tiny_config(**changes, train__weight_from=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="nowhere: no run with a checkpoint is there; train it first"):
+        train(missing, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"train.weight_from=x: lpl.weight=1.0 is given"):
+        build(tiny_config(**with_lpl, train__weight_from="x"))
+    with pytest.raises(InputError, match=r"train.weight_from=x: there is no LPL"):
+        build(tiny_config(train__weight_from="x"))
+
+
+def test_checkpoints_that_a_run_keeps():
+    def kept(**fields):
+        return TrainConfig(**fields).kept_steps()
+
+    assert kept(steps=10, checkpoint_every=3, keep=1) == [10]
+    assert kept(steps=10, checkpoint_every=3, keep=2, keep_every=6) == [6, 9, 10]
+    assert kept(steps=12, checkpoint_every=3, keep=1, keep_every=4) == [12]  # 4 and 8 are never saved
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from lpl_jax.errors import InputError
 
 CROP_RULES = ("resize_center_crop", "center_crop", "random_crop")
+# Endings of files that are images, wherever they lie; what is in them, `read_rgb` finds out from the content.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ from lpl_jax.data.captions import TXT, check_columns, read_captions
 from lpl_jax.data.examples import Example
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.data.listing import Listing, list_files, name_text
-from lpl_jax.data.metadata import Metadata, metadata_labels, read_metadata
+from lpl_jax.data.metadata import NAMES, Metadata, metadata_labels, read_metadata
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_texts
 from lpl_jax.io.paths import PathLike, to_path
 
 UNLABELLED = ("all",)
 SPLIT = re.compile(
-    "(train|training|trn|val|valid|validation|dev|eval|test|testing|holdout)(set)?([-_ ]?([0-9]+|[ab]))?", re.IGNORECASE
+    "(train|training|trn|val|valid|validation|dev|eval|test|testing|holdout)([-_ ]?(set|split|data|images|imgs))?"
+    "([-_ ]?([0-9]+|[ab]))?",
+    re.IGNORECASE,
 )
 
 
@@ -58,6 +60,8 @@ class FolderSource:
                 "images lie in tar files, or none"
             )
         metadata = read_metadata(self.path, files)
+        if not any(name.lower() in NAMES for name in files.sides):  # metadata of the whole folder may have all splits
+            _refuse_splits(self.path, files.images)
         self._rows = metadata.rows if metadata else {}
         found = _by_classes(self.path, files) if metadata is None else _by_metadata(self.path, files, metadata)
         self.class_names, self._files, self._labels, self.unusable, self.notes = found
@@ -104,7 +108,6 @@ class _Found(NamedTuple):
 def _by_classes(folder, files: Listing) -> _Found:
     flat = [name for name in files.images if "/" not in name]
     deep = [name for name in files.images if "/" in name]
-    _refuse_splits(folder, files)
     if flat and deep:
         raise InputError(
             f"image folder {folder}: holds images ({flat[0]}) and folders of images ({deep[0].split('/')[0]}): either "
@@ -153,17 +156,20 @@ def _found(folder, files: Listing, names: Sequence[str], labels: dict[str, int],
     return _Found(tuple(names), kept, [labels[name] for name in kept], unusable, notes)
 
 
-def _refuse_splits(folder, files: Listing) -> None:
+def _refuse_splits(folder, images: Sequence[str]) -> None:
     """Raises InputError where the folders are splits of a data set, each with classes of its own perhaps."""
-    classes = {name.split("/")[0] for name in files.images if "/" in name}
-    splits = [name for name in files.folders if name in classes and SPLIT.fullmatch(name)]
-    nested = {name.split("/")[0] for name in files.images if name.count("/") > 1}
+    deep = [name for name in images if "/" in name]
+    classes = list(dict.fromkeys(name.split("/")[0] for name in deep))
+    splits = [name for name in classes if SPLIT.fullmatch(name)]
+    nested = {name.split("/")[0] for name in deep if name.count("/") > 1}
     if splits and (len(splits) > 1 or len(splits) == len(classes) or splits[0] in nested):
         first = min(splits, key=lambda name: not name.lower().startswith("tr"))
         raise InputError(
-            f"image folder {folder}: holds {', '.join(splits[:4])}, which are splits and no classes: did you mean "
-            f"{folder / first}? (a class with such a name has to be renamed)"
+            f"image folder {folder}: holds {_some(splits)}: splits, and no classes: did you mean {folder / first}? (a "
+            "class with such a name has to be renamed)"
         )
+    if len(classes) == 1 and len(deep) == len(images):
+        _refuse_splits(folder / classes[0], [name.split("/", 1)[1] for name in deep])
 
 
 def _nested(folder, images: Sequence[str]) -> list[str]:

@@ -33,9 +33,9 @@ IN_MEMORY = 2**26  # bytes of a stream that are kept there, before a temporary f
 MARK = 16  # bytes that tell how a file is compressed
 MOST_LINKS = 16  # from one to the next
 READERS = (  # by the bytes that a file begins with, whatever its name is
-    (re.compile(rb"\x1f\x8b"), gzip.GzipFile),
-    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2File),
-    (re.compile(rb"\xfd7zXZ\0"), lzma.LZMAFile),
+    (re.compile(rb"\x1f\x8b"), gzip.open),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
+    (re.compile(rb"\xfd7zXZ\0"), lzma.open),
 )
 UNREADABLE = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"\x1f\x9d": "compress", b"PK\x03\x04": "zip"}
 
@@ -155,24 +155,27 @@ def _parent(key: str, keys: Iterable[str]) -> str | None:
 
 
 def _members(file: Any) -> Iterator[Member]:
-    """The files of a tar file and of those that follow behind its end mark; hidden ones and folders are passed over.
-
-    A member is given when the header behind it was found, and is complete then.
-    """
+    """The files of a tar file and of those that follow behind its end mark; hidden ones and folders are passed over."""
     places: dict[str, str | Callable[[], bytes]] = {}
     start: int | None = 0
     while start is not None:
         file.seek(start)
         opened: Any = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # typed loosely: it has `members`
-        complete = None
         while (info := opened.next()) is not None:
             opened.members = []  # or it would remember every header
-            if complete is not None:
-                yield complete
-            complete = _member(opened, info, places)
-        if complete is not None:
-            yield complete
+            whole = not info.isreg() or info.issparse() or _reaches(file, info.offset_data + info.size)
+            if not whole:
+                raise tarfile.ReadError("unexpected end of data")
+            member = _member(opened, info, places)
+            if member is not None:
+                yield member
         start = _behind(file, opened.offset, start)
+
+
+def _reaches(file: Any, end: int) -> bool:
+    """Whether a file has that many bytes."""
+    file.seek(end - 1)
+    return bool(file.read(1))
 
 
 def _member(opened: Any, info: tarfile.TarInfo, places: dict[str, str | Callable[[], bytes]]) -> Member | None:

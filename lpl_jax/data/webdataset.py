@@ -18,7 +18,7 @@ from pathlib import Path
 from lpl_jax.data.captions import TXT, check_columns, read_captions
 from lpl_jax.data.examples import Example, Item, Note, Skipped, Unit
 from lpl_jax.data.images import Crop, read_rgb
-from lpl_jax.data.listing import first_kind, is_tar, list_files, name_text, natural
+from lpl_jax.data.listing import first_kind, is_image, is_tar, list_files, name_text, natural
 from lpl_jax.data.records import MOST_CLASSES
 from lpl_jax.data.tars import IMAGE_ENDINGS, Sample, read_tar, seekable
 from lpl_jax.errors import InputError
@@ -114,7 +114,7 @@ class WebDatasetSource:
         except InputError as error:
             raise InputError(f"{url}: {error}") from None
 
-    def _entries(self, number: int, sample: Sample) -> Iterator[Item | Skipped]:
+    def _entries(self, number: int, sample: Sample) -> Iterator[Item | Skipped | Note]:
         """What a sample gives: itself, and what of it is left out."""
         stem, unit = self._stems[number], self._names[number]
         key = f"{stem}/{sample.key}"
@@ -130,7 +130,8 @@ class WebDatasetSource:
             reason = f"{stem}/{name}: another image of sample {name_text(sample.key)}, no sample of its own"
             yield Skipped(f"{stem}/{name}", unit, reason, tolerated=True)
         for name in sample.again:
-            yield Skipped(f"{stem}/{name}", unit, f"{stem}/{name}: is in the tar file twice; the first one is taken")
+            reason = f"{stem}/{name}: is in the tar file twice; the first one is taken"
+            yield Skipped(f"{stem}/{name}", unit, reason) if is_image(name) else Note(name_text(reason))
 
     def _load(self, key: str, ending: str, parts: dict[str, bytes]) -> Example:
         captions = read_captions(self.caption_columns, parts.get, key)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lpl_jax.data.images import IMAGE_SUFFIXES, Crop
-from lpl_jax.data.listing import SIDE_SUFFIXES, SYSTEM_NAMES, list_files
+from lpl_jax.data.listing import SIDE_SUFFIXES, list_files
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
@@ -269,7 +269,7 @@ def _image_names(folder: AnyPath) -> list[str]:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
             f"{_shown(folder / others[0])}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
-            f"ignored: hidden files, {', '.join((*SIDE_SUFFIXES, *SYSTEM_NAMES))}"
+            f"ignored: hidden files, {', '.join(SIDE_SUFFIXES)}"
         )
     if links := [*files.loops, *files.again]:
         raise InputError(f"{_shown(folder / links[0])} is a symbolic link to a folder that is read already")

@@ -40,19 +40,29 @@ class Item(NamedTuple):
     load: Callable[[], Example]
 
 
-class Unit(NamedTuple):
-    """A part of a source that is read from the front by one host and becomes one file of a store."""
-
-    name: str
-    items: Callable[[], Iterator[Item]]
-
-
 class Skipped(NamedTuple):
-    """An image that is not in the store, the unit it would have come from, and why."""
+    """An image that is not in the store, the unit it would have come from, and why.
+
+    tolerated: it is left out by a rule of the source, and `max_skipped` does not count it.
+    """
 
     key: str
     unit: str
     reason: str
+    tolerated: bool = False
+
+
+class Note(NamedTuple):
+    """Something that whoever reads a source should be told, in a line; nothing is left out because of it."""
+
+    text: str
+
+
+class Unit(NamedTuple):
+    """A part of a source that is read from the front by one host and becomes one file of a store."""
+
+    name: str
+    items: Callable[[], Iterator[Item | Skipped | Note]]
 
 
 class _Described(Protocol):
@@ -77,7 +87,15 @@ class _Described(Protocol):
 
 
 class ImageSource(_Described, Protocol):
-    """A source of known length; every example is a pure function of its index."""
+    """A source of known length; every example is a pure function of its index.
+
+    Attributes:
+      unusable: key and reason of files that it has seen but that are none of its examples.
+      notes: what it has to tell besides.
+    """
+
+    unusable: Sequence[tuple[str, str]]
+    notes: Sequence[str]
 
     def __len__(self) -> int: ...
 
@@ -105,15 +123,20 @@ def is_stream(source: Source) -> TypeIs[StreamSource]:
 
 
 def work_units(source: Source, records: int) -> Sequence[Unit]:
-    """The units of a source; `records`: examples in a unit of a source that does not say itself what its units are."""
+    """The units of a source; `records`: examples in a unit of a source that does not say itself what its units are.
+
+    What such a source tells besides its examples comes with the first of them.
+    """
     if is_stream(source):
         return source.units()
 
-    def items(start: int) -> Iterator[Item]:
+    def items(start: int) -> Iterator[Item | Skipped | Note]:
+        if start == 0:
+            yield from map(Note, source.notes)
+            yield from (Skipped(key, names[0], reason) for key, reason in source.unusable)
         for index in range(start, min(start + records, len(source))):
             yield Item(source.key(index), functools.partial(source.__getitem__, index))
 
-    starts = range(0, len(source), records)
-    return [
-        Unit(f"{start}-{min(start + records, len(source)) - 1}", functools.partial(items, start)) for start in starts
-    ]
+    parts = range(0, len(source), records)
+    names = [f"{start}-{min(start + records, len(source)) - 1}" for start in parts]
+    return [Unit(name, functools.partial(items, start)) for name, start in zip(names, parts, strict=True)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lpl_jax.data.records import faults, unpack
 from lpl_jax.data.store import LatentStore
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
@@ -64,32 +65,22 @@ def _readable(store: LatentStore, indices: range, findings: Findings) -> Iterato
 
 def _check_record(store: LatentStore, index: int, data: bytes, keys: set[bytes], findings: Findings) -> None:
     manifest = store.manifest
-    size, text = manifest.record_dtype.itemsize, manifest.text
+    size = manifest.record_dtype.itemsize
     if len(data) < size:
         findings.add("size", f"record {index} has {len(data)} bytes, at least {size} are needed")
         return
-    fixed = np.frombuffer(data, manifest.record_dtype, count=1)[0]
     try:
-        key, *captions = data[size:].decode().split("\0")
+        row, key, captions = unpack(data, manifest.record_dtype)
     except UnicodeDecodeError:
         findings.add("text", f"record {index}: key or caption is no UTF-8")
         return
     name = f"record {index} ({key})"
-    if not np.isfinite(fixed["moments"]).all():
-        findings.add("not finite", name)
-    if not 0 <= fixed["label"] < max(1, manifest.num_classes):
-        findings.add("label", f"{name}: {fixed['label']} of {manifest.num_classes} classes")
+    for kind, fault in faults(manifest, row, key, captions):
+        findings.add(kind, f"{name}: {fault}")
     digest = hashlib.blake2b(key.encode(), digest_size=12).digest()  # millions of keys have to fit into memory
     if digest in keys:
         findings.add("duplicate key", name)
     keys.add(digest)
-    if len(captions) != (len(text.columns) if text else 0) or not all(captions):
-        findings.add("captions", f"{name}: {len(captions)} captions, or an empty one")
-    if text and not ((fixed["tokens"] >= 0) & (fixed["tokens"] < text.vocab_size)).all():
-        findings.add("tokens", f"{name}: a number that is not 0 to {text.vocab_size - 1}")
-    for part in ("text_hidden", "text_pooled"):
-        if part in manifest.field_names and not np.isfinite(fixed[part]).all():
-            findings.add("not finite", f"{name}: {part}")
 
 
 def statistics(store: LatentStore, records: int | None = None, seed: int = 0) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Make a latent store and show how far it is."""
 
+import json
 import time
 
 from tqdm import tqdm
 
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data.examples import Source, is_stream
+from lpl_jax.data.examples import Skipped, Source, is_stream
+from lpl_jax.data.skips import kinds_of
 from lpl_jax.data.store import REPORT, LatentStore
 from lpl_jax.data.writer import write_store
 from lpl_jax.io.paths import PathLike
@@ -14,10 +16,10 @@ from lpl_jax.io.paths import PathLike
 def prepare(
     source: Source, autoencoder: Autoencoder, out: PathLike, *, progress: bool = True, **options
 ) -> LatentStore:
-    """Writes a latent store with a progress bar, says what came out, and opens it.
+    """Writes a latent store with a progress bar, says what came out and what was skipped, and opens it.
 
     Args:
-      progress: show the bar and print the closing line.
+      progress: show the bar and print the closing lines. What the source tells is printed anyway.
       options: of `lpl_jax.data.write_store`, whose errors these are.
     """
     start, encoded, skipped, bar, begun = time.perf_counter(), 0, 0, None, None
@@ -39,8 +41,9 @@ def prepare(
         if bar is not None:
             bar.set_postfix(skipped=skipped, refresh=False)
 
+    told = dict(on_progress=count, on_skipped=skip, on_note=tqdm.write)
     try:
-        store = write_store(out, source, autoencoder, on_progress=count, on_skipped=skip, **options)
+        store = write_store(out, source, autoencoder, **told, **options)
         if bar is not None:
             bar.leave = True  # after an error, none is left behind
     finally:
@@ -48,6 +51,10 @@ def prepare(
             bar.close()
     if progress:
         print(_summary(store, _rate(encoded, start, begun)))
+        if store.finished and store.manifest.skipped:
+            report = json.loads((store.path / REPORT).read_text())
+            for kind in kinds_of(Skipped(**entry) for entry in report["skipped_images"]):
+                print(f"skipped: {kind}")
     return store
 
 
@@ -70,9 +77,10 @@ def _summary(store: LatentStore, done: str) -> str:
     shards, classes = len(manifest.shards), manifest.num_classes
     text = f", {len(manifest.text.columns)} captions each" if manifest.text else ""
     kinds = f"{classes} class{'es' * (classes > 1)}"
-    skipped = f"; {manifest.skipped} images skipped, listed in {REPORT}" if manifest.skipped else ""
+    seen = f" of {len(store) + manifest.skipped} seen" if manifest.skipped else ""
+    skipped = f"; {manifest.skipped} skipped, listed in {REPORT}" if manifest.skipped else ""
     return (
-        f"{store.path}: {len(store)} images of {kinds} at {manifest.resolution} px{text}, "
+        f"{store.path}: {len(store)} images{seen} of {kinds} at {manifest.resolution} px{text}, "
         f"{manifest.num_bytes / 1e6:.1f} MB in {shards} shard{'s' * (shards > 1)} "
         f"({manifest.num_bytes / len(store):.0f} bytes per image){skipped}; {done}"
     )

@@ -6,15 +6,15 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from lpl_jax.data.examples import Example, Item, Skipped, Unit
+from lpl_jax.data.examples import Example, Item, Note, Skipped, Unit
 from lpl_jax.errors import InputError
 
 
 class Loaded(NamedTuple):
-    """An item of unit number `unit` that was loaded or skipped; None marks the end of the unit."""
+    """An item of unit number `unit` that was loaded or skipped, or a note; None marks the end of the unit."""
 
     unit: int
-    item: Example | Skipped | None
+    item: Example | Skipped | Note | None
 
 
 def load_units(units: Iterable[tuple[int, Unit]], *, threads: int, ahead: int) -> Generator[Loaded, None, None]:
@@ -66,7 +66,9 @@ class _Stopped(Exception):
     """Nobody takes what is read any more."""
 
 
-def _load(number: int, unit: str, item: Item) -> Loaded:
+def _load(number: int, unit: str, item: Item | Skipped | Note) -> Loaded:
+    if not isinstance(item, Item):
+        return Loaded(number, item)
     try:
         return Loaded(number, item.load())
     except InputError as error:

@@ -43,6 +43,7 @@ class PhotoSource:
         self.crop = Crop(resolution, "random_crop", side=side, seed=seed)
         self.crops = crops
         self.class_names, self.caption_columns = tuple(PHOTOS), ()
+        self.unusable, self.notes = (), ()
         folder = _scikit_image_data()
         self._photos = [_photograph(folder / file) for file in PHOTOS.values()]
         self.description = f"scikit-image photographs: {crops} random crops of each of {len(PHOTOS)}"
@@ -66,14 +67,18 @@ class PhotoSource:
 
 
 class Subset:
-    """`limit` examples of a source, drawn at random by `seed` and kept in the source's order."""
+    """`limit` files of a source, drawn at random by `seed` and kept in the source's order; unusable ones among them."""
 
     def __init__(self, source: ImageSource, limit: int, seed: int = 0):
         if limit < 1:
             raise InputError(f"limit={limit}: must be a positive number of images")
         self.crop, self.class_names, self.caption_columns = source.crop, source.class_names, source.caption_columns
         self._source = source
-        self._indices = np.sort(np.random.default_rng(seed).permutation(len(source))[:limit])
+        seen = len(source) + len(source.unusable)
+        drawn = np.sort(np.random.default_rng(seed).permutation(seen)[:limit])
+        self._indices = drawn[drawn < len(source)]
+        self.unusable = [source.unusable[index - len(source)] for index in drawn[drawn >= len(source)]]
+        self.notes = source.notes
         self.description = f"{len(self)} of {source.description}"
         self.fingerprint = fingerprint_texts("subset", source.fingerprint, *map(str, self._indices))
 

@@ -31,6 +31,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tqdm import tqdm
 
 from lpl_jax.autoencoders import Autoencoder
+from lpl_jax.data.records import unpack
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.fingerprints import fingerprint
@@ -252,16 +253,14 @@ class LatentStore:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of a store of {len(self)}")
         (data,) = self.read([index])
-        fixed = np.frombuffer(data, self._dtype, count=1)[0]
-        # File names that are no UTF-8 are kept as they are.
-        key, *captions = data[self._dtype.itemsize :].decode("utf-8", "surrogateescape").split("\0")
+        fixed, key, captions = unpack(data, self._dtype, "surrogateescape")
         moments = fixed["moments"]
 
         def given(name: str) -> np.ndarray | None:
             return fixed[name] if name in self._fields else None
 
         text = given("tokens"), given("text_hidden"), given("text_pooled")
-        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, fixed["control"], tuple(captions), *text)
+        return Record(moments[:, 0], moments[:, 1], int(fixed["label"]), key, fixed["control"], captions, *text)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of records: first `record_dtype`, then key and captions."""
@@ -342,7 +341,10 @@ def read_plan(folder: AnyPath) -> tuple[Manifest, list[str]] | None:
 
 
 def read_unit_records(folder: AnyPath) -> dict[int, dict[str, Any]]:
-    """Unit number -> what was written when the unit was finished: "unit", "shard" (None: no record) and "skipped"."""
+    """Unit number -> what was written when the unit was finished.
+
+    "unit", "shard" (None: no record), "classes" (the highest label and one) and "skipped".
+    """
     found = {}
     for path in entries(folder):
         if match := UNIT_RECORD.fullmatch(path.name):
@@ -354,6 +356,14 @@ def shards_of(unit_records: dict[int, dict[str, Any]]) -> tuple[Shard, ...]:
     """The shards of units that are finished, in order of the units."""
     found = [unit_records[number]["shard"] for number in sorted(unit_records)]
     return tuple(Shard(**shard) for shard in found if shard is not None)
+
+
+def with_shards(planned: Manifest, unit_records: dict[int, dict[str, Any]]) -> Manifest:
+    """A manifest that was planned, of what is there: of classes that nobody has named, as many as there are labels."""
+    skipped = sum(len(record["skipped"]) for record in unit_records.values())
+    classes = max((record["classes"] for record in unit_records.values()), default=0)
+    names = planned.class_names or tuple(map(str, range(classes)))
+    return dataclasses.replace(planned, shards=shards_of(unit_records), skipped=skipped, class_names=names)
 
 
 def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
@@ -376,8 +386,7 @@ def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
             f"latent store {folder}: is not finished, {len(done)} of its {len(units)} parts are there and it has no "
             f"{MANIFEST}; the same call of lpl prepare resumes it"
         )
-    skipped = sum(len(record["skipped"]) for record in done.values())
-    return dataclasses.replace(manifest, shards=shards_of(done), skipped=skipped), False
+    return with_shards(manifest, done), False
 
 
 def _check_shard(path: AnyPath, shard: Shard):

@@ -41,6 +41,7 @@ class TFDSSource:
     ):
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
+        self.unusable, self.notes = (), ()
         self._prefix = f"{name}/{split}"
         data_dir = None if data_dir is None else to_path(data_dir, "data.data_dir")
         self._examples = _open(name, split, data_dir, image_key)

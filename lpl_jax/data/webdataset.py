@@ -1,46 +1,46 @@
-"""Webdataset shards as img2dataset writes them: tar files with KEY.jpg, KEY.txt and KEY.json for each image.
+"""Webdataset shards as img2dataset writes them: tar files with KEY.jpg, KEY.txt, KEY.json and KEY.cls for each image.
 
-They are read from the front, on a disk or from object storage (through fsspec). What cannot be used is yielded as an
-item that says why; an error of the disk or of the network is no such thing, and is raised.
+They are on a disk or on object storage (through fsspec). What cannot be used is yielded as an item that says why; an
+error of the disk or of the network is no such thing, and is raised. `tars` says what is a sample.
 """
 
+import contextlib
 import functools
 import glob
 import hashlib
 import itertools
 import re
 import tarfile
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
-from lpl_jax.data.decoding import MAX_BYTES
-from lpl_jax.data.examples import Example, Item, Unit
+from lpl_jax.data.examples import Example, Item, Note, Skipped, Unit
 from lpl_jax.data.images import Crop
+from lpl_jax.data.listing import first_kind, is_image, is_tar, list_files, name_text, natural
+from lpl_jax.data.records import MOST_CLASSES
+from lpl_jax.data.tars import IMAGE_ENDINGS, Sample, read_tar, seekable
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_texts
 from lpl_jax.io.paths import file_system, is_remote, to_path
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
-ENDINGS = (*IMAGE_ENDINGS, "txt", "json")
-BLOCK = 512  # a tar file is made of blocks of so many bytes; one of zeros ends it
+LABEL = "cls"  # ending of the file with the number of a sample's class
 UNLABELLED = ("all",)
 
 
 class WebDatasetSource:
-    """Images and captions of tar files.
+    """Images and captions of tar files, and labels where the first sample has one: then the others need one, too.
 
     Args:
-      pattern: a tar file, a folder of them, or a pattern with * or {00000..00099}; a path, or a URL that fsspec knows
-        (gs://, s3://, memory://).
+      pattern: a tar file, a folder of them (those in its subfolders included), or a pattern with * or {00000..00099}; a
+        path, or a URL that fsspec knows (gs://, s3://, memory://).
       captions: columns: "txt" or a field of the json (see `captions.read_captions`); none: images without text.
       limit: at most this many samples, the first of every tar file alike.
 
     Attributes:
       urls, sizes: the tar files in order of their names, and their bytes.
+      class_names: none where there are labels: how many classes there are is known when all is read.
 
     Raises:
       InputError: nothing there, or a file system that is not installed.
@@ -59,10 +59,10 @@ class WebDatasetSource:
         if limit is not None and limit < 1:
             raise InputError(f"limit={limit}: must be a positive number of images")
         self.crop = Crop(resolution, crop, seed=seed)
-        self.class_names = UNLABELLED
         self.caption_columns = check_columns(captions)
         self.urls, self.sizes = _find(pattern)
         self._names = _names(self.urls)
+        self._stems = _stems(self._names)
         self._limit = limit
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
         most = "" if limit is None else f"at most {limit} images of "
@@ -75,101 +75,99 @@ class WebDatasetSource:
         """One for each tar file."""
         return [Unit(name, functools.partial(self._items, number)) for number, name in enumerate(self._names)]
 
-    def _items(self, number: int) -> Iterator[Item]:
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """See above; it takes a look at the first sample with an image."""
+        for url in self.urls:
+            try:
+                with _samples(url) as samples:
+                    for sample in samples:
+                        if isinstance(sample, Sample) and sample.image:
+                            return () if LABEL in sample.parts else UNLABELLED
+            except (tarfile.TarError, InputError):
+                continue  # which is said when it is read
+        return UNLABELLED
+
+    def _items(self, number: int) -> Iterator[Item | Skipped | Note]:
         url, name = self.urls[number], self._names[number]
-        stem = name.removesuffix(".tar")
         most = None
         if self._limit is not None:
             most = self._limit // len(self.urls) + (number < self._limit % len(self.urls))
+        if most == 0:
+            return
         count = 0
-        with _open(url) as file:
-            try:
-                for sample, parts in read_tar(file):
+        try:
+            with _samples(url) as samples:
+                for entry in samples:
+                    if isinstance(entry, str):
+                        yield Note(f"{url}: {entry}")
+                        continue
                     if count == most:
                         return
                     count += 1
-                    key = f"{stem}/{sample}"
-                    yield Item(key, functools.partial(self._load, key, parts))
-            except tarfile.TarError as error:
-                reason = f"{url}: tar file is damaged or was cut short after {count} images ({error})"
-                yield Item(name, functools.partial(_refuse, reason))
+                    yield from self._entries(number, entry)
+            if not count:
+                yield Note(f"{url}: has no samples")
+        except tarfile.TarError as error:
+            reason = f"{url}: tar file is damaged or was cut short after {count} images ({error})"
+            yield Skipped(name, name, reason)
+        except InputError as error:
+            raise InputError(f"{url}: {error}") from None
 
-    def _load(self, key: str, parts: dict[str, bytes]) -> Example:
-        found = next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
-        if found is None:
-            raise InputError(f"{key}: has no image ({', '.join(IMAGE_ENDINGS)})")
+    def _entries(self, number: int, sample: Sample) -> Iterator[Item | Skipped | Note]:
+        """What a sample gives: itself, and what of it is left out."""
+        stem, unit = self._stems[number], self._names[number]
+        key = f"{stem}/{sample.key}"
+        try:
+            if sample.image is None:
+                found = ", ".join(sample.found[:4]) if any(sample.found) else "a name without an ending"
+                raise InputError(f"{key}: has no image ({', '.join(IMAGE_ENDINGS)}); it has {found}")
+            parts = {ending: member.read() for ending, member in sample.parts.items()}
+            yield Item(key, functools.partial(self._load, key, sample.image, parts))
+        except InputError as error:
+            yield Skipped(key, unit, str(error))
+        for name in sample.further:
+            reason = f"{stem}/{name}: another image of sample {name_text(sample.key)}, no sample of its own"
+            yield Skipped(f"{stem}/{name}", unit, reason, tolerated=True)
+        for name in sample.again:
+            reason = f"{stem}/{name}: is in the tar file twice; the first one is taken"
+            yield Skipped(f"{stem}/{name}", unit, reason) if is_image(name) else Note(name_text(reason))
+
+    def _load(self, key: str, ending: str, parts: dict[str, bytes]) -> Example:
         captions = read_captions(self.caption_columns, parts.get, key)
+        label = self._label(key, parts.get(LABEL))
         # Files are read in any order by any host: a random crop is drawn from the key, not from a running number.
         index = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-        image, control = self.crop.read(found, index, key)
-        return Example(image, 0, key, control, captions)
+        image, control = self.crop.read(parts[ending], index, key)
+        return Example(image, label, key, control, captions)
+
+    def _label(self, key: str, content: bytes | None) -> int:
+        labelled = not self.class_names
+        if content is None and labelled:
+            raise InputError(f"{key}: has no label (.{LABEL}), as the first sample has")
+        if content is not None and not labelled:
+            raise InputError(f"{key}: has a label (.{LABEL}), and the first sample has none")
+        if content is None:
+            return 0
+        if not re.fullmatch(rb"\s*[0-9]{1,9}\s*", content) or int(content) >= MOST_CLASSES:
+            raise InputError(f"{key}: its label {content[:20]!r} is no number of a class, 0 to {MOST_CLASSES - 1}")
+        return int(content)
 
 
-def read_tar(file) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, ending -> content) of each sample of an open tar file; a sample is a run of members with one key.
-
-    A key is a member's path up to the first dot of its name, the ending what follows, in lower case; endings other
-    than `ENDINGS` are skipped.
-
-    Raises:
-      tarfile.TarError: damaged, or ending without the mark that ends a tar file. What was read before that was yielded,
-        the last sample perhaps without some of its files.
-    """
-    key, parts, damage = "", {}, None
-    try:
-        for name, content in _members(file):
-            folder, _, file_name = name.rpartition("/")
-            base, _, ending = file_name.partition(".")
-            found = f"{folder}/{base}" if folder else base
-            if found != key:
-                if parts:
-                    yield key, parts
-                key, parts = found, {}
-            if base and ending.lower() in ENDINGS:
-                parts[ending.lower()] = content
-    except tarfile.TarError as error:
-        damage = error
-    if parts:
-        yield key, parts
-    if damage is not None:
-        raise damage
-
-
-def _members(file) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each file in a tar file."""
-    watched: Any = _Watched(file)
-    opened: Any = tarfile.open(fileobj=watched, mode="r|")  # noqa: SIM115  # typed loosely: it has `members`
-    with opened as tar:
-        for member in tar:
-            tar.members = []  # or it would remember every header
-            if member.isfile():
-                yield member.name, tar.extractfile(member).read(MAX_BYTES + 1)
-        if not watched.is_zero(tar.offset):
-            raise tarfile.ReadError("no end mark where the next file should begin")
-
-
-class _Watched:
-    """A file that remembers the last bytes read: tarfile takes a damaged header for the end of the file."""
-
-    def __init__(self, file):
-        self._file, self._read, self._chunks = file, 0, deque(maxlen=3)
-
-    def read(self, size: int) -> bytes:
-        chunk = self._file.read(size)
-        self._read += len(chunk)
-        self._chunks.append(chunk)
-        return chunk
-
-    def is_zero(self, offset: int) -> bool:
-        """Whether the block at `offset`, which was read recently, is one of zeros."""
-        tail = b"".join(self._chunks)
-        start = offset - (self._read - len(tail))
-        return tail[start : start + BLOCK] == bytes(BLOCK)
+@contextlib.contextmanager
+def _samples(url: str) -> Iterator[Iterator[Sample | str]]:
+    """What `read_tar` gives of a tar file; one on this machine is looked at as a whole."""
+    local = not is_remote(url)
+    with _open(url) as stream:
+        yield read_tar(seekable(stream, local=local), whole=local)
 
 
 def is_webdataset(spec: str) -> bool:
-    """Whether the name of a source means tar files: a URL, a name with .tar, or a folder that holds tar files."""
-    return is_remote(spec) or spec.endswith(".tar") or any(to_path(spec, "data.source").glob("*.tar"))
+    """Whether the name of a source means tar files: a URL, their name or pattern, or a folder that holds them."""
+    if is_remote(spec) or is_tar(spec) or expand(spec) != [spec]:
+        return True
+    path = to_path(spec, "data.source")
+    return first_kind(path) == "tar" if path.is_dir() else glob.has_magic(spec)
 
 
 def expand(pattern: str) -> list[str]:
@@ -186,8 +184,9 @@ def expand(pattern: str) -> list[str]:
 
 
 def _find(pattern: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Paths or URLs of the tar files that a pattern means, and their sizes in bytes."""
+    """Paths or URLs of the tar files that a pattern means, each once, and their sizes in bytes."""
     urls = [url for part in expand(pattern) for url in (_remote(part) if is_remote(part) else _local(part))]
+    urls = list(dict.fromkeys(urls))
     if not urls:
         raise InputError(f"webdataset {pattern}: no tar file there")
     try:
@@ -200,16 +199,26 @@ def _find(pattern: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 def _local(part: str) -> list[str]:
     path = to_path(part, "data.source")
     if path.is_dir():
-        return sorted(map(str, path.glob("*.tar")))
-    return sorted(glob.glob(str(path))) if glob.has_magic(part) else [str(path)]  # noqa: PTH207, Path.glob takes no absolute one
+        files = list_files(path)
+        if files.images:
+            raise InputError(
+                f"webdataset {part}: holds tar files ({files.tars[0]}) and images ({files.images[0]}), in folders of "
+                "it perhaps: either all images lie in tar files, or none (a pattern such as FOLDER/*.tar means the "
+                "tar files alone)"
+            )
+        return [str(path / name) for name in files.tars]
+    if not glob.has_magic(part):
+        return [str(path)]
+    found = sorted(glob.glob(str(path), recursive=True), key=natural)  # noqa: PTH207, Path.glob takes no absolute one
+    return [name for name in found if Path(name).is_file() and (is_tar(name) or is_tar(part))]
 
 
 def _remote(part: str) -> list[str]:
-    if not glob.has_magic(part) and part.endswith(".tar"):
+    if not glob.has_magic(part) and is_tar(part):
         return [part]
     system, path = file_system(part)
-    found = system.glob(path if glob.has_magic(part) else f"{path.rstrip('/')}/*.tar")
-    return [system.unstrip_protocol(str(name)) for name in sorted(found)]
+    found = map(str, system.glob(path) if glob.has_magic(part) else system.find(path.rstrip("/")))
+    return [system.unstrip_protocol(name) for name in sorted(found, key=natural) if is_tar(name)]
 
 
 def _size(url: str) -> int:
@@ -233,5 +242,10 @@ def _names(urls: Sequence[str]) -> tuple[str, ...]:
     return tuple("/".join(url.split("/")[common:]) for url in urls)
 
 
-def _refuse(reason: str):
-    raise InputError(reason)
+def _stems(names: Sequence[str]) -> tuple[str, ...]:
+    """What keys begin with: names without their ending, or as they are where a sample's key could belong to two."""
+    stems = [name[: -len(".tar")] if name.lower().endswith(".tar") else name for name in names]
+    inside = {"/".join(stem.split("/")[:depth]) for stem in stems for depth in range(1, stem.count("/") + 1)}
+    if len(set(map(name_text, stems))) == len(names) and inside.isdisjoint(stems):
+        return tuple(stems)
+    return tuple(names)

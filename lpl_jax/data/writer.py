@@ -11,10 +11,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -22,8 +22,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.caption_encoder import CaptionEncoder, TextOptions
 from lpl_jax.data.encode import Encoded, encode
-from lpl_jax.data.examples import Example, Skipped, Source, is_stream, work_units
+from lpl_jax.data.examples import Example, Note, Skipped, Source, is_stream, work_units
+from lpl_jax.data.listing import name_text
 from lpl_jax.data.reading import load_units
+from lpl_jax.data.records import faults, pack
 from lpl_jax.data.skips import SkipLimit
 from lpl_jax.data.store import (
     DTYPES,
@@ -36,7 +38,7 @@ from lpl_jax.data.store import (
     Shard,
     read_plan,
     read_unit_records,
-    shards_of,
+    with_shards,
 )
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import PARTIAL, upload, write_json, write_text
@@ -65,6 +67,7 @@ def write_store(
     max_skipped: int | float | None = None,
     on_progress: Callable[[int], None] = lambda images: None,
     on_skipped: Callable[[Skipped], None] = lambda skipped: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> LatentStore:
     """Encodes every image of `source` into a latent store in the folder `path`, which may be remote, and opens it.
 
@@ -84,10 +87,13 @@ def write_store(
       on_progress: called with 0 before the first image is read, when all else is found in order, and then with the
         number of images of each batch that is encoded; not called for a store that is opened as it is.
       on_skipped: called with each image that is skipped.
+      on_note: called with what a source has to tell besides.
+
+    What `inspect.verify` would find fault with is skipped and listed: the rule is `records.faults`.
 
     Raises:
       InputError: `path` holds another store or other files, the source has no image or more than `max_skipped` that
-        cannot be read, or the resolution does not fit the autoencoder.
+        cannot be used, or the resolution does not fit the autoencoder.
     """
     folder = to_path(path, "a latent store", remote=True)
     if batch_size < 1 or shard_records < 1:
@@ -102,6 +108,8 @@ def write_store(
         _check_same(folder, store.manifest, planned)
         _check_count(store, source)
         return store
+    if not is_stream(source):
+        limit.foresee(source.unusable, len(source))
     units = work_units(source, shard_records)
     names = [unit.name for unit in units]
     _begin(folder, planned, names, host_index, host_count)
@@ -114,7 +122,7 @@ def write_store(
     try:
         with contextlib.closing(load_units(((i, units[i]) for i in mine), threads=read_threads, ahead=ahead)) as loaded:
             for encoded in encode(loaded, autoencoder, batch_size=batch_size, dtype=dtype):
-                _write(encoded, shards, limit, on_progress, on_skipped)
+                _write(encoded, shards, limit, _Told(on_progress, on_skipped, on_note))
     except BaseException:
         shards.close()
         if host_count == 1 and not read_unit_records(folder):  # the plan of nothing serves nobody
@@ -123,28 +131,37 @@ def write_store(
     return _finish(folder, planned, len(units), limit, source)
 
 
-def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, on_progress, on_skipped) -> None:
+class _Told(NamedTuple):
+    """Whom to tell what: see `write_store`."""
+
+    progress: Callable[[int], None]
+    skipped: Callable[[Skipped], None]
+    note: Callable[[str], None]
+
+
+def _write(encoded: Encoded, shards: "_Shards", limit: SkipLimit, told: _Told) -> None:
     """Hands what was encoded to the shards of its units."""
-    examples, moments = encoded.examples, encoded.moments
-    finite = [bool(np.isfinite(each).all()) for each in moments] if examples else []
-    rows = iter(zip(finite, shards.rows(examples, moments), strict=True))
+    examples = encoded.examples
+    rows = iter(shards.rows(examples, encoded.moments) if examples else ())
     for unit, item in encoded.loaded:
+        if isinstance(item, Note):
+            told.note(item.text)
+            continue
         if isinstance(item, Example):
-            is_finite, row = next(rows)
-            if is_finite:
-                shards.add(unit, row)
+            fault = shards.add(unit, item, next(rows))
+            if fault is None:
                 limit.seen += 1
                 continue
-            reason = f"{item.key}: its latent is not finite in {moments.dtype}; possible: dtype float32, other weights"
-            item = Skipped(item.key, shards.units[unit], reason)
+            item = Skipped(item.key, shards.units[unit], f"{item.key}: {fault}")
         if isinstance(item, Skipped):
+            item = item._replace(key=name_text(item.key), reason=name_text(item.reason))
             shards.skip(item)
             limit.skip(item)
-            on_skipped(item)
+            told.skipped(item)
         else:
             shards.finish(unit)
     if examples:
-        on_progress(len(examples))
+        told.progress(len(examples))
 
 
 class _Shards:
@@ -156,7 +173,7 @@ class _Shards:
     def __init__(
         self, folder: AnyPath, manifest: Manifest, units: Sequence[str], captions: CaptionEncoder | None, host: int
     ):
-        self._folder, self._dtype, self.units = folder, manifest.record_dtype, units
+        self._folder, self._manifest, self.units = folder, manifest, units
         self._captions, self._suffix = captions, _suffix(host)
         # ArrayRecord writes local files only: a shard of a remote store is uploaded when it is complete.
         if is_remote(folder):
@@ -165,28 +182,39 @@ class _Shards:
         else:
             self._local = folder
         self._writer: Any = None  # an ArrayRecordWriter, which has no types
-        self._records, self._skipped = 0, []
+        self._begin()
 
-    def rows(self, examples: list[Example], moments: np.ndarray) -> Iterator[bytes]:
-        """The records of some examples."""
-        fixed = np.zeros(len(examples), self._dtype)
-        if not examples:
-            return
+    def _begin(self) -> None:
+        self._records, self._classes = 0, 0
+        self._skipped: list[Skipped] = []
+        self._keys: set[str] = set()
+
+    def rows(self, examples: list[Example], moments: np.ndarray) -> np.ndarray:
+        """The fixed parts (B,) of the records of some examples."""
+        fixed = np.zeros(len(examples), self._manifest.record_dtype)
         fixed["label"] = [example.label for example in examples]
         fixed["control"] = [example.control for example in examples]
         fixed["moments"] = moments
         if self._captions is not None:
             for name, values in self._captions([example.captions for example in examples]).items():
                 fixed[name] = values
-        for example, row in zip(examples, fixed, strict=True):
-            yield row.tobytes() + "\0".join((example.key, *example.captions)).encode("utf-8", "surrogateescape")
+        return fixed
 
-    def add(self, unit: int, record: bytes) -> None:
+    def add(self, unit: int, example: Example, row: np.void) -> str | None:
+        """Writes a record, or says why it would be none."""
+        key = name_text(example.key)
+        for _, fault in faults(self._manifest, row, key, example.captions):
+            return fault
+        if key in self._keys:  # across units, keys differ because the source makes them so
+            return "another image has this name"
+        self._keys.add(key)
         if self._writer is None:
             # One record per chunk for random access; half-precision noise does not compress.
             self._writer = ArrayRecordWriter(str(self._partial(unit)), "group_size:1,uncompressed")
-        self._writer.write(record)
+        self._writer.write(pack(row, key, example.captions))
         self._records += 1
+        self._classes = max(self._classes, int(row["label"]) + 1)
+        return None
 
     def skip(self, skipped: Skipped) -> None:
         self._skipped.append(skipped)
@@ -198,10 +226,11 @@ class _Shards:
             self._writer.close()
             self._writer = None
             shard = _publish(self._partial(unit), self._folder / self._name(unit), self._records)
-        skipped = [{"key": entry.key, "reason": entry.reason} for entry in self._skipped]
-        record = {"unit": self.units[unit], "shard": shard and shard._asdict(), "skipped": skipped}
+        skipped = [_listed(entry) for entry in self._skipped]
+        shown = shard and shard._asdict()
+        record = {"unit": self.units[unit], "shard": shown, "classes": self._classes, "skipped": skipped}
         write_json(self._folder / self._name(unit).replace(".array_record", ".json"), record)
-        self._records, self._skipped = 0, []
+        self._begin()
 
     def close(self) -> None:
         """Removes what was written of a unit that is not finished."""
@@ -215,6 +244,11 @@ class _Shards:
 
     def _partial(self, unit: int) -> Path:
         return self._local / (self._name(unit) + self._suffix)
+
+
+def _listed(skipped: Skipped) -> dict[str, Any]:
+    """What a unit's record says of it."""
+    return {"key": skipped.key, "reason": skipped.reason} | ({"tolerated": True} if skipped.tolerated else {})
 
 
 def _suffix(host: int) -> str:
@@ -255,7 +289,7 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
         resolution=resolution,
         crop=str(source.crop),
         dtype=dtype,
-        class_names=tuple(source.class_names),
+        class_names=tuple(map(name_text, source.class_names)),
         source=source.description,
         source_fingerprint=source.fingerprint,
         text=None if captions is None else captions.info,
@@ -289,7 +323,8 @@ def _text_identity(manifest: Manifest):
 
 
 def _check_count(store: LatentStore, source: Source):
-    have, want = len(store) + store.manifest.skipped, None if is_stream(source) else len(source)
+    have = len(store) + store.manifest.skipped
+    want = None if is_stream(source) else len(source) + len(source.unusable)
     if want is not None and have != want:
         raise InputError(
             f"{store.path} already holds another latent store (number of images {have}, not {want}); "
@@ -333,16 +368,16 @@ def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, so
         total = SkipLimit(limit.most)
         total.add(done)
         total.check(final=True)
-        shards, skipped = shards_of(done), total.skipped
-        manifest = replace(planned, shards=shards, skipped=len(skipped))
-        if not shards:
+        manifest, skipped = with_shards(planned, done), total.skipped
+        if not manifest.shards:
             raise InputError(f"{source.description}: nothing to encode, {len(skipped)} images were skipped")
         report = {
+            "seen": manifest.num_records + len(skipped),
             "records": manifest.num_records,
             "bytes": manifest.num_bytes,
             "skipped": len(skipped),
-            "shards": [shard._asdict() for shard in shards],
-            "skipped_images": [entry._asdict() for entry in skipped],
+            "shards": [shard._asdict() for shard in manifest.shards],
+            "skipped_images": [{"unit": entry.unit, **_listed(entry)} for entry in skipped],
         }
         write_json(folder / REPORT, report)
         write_text(folder / MANIFEST, manifest.to_json())

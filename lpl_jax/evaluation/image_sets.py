@@ -9,34 +9,31 @@ import functools
 import hashlib
 import math
 import os
-import re
+import posixpath
 import threading
 import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from lpl_jax.data import decoding
-from lpl_jax.data.images import LONG, Crop
+from lpl_jax.data.images import IMAGE_SUFFIXES, LONG, Crop
+from lpl_jax.data.listing import SIDE_SUFFIXES, list_files
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.npy import read_header
-from lpl_jax.io.paths import AnyPath, PathLike, files_below, is_remote, read_bounded, to_path
+from lpl_jax.io.paths import AnyPath, PathLike, read_bounded, to_path
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-IGNORED_SUFFIXES = (".txt", ".json", ".csv")
-IGNORED_FILES = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of pictures
 RULES = (
     f"{decoding.RULES}; all images of one size unless a resolution is asked for (then the shorter side is resized to "
-    "it, Lanczos antialiased, and the centre cropped); folders in natural order of names, subfolders included, hidden, "
-    ".txt, .json and .csv files ignored, other files refused; arrays: uint8 (N, H, W, 3), in .npz files under the name "
-    "arr_0"
+    "it, Lanczos antialiased, and the centre cropped); folders in natural order of names, subfolders included, hidden "
+    "files and texts ignored, other files refused; arrays: uint8 (N, H, W, 3), in .npz files under the name arr_0"
 )
 WORKERS = min(8, os.cpu_count() or 1)
 BLOCK = 2**22  # bytes hashed at a time
@@ -152,7 +149,7 @@ class _Folder:
 
     def __init__(self, path: AnyPath):
         self.path = path
-        self.names = sorted(_image_names(path), key=_natural)
+        self.names = _image_names(path)
 
     def shown(self, index: int) -> str:
         return _shown(self.path / self.names[index])
@@ -276,54 +273,20 @@ def _damage(path: AnyPath) -> Iterator[None]:
 
 
 def _image_names(folder: AnyPath) -> list[str]:
-    """Paths of the images below a folder, relative to it; refuses what is neither an image nor ignored."""
-    names, others = [], []
-    paths = [PurePosixPath(name) for name in (_remote_names(folder) if is_remote(folder) else _local_names(folder))]
-    sampled = {path.parent for path in paths if path.name == "samples.json"}
-    for path in paths:
-        suffix = path.suffix.lower()
-        if path.name == "grid.png" and path.parent in sampled:
-            continue  # `lpl sample` has put its images together in it
-        if suffix not in IGNORED_SUFFIXES and path.name.lower() not in IGNORED_FILES:
-            (names if suffix in IMAGE_SUFFIXES else others).append(str(path))
-    if others:
-        first, more = min(others, key=_natural), f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+    """Paths of the images below a folder, relative to it, in natural order; refuses what is no image and read twice."""
+    files = list_files(folder)
+    sampled = {posixpath.dirname(name) for name in files.sides if posixpath.basename(name) == "samples.json"}
+    if others := [*files.tars, *files.others]:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
-            f"{_shown(folder / first)}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
-            f"ignored: hidden files, {', '.join(IGNORED_SUFFIXES + IGNORED_FILES)}"
+            f"{_shown(folder / others[0])}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
+            f"ignored: hidden files, {', '.join(SIDE_SUFFIXES)}"
         )
-    return names
-
-
-def _remote_names(folder: AnyPath) -> Iterator[str]:
-    """Paths of the files below a folder, relative to it, without hidden ones."""
-    for file in files_below(folder):
-        path = file.relative_to(folder)
-        if not any(part.startswith(".") for part in path.parts):
-            yield path.as_posix()
-
-
-def _local_names(folder: Path) -> Iterator[str]:
-    """As `_remote_names`; symbolic links are followed, and every folder is read once."""
-
-    def refuse(error: OSError):
-        raise InputError(f"{_shown(error.filename)} cannot be read: {error.strerror}")
-
-    places = set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        place = Path(parent).resolve()
-        if place in places:
-            raise InputError(f"{_shown(parent)} is a symbolic link to a folder that is read already")
-        places.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name).relative_to(folder).as_posix() for name in files if not name.startswith("."))
-
-
-def _natural(name: str) -> tuple:
-    """Sorts 2.png before 10.png, folder by folder."""
-    parts = (re.split("([0-9]+)", part) for part in name.split("/"))
-    numbers = tuple(tuple(int(text) if i % 2 else text for i, text in enumerate(part)) for part in parts)
-    return numbers, name
+    if links := [*files.loops, *files.again]:
+        raise InputError(f"{_shown(folder / links[0])} is a symbolic link to a folder that is read already")
+    # `lpl sample` puts its images together in a grid
+    grids = {posixpath.join(place, "grid.png") for place in sampled}
+    return [name for name in files.images if name not in grids]
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int], count: int) -> Iterator[Any]:

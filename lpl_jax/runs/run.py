@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import Source
+from lpl_jax.data import LatentStore, Source
 from lpl_jax.data.configured import data_source
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, nearest
 from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.fields import check_names
-from lpl_jax.io.paths import AnyPath, PathLike
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.sampling import DrawImages, check_sampling, image_sampler, in_batches
-from lpl_jax.runs.workdir import CHECKPOINTS, read_experiment, run_folder
+from lpl_jax.runs.workdir import CHECKPOINTS, read_classes, read_experiment, run_folder
 from lpl_jax.text import TextConditioner, WordTokenizer, load_conditioner
 
 PARAMS = "params"
@@ -58,6 +58,46 @@ class Run:
     def source(self) -> Source:
         """The images that the run learns from."""
         return data_source(self.experiment)
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label: those that the run has kept, else its store's, else numbers."""
+        count, names = self.experiment.model.num_classes, read_classes(self.workdir)
+        if names is None:
+            store = self.experiment.data.store
+            path = to_path(store, "data.store", remote=True) if store else self.workdir / "latents"
+            try:
+                names = LatentStore(path, partial=True).class_names
+            except InputError:  # it is elsewhere by now
+                names = ()
+        return (*names, *map(str, range(len(names), count)))[:count]
+
+    def label(self, text: str) -> int:
+        """The label that a user means by the name of a class, or else by its number; the number of classes is "none".
+
+        Raises InputError where there is no such class.
+        """
+        names = self.class_names
+        if text in names:
+            return names.index(text)
+        if text.isascii() and text.isdecimal():
+            if len(text) > 9 or int(text) > len(names):
+                raise InputError(f"label {text}: labels must be 0 to {len(names) - 1}, or {len(names)} for no class")
+            return int(text)
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        raise InputError(
+            f"label {text!r} is no class of {self.workdir}{nearest(text, names)}; possible: 0 to {len(names) - 1}, or "
+            f"the names {shown}"
+        )
+
+    def class_title(self, label: int) -> str:
+        """How a class is called in titles: by its name, or as "class N"."""
+        if label == len(self.class_names):
+            return "no class"
+        name = self.class_names[label]
+        if not name.isdecimal():
+            return name
+        return f"class {name}" if name == str(label) else f"class {label}, called {name}"
 
     @property
     def checkpoints(self) -> AnyPath:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import jax
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment, build, to_dict
-from lpl_jax.io.atomic import write_text
+from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.paths import AnyPath, PathLike, is_remote, to_path
 
 CONFIG = "config.json"
+CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 # What may change when a run is resumed: it does not touch the numbers, or only how far they go.
@@ -98,6 +100,26 @@ def write_config(experiment: Experiment, workdir: AnyPath) -> None:
     path, text = workdir / CONFIG, json.dumps(to_dict(experiment), indent=1) + "\n"
     if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         write_text(path, text)
+
+
+def write_classes(names: Sequence[str], workdir: AnyPath) -> None:
+    """Writes the names of the classes that a run learns, on the first process: it has them without its store."""
+    if jax.process_index() == 0 and read_classes(workdir) != tuple(names):
+        write_json(workdir / CLASSES, list(names))
+
+
+def read_classes(workdir: AnyPath) -> tuple[str, ...] | None:
+    """The names of a run's classes; None where it has not said them. Raises InputError for a damaged file."""
+    path = workdir / CLASSES
+    try:
+        names = json.loads(path.read_text())
+    except OSError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path} is no list of names")
+    return tuple(names)
 
 
 def _read_config(workdir: AnyPath) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     lpl sample --workdir runs/cc12m --prompt "a kitten with its paws up" --prompt "a stone wall"
     lpl sample --workdir runs/cc12m --prompts prompts.txt --guidance 2 --out samples
-    lpl sample --workdir runs/imagenet --label 207 --label 88 --count 8 --weights 0.9999
+    lpl sample --workdir runs/imagenet --label n02099601 --label 88 --count 8 --weights 0.9999
     lpl sample --workdir runs/without runs/with --label 207 --count 1 --out out/both
 
     OUT/0003_a-stone-wall.png    number and prompt (or class), one image each
@@ -135,12 +135,13 @@ def slug(title: str) -> str:
 def _shown(run: Run, args) -> tuple[list, list[str]]:
     """Labels or prompts of the command line, checked against what the run was trained on, and their titles."""
     if run.experiment.text is None:
-        possible = f"give --label N, 0 to {run.experiment.model.num_classes - 1}"
+        possible = f"give --label N, 0 to {len(run.class_names) - 1}, or the name of a class"
         if args.prompt or args.prompts:
             raise InputError(f"{run.workdir} is a run on classes: {possible}")
         if not args.label:
             raise InputError(f"nothing to draw: {possible}")
-        return args.label, [f"class {label}" for label in args.label]
+        labels = [run.label(text) for text in args.label]
+        return labels, [run.class_title(label) for label in labels]
     if args.label:
         raise InputError(f"{run.workdir} is a run on text: give --prompt TEXT, or --prompts FILE")
     prompts = [*(args.prompt or ()), *(read_prompts(args.prompts, args.limit).lines if args.prompts else ())]
@@ -157,7 +158,8 @@ def parser() -> cli.Parser:
     add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
     add("--prompts", type=flags.path, metavar="PATH", help="text file of prompts, one a line, or a store with captions")
     flags.add(result, "limit")
-    add("--label", action="append", type=cli.not_negative, metavar="N", help="class; may be given several times")
+    text = "class, by its number or name; may be given several times"
+    add("--label", action="append", type=cli.text, metavar="CLASS", help=text)
     flags.add(result, "count", default=4)
     flags.add(result, "out", note="WORKDIR/samples; has to be given for several runs")
     flags.add(result, "seed", default=0)

@@ -13,6 +13,7 @@ from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.paths import AnyPath, to_path
+from lpl_jax.runs.workdir import read_classes
 from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
 
 
@@ -47,13 +48,27 @@ def open_store(
     if experiment.text is not None:
         assert text is not None and tokenizer is not None
         check_captions(experiment, store, text, tokenizer)
-    elif store.num_classes > experiment.model.num_classes:
-        raise InputError(
-            f"model.num_classes={experiment.model.num_classes}, but latent store {path} has {store.num_classes} "
-            "classes: give at least as many"
-        )
+    else:
+        _check_classes(experiment, store, workdir)
     store.fetch()
     return store
+
+
+def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath) -> None:
+    """Raises an InputError unless the model has the store's classes, and those that the run has had so far."""
+    names, classes = store.class_names, experiment.model.num_classes
+    first = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    if len(names) != classes:
+        raise InputError(
+            f"model.num_classes={classes}, but latent store {store.path} has {len(names)} classes ({first}): "
+            f"give --config.model.num_classes={len(names)}, or another store"
+        )
+    if (known := read_classes(workdir)) is not None and known != names:
+        number = next(number for number, pair in enumerate(zip(known, names, strict=False)) if pair[0] != pair[1])
+        raise InputError(
+            f"{workdir} learns other classes than latent store {store.path} has: class {number} is {known[number]} "
+            f"there and {names[number]} here"
+        )
 
 
 def _text_options(experiment: Experiment) -> TextOptions | None:

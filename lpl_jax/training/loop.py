@@ -1,6 +1,7 @@
 """A training run: from an experiment to a folder with config, metrics and checkpoints.
 
     WORKDIR/config.json        the resolved experiment
+    WORKDIR/classes.json       names of the classes, of a run on classes
     WORKDIR/latents/           the latent store, where the config names no other
     WORKDIR/checkpoints/       see `runs.checkpoints`
     WORKDIR/metrics.jsonl      and TensorBoard's event files
@@ -21,7 +22,15 @@ from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
 from lpl_jax.io.paths import AnyPath, PathLike
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
-from lpl_jax.runs.workdir import CHECKPOINTS, CONFIG, check_same_run, only_run_in, run_folder, write_config
+from lpl_jax.runs.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    check_same_run,
+    only_run_in,
+    run_folder,
+    write_classes,
+    write_config,
+)
 from lpl_jax.text import load_conditioner
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
@@ -88,6 +97,8 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
                 frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
                 check_finite({"parameter": state.params, "average": state.emas, "frozen network": frozen})
             write_config(experiment, workdir)
+            if experiment.text is None:
+                write_classes(store.class_names, workdir)
             evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
             session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
             _announce(session, state)

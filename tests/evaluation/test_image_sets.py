@@ -206,8 +206,8 @@ def test_files_that_are_no_images(folder):
     write(folder, labels__csv=b"1,2", README__txt=b"x", meta__JSON=b"{}", __hidden=b"x")
     write(folder / ".cache", a__bmp=b"x")
     assert (folder / ".hidden").exists() and len(open_images(folder)) == 12
-    write(folder / "more", x10__bmp=b"x")
-    with pytest.raises(InputError, match=r"more/x10\.bmp is no image: possible: \.png, .*ignored: hidden files, \.txt"):
+    write(folder / "more", x10__heic=b"x")
+    with pytest.raises(InputError, match=r"more/x10\.heic is no image: possible: \.jpg, .*hidden files, \.txt"):
         open_images(folder)
     write(folder / "more", x9__gif=b"x")
     with pytest.raises(InputError, match=r"more/x9\.gif \(and 1 more\) is no image"):

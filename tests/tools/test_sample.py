@@ -70,9 +70,24 @@ def test_prompts_become_pictures_that_say_what_they_are(runs, tmp_path, capsys):
 
 
 def test_classes_become_pictures(runs, tmp_path):
-    images = call(tmp_path, "--workdir", runs["classes"], "--label", 1, "--label", 0, "--count", 1, "--steps", 3)
-    assert sorted(path.name for path in tmp_path.glob("[0-9]*.png")) == ["0000_class-1.png", "0001_class-0.png"]
+    """By number or by name; they are named by the run's store, and by what the run has kept where that is gone."""
+    arguments = ["--workdir", runs["classes"], "--label", 1, "--label", "ant", "--count", 1, "--steps", 3]
+    images = call(tmp_path / "named", *arguments)
+    assert sorted(path.name for path in (tmp_path / "named").glob("[0-9]*.png")) == ["0000_bee.png", "0001_ant.png"]
     assert not np.array_equal(*images)
+    kept = runs["classes"] / "classes.json"
+    kept.write_text('["0", "wren"]')
+    try:
+        again = call(tmp_path / "kept", *[{"ant": 0}.get(argument, argument) for argument in arguments])
+        assert sorted(path.name for path in (tmp_path / "kept").glob("[0-9]*.png")) == [
+            "0000_wren.png",
+            "0001_class-0.png",
+        ]
+        with pytest.raises(InputError, match=r"label 'wrem' is no class of .*did you mean wren.*names 0, wren"):
+            sample.main(["--workdir", str(runs["classes"]), "--label", "wrem"])
+    finally:
+        kept.unlink()
+    np.testing.assert_array_equal(images, again)
 
 
 def test_several_runs_side_by_side(runs, tmp_path):
@@ -106,7 +121,8 @@ def test_several_runs_side_by_side(runs, tmp_path):
     [
         ("text", [], "nothing to draw: give --prompt"),
         ("text", ["--label", "1"], "is a run on text"),
-        ("classes", ["--prompt", "snow"], "is a run on classes: give --label N, 0 to 1"),
+        ("classes", ["--prompt", "snow"], "is a run on classes: give --label N, 0 to 1, or the name of a class"),
+        ("classes", ["--label", "be"], r"label 'be' is no class .*did you mean bee.*names ant, bee"),
         ("classes", ["--label", "7"], "labels must be 0 to 1"),
         (
             "classes",

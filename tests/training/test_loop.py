@@ -271,9 +271,17 @@ def test_a_store_of_another_resolution_is_refused(tmp_path, tiny_config, stores)
         train(build(config), tmp_path / "run")
 
 
-def test_a_model_with_too_few_classes_is_refused(tmp_path, tiny_config):
-    with pytest.raises(InputError, match="model.num_classes=1, but latent store .* has 2 classes"):
-        train(build(tiny_config(model__num_classes=1)), tmp_path / "run")
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_model_with_other_classes_than_the_store_is_refused(tmp_path, tiny_config, classes):
+    message = f"model.num_classes={classes}, but .* has 2 classes .ant, bee.: give --config.model.num_classes=2"
+    with pytest.raises(InputError, match=message):
+        train(build(tiny_config(model__num_classes=classes)), tmp_path / "run")
+
+
+def test_a_run_goes_on_with_its_own_classes(tmp_path, tiny_config):
+    (tmp_path / "classes.json").write_text('["ant", "wasp"]')
+    with pytest.raises(InputError, match="learns other classes .*: class 1 is wasp there and bee here"):
+        train(build(tiny_config()), tmp_path)
 
 
 def test_batches_must_divide_over_the_mesh(tmp_path, tiny_config):

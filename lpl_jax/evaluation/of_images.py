@@ -15,7 +15,7 @@ from lpl_jax.evaluation.extract import extract
 from lpl_jax.evaluation.frechet import statistics, write_statistics
 from lpl_jax.evaluation.networks import load_networks
 from lpl_jax.evaluation.prompts import read_prompts
-from lpl_jax.evaluation.reference import set_rows, with_count
+from lpl_jax.evaluation.reference import image_count, set_rows
 from lpl_jax.experiment import Experiment
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
@@ -33,9 +33,7 @@ def evaluate_images(
     out = to_path(out, "--out", remote=True)
     images = image_sets.open_images(path, resolution=side, minimum=2)
     height, width = images.shape[:2]
-    config = with_count(config, min(height, width))
-    assert config.num_images != "auto"
-    count = min(config.num_images, len(images))
+    count = min(image_count(config, min(height, width)), len(images))
     print(f"scoring {count} of the {len(images)} images of {path}", flush=True)
     mesh = parallel.make_mesh(experiment.mesh)
     prompts = read_prompts(config.prompts, count) if config.prompts else None

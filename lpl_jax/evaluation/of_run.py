@@ -12,7 +12,7 @@ from lpl_jax.evaluation import cards, fluctuation
 from lpl_jax.evaluation.cards import Card
 from lpl_jax.evaluation.evaluate import describe, evaluate, make_evaluator
 from lpl_jax.evaluation.prompts import Prompts, read_prompts
-from lpl_jax.evaluation.reference import with_count
+from lpl_jax.evaluation.reference import image_count
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig, to_dict
 from lpl_jax.io.fingerprints import fingerprint
@@ -66,9 +66,9 @@ def evaluate_run(
     check_shared(run, experiment)
     settings = _settings(run, experiment.sampling, lists)
     out = to_path(out, "--out", remote=True) if out else run.workdir / cards.FOLDER
-    config = with_count(experiment.evaluation, run.experiment.resolution)
-    mesh = parallel.make_mesh(experiment.mesh)
-    prompts = _prompts(run, config)
+    config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
+    count = image_count(config, run.experiment.resolution)
+    prompts = _prompts(run, config, count)
     condition = run.condition(prompts.lines if run.text and prompts else range(run.experiment.model.num_classes))
     evaluator = make_evaluator(
         config,
@@ -89,11 +89,11 @@ def evaluate_run(
         draw = run.images(params=params, sampling=sampling, mesh=mesh, seed=config.seed)
         provenance = about | _about_setting(run, sampling, setting, config.seed)
         # With a hash of all settings: other numbers of images, references or features are other folders.
-        key = cards.key_of(describe(evaluator, provenance, run.experiment.resolution, config.num_images))
+        key = cards.key_of(describe(evaluator, provenance, run.experiment.resolution, count))
         card = evaluate(
             evaluator,
             lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
-            config.num_images,
+            count,
             provenance=provenance,
             resolution=run.experiment.resolution,
             out=out / f"{setting.name}_{key}",
@@ -110,11 +110,11 @@ def evaluate_run(
     return results
 
 
-def _prompts(run: Run, config: EvaluationConfig) -> Prompts | None:
+def _prompts(run: Run, config: EvaluationConfig, count: int) -> Prompts | None:
     """What a run on text draws: the given prompts or those that it learns from. Of classes: a text for each."""
     experiment = run.experiment
     if experiment.text is not None:
-        return read_prompts(config.prompts or experiment.data.store or run.workdir / "latents", config.num_images)
+        return read_prompts(config.prompts or experiment.data.store or run.workdir / "latents", count)
     config.check_clip_score()
     prompts, classes = read_prompts(config.prompts) if config.prompts else None, experiment.model.num_classes
     if prompts and len(prompts.lines) != classes:

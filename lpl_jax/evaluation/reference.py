@@ -1,7 +1,6 @@
 """What generated images are compared with: a set of real images, or statistics of one that somebody published."""
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import os
 import zipfile
@@ -88,13 +87,13 @@ def load_reference(
     return Reference(features, found, about)
 
 
-def with_count(config: EvaluationConfig, resolution: int) -> EvaluationConfig:
-    """The config with a number in place of `evaluation.num_images=auto`: that of the reference's images.
+def image_count(config: EvaluationConfig, resolution: int) -> int:
+    """How many images are evaluated: `evaluation.num_images`, of auto the number of the reference's images.
 
     Raises InputError where no reference is named, or its file does not say of how many images it is.
     """
     if config.num_images != "auto":
-        return config
+        return config.num_images
     config.check_reference()
     assert config.reference is not None
     path = to_path(config.reference, "evaluation.reference", remote=True)
@@ -103,10 +102,9 @@ def with_count(config: EvaluationConfig, resolution: int) -> EvaluationConfig:
         if count is None:
             reason = "does not say of how many images its statistics are: give a number"
             raise InputError(f"evaluation.num_images=auto: {path} {reason}")
-    else:
-        count = len(open_images(config.reference, resolution=resolution))
-        count = min(count, config.reference_images or count)
-    return dataclasses.replace(config, num_images=count)
+        return count
+    count = len(open_images(config.reference, resolution=resolution))
+    return min(count, config.reference_images or count)
 
 
 def statistics_hash(stats: Statistics | Gaussian) -> str:

@@ -129,7 +129,9 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
     """Fig. 12: irregularity.csv and irregularity.png, the latter of the first images."""
     if args.noise == irregularity.MASKED:
         args.draws = 1
-    options = dict(patch=args.patch, stride=args.stride, noise=args.noise, draws=args.draws, batch_size=args.batch_size)
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("patch", "stride", "noise", "draws", "batch_size")
+    }
     maps = []
     with tqdm(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
         for index in range(len(images)):

@@ -44,8 +44,8 @@ def _starting_params(experiment: Experiment, target):
     """Those that `train.init_from` names."""
     settings = experiment.train
     assert settings.init_from is not None
-    given = dict(weights=settings.init_weights, step=settings.init_step)
-    return _params_of(experiment, settings.init_from, target, "train.init_from", **given)
+    weights, step = settings.init_weights, settings.init_step
+    return _params_of(experiment, settings.init_from, target, "train.init_from", weights=weights, step=step)
 
 
 def _params_of(

@@ -73,13 +73,14 @@ def make_evaluation(
     from lpl_jax.evaluation.metrics import score
     from lpl_jax.runs.sampling import image_sampler
 
+    count = experiment.evaluation.every_images
     config = dataclasses.replace(
         experiment.evaluation,
         features="classifier",
         clip=None,
         prompts=None,
-        num_images=experiment.evaluation.every_images,
-        reference_images=experiment.evaluation.every_images,
+        num_images=count,
+        reference_images=count,
         resamples=0,
     )
     evaluator = None
@@ -96,10 +97,10 @@ def make_evaluation(
 
         if evaluator is not None:
             size, label = config.batch_size, f"evaluate step {step}"
-            features = extract(images, config.num_images, evaluator.networks, mesh=mesh, batch_size=size, label=label)
+            features = extract(images, count, evaluator.networks, mesh=mesh, batch_size=size, label=label)
             metrics, _ = score(features, evaluator.reference, config)
             logger.write(step, {f"evaluation/{name}": found.value for name, found in metrics.items()})
-        picture = grid(first_images(images, config.num_images, mesh), config.num_images)
+        picture = grid(first_images(images, count, mesh), count)
         if jax.process_index() == 0:
             with atomic_open(folder / f"step{step:07d}.png") as file:
                 picture.save(file, "PNG")

@@ -15,7 +15,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, classifier, inception, inception_weights
 from lpl_jax.evaluation.figures import MARGIN, TITLE
 from lpl_jax.evaluation.frechet import statistics, write_statistics
-from lpl_jax.evaluation.reference import with_count
+from lpl_jax.evaluation.reference import image_count
 from lpl_jax.experiment import EvaluationConfig, build, resolve
 from lpl_jax.runs import checkpoints
 from lpl_jax.tools import compare_cards
@@ -116,7 +116,7 @@ def test_as_many_images_as_references(run, image_folder, tmp_path):
     uncounted = tmp_path / "adm.npz"
     np.savez(uncounted, mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(InputError, match="does not say of how many images"):
-        with_count(EvaluationConfig(num_images="auto", reference=str(uncounted)), 32)
+        image_count(EvaluationConfig(num_images="auto", reference=str(uncounted)), 32)
 
 
 def test_images_of_other_people(evaluated, image_folder, tmp_path, capsys):

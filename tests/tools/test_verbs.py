@@ -150,7 +150,7 @@ def test_names_that_are_like_no_other_are_answered_by_all():
         ("sample", "missing --workdir; lpl sample --help shows all flags"),
         ("train --config quickstart --workdir w --config.train.steps 5", "--config.train.steps=VALUE"),
         ("sample --workdir w --config.train.steps=5", "unknown flag --config.train.steps; possible: "),
-        ("sample --workdir w spare", "unrecognized arguments: spare"),
+        ("eval --workdir w spare", "unrecognized arguments: spare"),
         ("--wrokdir w train", "lpl has no verb '--wrokdir'; possible: train, eval"),
     ],
 )

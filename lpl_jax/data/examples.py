@@ -87,15 +87,17 @@ class _Described(Protocol):
 
 
 class ImageSource(_Described, Protocol):
-    """A source of known length; every example is a pure function of its index.
+    """A source of known length; every example is a pure function of its index."""
 
-    Attributes:
-      unusable: key and reason of files that it has seen but that are none of its examples.
-      notes: what it has to tell besides.
-    """
+    @property
+    def unusable(self) -> Sequence[tuple[str, str]]:
+        """Key and reason of files that it has seen but that are none of its examples."""
+        ...
 
-    unusable: Sequence[tuple[str, str]]
-    notes: Sequence[str]
+    @property
+    def notes(self) -> Sequence[str]:
+        """What it has to tell besides, a line each."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 100_000  # of a source whose classes are counted while it is read
 
 
-def pack(row: np.ndarray, key: str, captions: Sequence[str]) -> bytes:
+def pack(row: np.void, key: str, captions: Sequence[str]) -> bytes:
     """The bytes of a record; raises UnicodeEncodeError where a text is none."""
     return row.tobytes() + "\0".join((key, *captions)).encode()
 

@@ -361,7 +361,7 @@ def shards_of(unit_records: dict[int, dict[str, Any]]) -> tuple[Shard, ...]:
 def with_shards(planned: Manifest, unit_records: dict[int, dict[str, Any]]) -> Manifest:
     """A manifest that was planned, of what is there: of classes that nobody has named, as many as there are labels."""
     skipped = sum(len(record["skipped"]) for record in unit_records.values())
-    classes = max((record["classes"] for record in unit_records.values()), default=0)
+    classes = max((record.get("classes", 0) for record in unit_records.values()), default=0)
     names = planned.class_names or tuple(map(str, range(classes)))
     return dataclasses.replace(planned, shards=shards_of(unit_records), skipped=skipped, class_names=names)
 

@@ -130,7 +130,7 @@ def _samples(members: list[Member]) -> Iterator[Sample]:
         if parent is None or (images and any(ending in parts for ending in PART_ENDINGS)):
             own[key] = images
         else:
-            further.setdefault(parent, []).extend(parts[ending][0].name for ending in images)
+            further.setdefault(parent, []).extend(each.name for ending in images for each in parts[ending])
     for key, images in own.items():
         parts = keys[key]
         left = [parts[ending][0].name for ending in images[1:]] + further.get(key, [])

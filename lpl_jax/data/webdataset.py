@@ -18,7 +18,7 @@ from pathlib import Path
 from lpl_jax.data.captions import TXT, check_columns, read_captions
 from lpl_jax.data.examples import Example, Item, Note, Skipped, Unit
 from lpl_jax.data.images import Crop
-from lpl_jax.data.listing import first_kind, is_image, is_tar, list_files, name_text, natural
+from lpl_jax.data.listing import first_kind, is_hidden, is_image, is_tar, list_files, name_text, natural
 from lpl_jax.data.records import MOST_CLASSES
 from lpl_jax.data.tars import IMAGE_ENDINGS, Sample, read_tar, seekable
 from lpl_jax.errors import InputError
@@ -75,18 +75,23 @@ class WebDatasetSource:
         """One for each tar file."""
         return [Unit(name, functools.partial(self._items, number)) for number, name in enumerate(self._names)]
 
-    @functools.cached_property
+    @property
     def class_names(self) -> tuple[str, ...]:
-        """See above; it takes a look at the first sample with an image."""
+        """See above."""
+        return () if self._is_labelled else UNLABELLED
+
+    @functools.cached_property
+    def _is_labelled(self) -> bool:
+        """Whether the first sample with an image has a label."""
         for url in self.urls:
             try:
                 with _samples(url) as samples:
                     for sample in samples:
                         if isinstance(sample, Sample) and sample.image:
-                            return () if LABEL in sample.parts else UNLABELLED
+                            return LABEL in sample.parts
             except (tarfile.TarError, InputError):
                 continue  # which is said when it is read
-        return UNLABELLED
+        return False
 
     def _items(self, number: int) -> Iterator[Item | Skipped | Note]:
         url, name = self.urls[number], self._names[number]
@@ -142,7 +147,7 @@ class WebDatasetSource:
         return Example(image, label, key, control, captions)
 
     def _label(self, key: str, content: bytes | None) -> int:
-        labelled = not self.class_names
+        labelled = self._is_labelled
         if content is None and labelled:
             raise InputError(f"{key}: has no label (.{LABEL}), as the first sample has")
         if content is not None and not labelled:
@@ -218,7 +223,8 @@ def _remote(part: str) -> list[str]:
         return [part]
     system, path = file_system(part)
     found = map(str, system.glob(path) if glob.has_magic(part) else system.find(path.rstrip("/")))
-    return [system.unstrip_protocol(name) for name in sorted(found, key=natural) if is_tar(name)]
+    tars = [name for name in sorted(found, key=natural) if is_tar(name) and not is_hidden(name.rpartition("/")[2])]
+    return [system.unstrip_protocol(name) for name in tars]
 
 
 def _size(url: str) -> int:
@@ -248,4 +254,8 @@ def _stems(names: Sequence[str]) -> tuple[str, ...]:
     inside = {"/".join(stem.split("/")[:depth]) for stem in stems for depth in range(1, stem.count("/") + 1)}
     if len(set(map(name_text, stems))) == len(names) and inside.isdisjoint(stems):
         return tuple(stems)
+    if len(set(map(name_text, names))) < len(names):
+        raise InputError(
+            f"webdataset {name_text(names[0])}: two of its tar files have the same name, as text: rename one"
+        )
     return tuple(names)

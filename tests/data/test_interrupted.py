@@ -96,7 +96,9 @@ def test_two_processes_write_one_store(many, undisturbed, tmp_path, tiny_folder,
         ]
     processes = [start(many, out, tiny_folder, "--max-skipped", "8", *given) for given in flags]
     texts = [finish(process) for process in processes]
-    assert sum(f"{len(undisturbed)} images of 1 class at" in text for text in texts) >= 1, texts
+    assert (
+        sum(f"{len(undisturbed)} images of {len(undisturbed) + 8} seen of 1 class at" in text for text in texts) >= 1
+    ), texts
     assert_same(out, undisturbed)
     report = json.loads((out / "report.json").read_text())
     assert report["skipped"] == 8 and {entry["key"][-4:] for entry in report["skipped_images"]} == {"0007"}

@@ -1,20 +1,22 @@
 """Folders of image files: one folder for each class, or all images in one."""
 
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lpl_jax.data.captions import check_columns, read_captions
-from lpl_jax.data.examples import Example
+from lpl_jax.data.captions import TXT, check_columns, read_captions
+from lpl_jax.data.examples import Example, Identified
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
-from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.fingerprints import fingerprint_files
 from lpl_jax.io.paths import PathLike, to_path
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 UNLABELLED = ("all",)
 
 
-class FolderSource:
+class FolderSource(Identified):
     """A folder of class folders, as ImageNet users have it, or a folder that holds images itself.
 
     Labels follow the sorted folder names; images that lie in the folder itself are one class, "all". Files that end in
@@ -24,6 +26,7 @@ class FolderSource:
     Args:
       captions: caption columns: "txt" is the file NAME.txt beside the image NAME.jpg, every other name a field of
         NAME.json.
+      identity: how these files are told from others of their names, see `io.fingerprints`.
 
     Raises:
       InputError: no such folder, no images, a class folder without images, images both in the folder and in folders of
@@ -38,8 +41,10 @@ class FolderSource:
         captions: Sequence[str] = (),
         crop: str = "resize_center_crop",
         seed: int = 0,
+        identity: str = "times",
     ):
         self.path = to_path(path, "a folder of images")
+        self._identified_by = identity
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
         if not self.path.is_dir():
@@ -48,8 +53,15 @@ class FolderSource:
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
         classes = len(self.class_names)
         self.description = f"folder {path}: {len(self)} images of {classes} class{'es' * (classes > 1)}{text}"
-        columns = ["captions", *self.caption_columns] if self.caption_columns else []
-        self.fingerprint = fingerprint_texts("folder", str(self.crop), str(resolution), *columns, *self._files)
+
+    @functools.cached_property
+    def identity(self) -> Mapping[str, str]:
+        """Of the images and of the files with their captions."""
+        columns, root = self.caption_columns, str(self.path)
+        endings = [ending for ending, used in ((".txt", TXT in columns), (".json", set(columns) - {TXT})) if used]
+        beside = [os.path.splitext(file)[0] + ending for file in self._files for ending in endings]  # noqa: PTH122
+        files = {file: f"{root}/{file}" for file in (*self._files, *beside)}
+        return self._options("folder") | fingerprint_files(files, self._identified_by)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -11,16 +11,16 @@ import itertools
 import re
 import tarfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
-from lpl_jax.data.examples import Example, Item, Unit
+from lpl_jax.data.examples import Example, Identified, Item, Unit
 from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
-from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.fingerprints import fingerprint_files
 from lpl_jax.io.paths import file_system, is_remote, to_path
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -29,7 +29,7 @@ BLOCK = 512  # a tar file is made of blocks of so many bytes; one of zeros ends 
 UNLABELLED = ("all",)
 
 
-class WebDatasetSource:
+class WebDatasetSource(Identified):
     """Images and captions of tar files.
 
     Args:
@@ -37,6 +37,7 @@ class WebDatasetSource:
         (gs://, s3://, memory://).
       captions: columns: "txt" or a field of the json (see `captions.read_captions`); none: images without text.
       limit: at most this many samples, the first of every tar file alike.
+      identity: how these files are told from others of their names, see `io.fingerprints`.
 
     Attributes:
       urls, sizes: the tar files in order of their names, and their bytes.
@@ -54,6 +55,7 @@ class WebDatasetSource:
         crop: str = "resize_center_crop",
         seed: int = 0,
         limit: int | None = None,
+        identity: str = "times",
     ):
         if limit is not None and limit < 1:
             raise InputError(f"limit={limit}: must be a positive number of images")
@@ -66,9 +68,13 @@ class WebDatasetSource:
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
         most = "" if limit is None else f"at most {limit} images of "
         self.description = f"{most}webdataset {pattern}: {len(self.urls)} tar files{text}"
-        files = [f"{name} {size}" for name, size in zip(self._names, self.sizes, strict=True)]
-        options = str(self.crop), str(resolution), *self.caption_columns, str(limit)
-        self.fingerprint = fingerprint_texts("webdataset", *options, *files)
+        self._identified_by = identity
+
+    @functools.cached_property
+    def identity(self) -> Mapping[str, str]:
+        """Of the tar files."""
+        files = fingerprint_files(dict(zip(self._names, self.urls, strict=True)), self._identified_by)
+        return self._options("webdataset") | {"limit": str(self._limit)} | files
 
     def units(self) -> list[Unit]:
         """One for each tar file."""

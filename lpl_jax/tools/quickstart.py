@@ -61,7 +61,7 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
 
     results: dict[str, Result] = {}
     for name, experiment in experiments.items():
-        results[name] = train(experiment, workdir / name, label=name)
+        results[name] = train(experiment, workdir / name, label=name, given=configs[name].to_dict())
         if results[name].stopped:
             print("stopped; call again to continue")
             return 130

@@ -11,6 +11,7 @@ from lpl_jax.data.images import Crop, read_rgb
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_files
 from lpl_jax.io.paths import PathLike, to_path
+from lpl_jax.io.pictures import without_pictures
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 UNLABELLED = ("all",)
@@ -86,6 +87,7 @@ def _list(folder: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
     """Class names, paths relative to the folder, and their labels."""
     entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
     flat = sorted(entry.name for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file())
+    flat = without_pictures(folder, flat)
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     if flat:
         if mixed := next((name for name in classes if _images_below(folder / name)), None):
@@ -112,4 +114,5 @@ def _list(folder: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
 def _images_below(folder: Path) -> list[str]:
     """Paths of the image files in a folder and its subfolders, relative to it, sorted; hidden ones are skipped."""
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(str(file) for file in files if not any(part.startswith(".") for part in file.parts))
+    shown = sorted(str(file) for file in files if not any(part.startswith(".") for part in file.parts))
+    return without_pictures(folder, shown)

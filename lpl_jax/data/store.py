@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tqdm import tqdm
 
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
@@ -36,6 +35,7 @@ from lpl_jax.io.copies import local_copy
 from lpl_jax.io.fingerprints import fingerprint, fingerprint_texts, fingerprint_values
 from lpl_jax.io.locks import writer_of
 from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, size_of, to_path
+from lpl_jax.io.progress import progress_bar
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -302,7 +302,7 @@ class LatentStore:
         if is_remote(self.path):
             with ThreadPoolExecutor(8) as pool:
                 copies = pool.map(lambda shard: shard.source, self._shards)
-                list(tqdm(copies, f"copy {self.path}", len(self._shards), leave=False, unit="shard"))
+                list(progress_bar(copies, f"copy {self.path}", len(self._shards), leave=False, unit="shard"))
 
     def fixed(self, indices: Sequence[int]) -> np.ndarray:
         """The fixed parts of B records: (B,) of `Manifest.record_dtype`."""

@@ -40,6 +40,7 @@ from lpl_jax.data.store import (
 )
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import PARTIAL, upload, write_json, write_text
+from lpl_jax.io.faults import naming
 from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.io.locks import LOCK, only_writer
 from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, to_path
@@ -192,10 +193,11 @@ class _Shards:
             yield row.tobytes() + "\0".join((example.key, *example.captions)).encode("utf-8", "surrogateescape")
 
     def add(self, unit: int, record: bytes) -> None:
-        if self._writer is None:
-            # One record per chunk for random access; half-precision noise does not compress.
-            self._writer = ArrayRecordWriter(str(self._partial(unit)), "group_size:1,uncompressed")
-        self._writer.write(record)
+        with naming(self._partial(unit)):
+            if self._writer is None:
+                # One record per chunk for random access; half-precision noise does not compress.
+                self._writer = ArrayRecordWriter(str(self._partial(unit)), "group_size:1,uncompressed")
+            self._writer.write(record)
         self._records += 1
 
     def skip(self, skipped: Skipped) -> None:
@@ -205,7 +207,8 @@ class _Shards:
         """Gives the shard its name, and records the unit."""
         shard = None
         if self._writer is not None:
-            self._writer.close()
+            with naming(self._partial(unit)):
+                self._writer.close()
             self._writer = None
             shard = _publish(self._partial(unit), self._folder / self._name(unit), self._records)
         skipped = [{"key": entry.key, "reason": entry.reason} for entry in self._skipped]
@@ -216,7 +219,8 @@ class _Shards:
     def close(self) -> None:
         """Removes what was written of a unit that is not finished."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(RuntimeError):  # on a full disk it cannot be closed; it is removed anyway
+                self._writer.close()
             self._writer = None
             _remove(file for file in entries(self._folder) if file.name.endswith(self._suffix))
 
@@ -299,17 +303,14 @@ def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
 
 def _refuse_changed(folder: AnyPath, found: Manifest, planned: Manifest):
     """Raises the InputError of a source that reads the same, but is not what it was."""
-    before, now, what = (
-        found.source_identity,
-        planned.source_identity or {},
-        "delete this store, or give another folder",
-    )
+    before, now = found.source_identity, planned.source_identity or {}
+    what = "delete this store, or give another folder"
     if before is None:
         reason = "an earlier version made it, which noted their names alone: whether they are the same cannot be told"
     elif changed := [part for part in (*before, *now) if part in before and part in now and before[part] != now[part]]:
         reason = f"these have changed since: other {', '.join(dict.fromkeys(changed))}"
         if changed == ["change times"]:
-            what += " (--identity content would compare their content)"
+            what += " (a store made with --identity content goes by their content alone)"
     else:
         reason = f"it tells them by their {', '.join(before.keys() - now.keys())}: give the same --identity"
     raise InputError(f"{folder} already holds a latent store of {found.source}, but {reason}; {what}")

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from lpl_jax import parallel
 from lpl_jax.evaluation.networks import Networks
@@ -23,6 +22,7 @@ from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
 from lpl_jax.io.atomic import write_json, write_npz
 from lpl_jax.io.fingerprints import fingerprint_values
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.progress import progress_bar
 
 PART = 1024
 
@@ -66,7 +66,7 @@ def extract(
     kept = None if folder is None else _kept(folder, provenance or {})
     measure = _measurer(networks, mesh)
     parts = []
-    with tqdm(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
+    with progress_bar(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
         for start in range(0, count, PART):
             stop = min(start + PART, count)
             path = kept / f"part-{start:06d}-{stop:06d}.npz" if kept else None

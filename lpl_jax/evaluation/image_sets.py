@@ -28,6 +28,7 @@ from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.paths import AnyPath, PathLike, files_below, is_remote, to_path
+from lpl_jax.io.pictures import without_pictures
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IGNORED_SUFFIXES = (".txt", ".json", ".csv")
@@ -271,7 +272,7 @@ def _image_names(folder: AnyPath) -> list[str]:
     for path in paths:
         suffix = path.suffix.lower()
         if path.name == "grid.png" and path.parent in sampled:
-            continue  # `lpl sample` has put its images together in it
+            continue  # of earlier versions of `lpl sample`, which put no mark into it
         if suffix not in IGNORED_SUFFIXES and path.name.lower() not in IGNORED_FILES:
             (names if suffix in IMAGE_SUFFIXES else others).append(str(path))
     if others:
@@ -280,7 +281,7 @@ def _image_names(folder: AnyPath) -> list[str]:
             f"{_shown(folder / first)}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
             f"ignored: hidden files, {', '.join(IGNORED_SUFFIXES + IGNORED_FILES)}"
         )
-    return names
+    return without_pictures(folder, names)
 
 
 def _remote_names(folder: AnyPath) -> Iterator[str]:

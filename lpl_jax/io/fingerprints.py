@@ -22,17 +22,8 @@ from lpl_jax.io.paths import PathLike, file_system, is_remote
 IDENTITIES = ("times", "content")
 CHUNK = 256  # files that a thread looks at in one go
 # What object storages say of a file's state, by what fsspec's file systems call it; a size alone is no state.
-STATES = (
-    "generation",
-    "etag",
-    "md5hash",
-    "content-md5",
-    "mtime",
-    "lastmodified",
-    "last-modified",
-    "updated",
-    "created",
-)
+STATES = ("generation", "etag", "md5hash", "content-md5", "mtime", "lastmodified", "last-modified", "updated")
+STATES += ("created",)
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
@@ -115,16 +106,12 @@ def state_of(path: PathLike) -> tuple[str, str]:
 
 
 def _content(path: PathLike) -> tuple[str]:
+    system, name = file_system(str(path))  # a local path is a URL of fsspec's, too
+    digest = hashlib.sha256()
     try:
-        if is_remote(path):
-            system, name = file_system(str(path))
-            opened = system.open(name, "rb")
-        else:
-            opened = Path(path).open("rb")
+        with system.open(name, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     except FileNotFoundError:
         return ("absent",)
-    with opened as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-        return (digest.hexdigest(),)
+    return (digest.hexdigest(),)

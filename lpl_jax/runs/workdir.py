@@ -10,8 +10,8 @@ processes train in one remote folder is left to who starts them.
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -83,7 +83,8 @@ def write_config(
 
     What is there already is left as it is.
     """
-    contents = {INPUTS: inputs and inputs._asdict(), GIVEN: given, CONFIG: to_dict(experiment)}
+    learned = inputs and {**inputs._asdict(), "store": inputs.store._asdict()}
+    contents = {INPUTS: learned, GIVEN: given, CONFIG: to_dict(experiment)}
     for name, content in contents.items() if jax.process_index() == 0 else ():
         path, text = workdir / name, json.dumps(content, indent=1) + "\n"
         if content is not None and not (path.exists() and path.read_text() == text):
@@ -93,11 +94,11 @@ def write_config(
 class Inputs(NamedTuple):
     """What decides what a run learns, beside its config: by content, as a path may hold something else tomorrow.
 
-    store: fields of a `StoreIdentity`. autoencoder, text, comparison: fingerprints of the frozen networks' weights;
+    autoencoder, text, comparison: fingerprints of the frozen networks' weights;
     None for those that the run does not have, or that no process sees whole.
     """
 
-    store: Sequence[Any]
+    store: StoreIdentity
     autoencoder: str
     text: str | None = None
     comparison: str | None = None
@@ -117,7 +118,7 @@ def check_same_inputs(inputs: Inputs, workdir: AnyPath) -> None:
         return
     try:
         before = Inputs(**read_json(path))
-        begun, now = StoreIdentity(*before.store), StoreIdentity(*inputs.store)
+        begun, now = StoreIdentity(**cast(dict, before.store)), inputs.store
     except TypeError as error:
         raise InputError(f"{path} does not say what the run was begun with: {error}") from None
     grown = begun.images is None and not begun.finished

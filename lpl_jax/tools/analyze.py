@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from lpl_jax import autoencoders
 from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
@@ -23,6 +22,7 @@ from lpl_jax.data.sources import PHOTOS, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.io.atomic import write_csv
+from lpl_jax.io.progress import progress_bar
 from lpl_jax.losses import LPLConfig
 from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
@@ -62,7 +62,7 @@ def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tup
         return [example.key for example in examples], np.stack([example.image for example in examples])
     images = open_images(spec, resolution=resolution)
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
-    read = tqdm(rows, desc="reading", unit="image", leave=False)
+    read = progress_bar(rows, desc="reading", unit="image", leave=False)
     return [images.names[int(row)] for row in rows], np.concatenate([images[row : row + 1] for row in read])
 
 
@@ -76,7 +76,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
     keys = [(method, factor) for method in methods for factor in factors]
     errors, shown, original = {key: [] for key in keys}, {}, None
     batches = _batches(len(images), args.batch_size)
-    with tqdm(total=len(batches) * len(keys), desc="interp", unit="resampling") as bar:
+    with progress_bar(total=len(batches) * len(keys), desc="interp", unit="resampling") as bar:
         for rows, valid in batches:
             batch = _to_float(images[rows])
             latents = interpolation.encode(autoencoder, batch)
@@ -129,7 +129,7 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
     """Fig. 12: irregularity.csv and irregularity.png, the latter of the first images."""
     options = dict(patch=args.patch, stride=args.stride, noise=args.noise, draws=args.draws, batch_size=args.batch_size)
     maps = []
-    with tqdm(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
+    with progress_bar(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
         for index in range(len(images)):
             latent = interpolation.encode(autoencoder, _to_float(images[index : index + 1]))[0]
             key = jax.random.fold_in(jax.random.key(args.seed), index)
@@ -174,7 +174,7 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
             name = outlier_maps.tap_names(autoencoder)[tap]
             raise InputError(f"--channels {unknown[0]}: {name} has channels 0 to {maps.shape[-1] - 1}")
     parts = {tap: [] for tap in taps}
-    for rows, valid in tqdm(_batches(len(images), args.batch_size), desc="outliers", unit="batch"):
+    for rows, valid in progress_bar(_batches(len(images), args.batch_size), desc="outliers", unit="batch"):
         latents = interpolation.encode(autoencoder, _to_float(images[rows]))
         for tap, maps in zip(taps, outlier_maps.features(autoencoder, latents, taps), strict=True):
             measured = outlier_maps.measure(maps, tap, config)[1]

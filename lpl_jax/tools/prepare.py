@@ -110,7 +110,7 @@ def parser() -> cli.Parser:
         help="images of a file; a webdataset makes one file of each tar")  # fmt: skip
     add("--threads", type=cli.positive, metavar="N", default=4, help="threads that read and decode images")
     add("--identity", **cli.one_of(IDENTITIES), default="times",
-        help="how files are told from others of their names: sizes and change times, or content, which reads all")  # fmt: skip
+        help="how files are told from others of their names: sizes and times, or content, which reads all")  # fmt: skip
     add("--max-skipped", type=cli.text, metavar="N", help="unusable images to pass over: a number, or a share such as "
         "1%% (default: 0; tar files: 1%%)")  # fmt: skip
     _add_captions(result.add_argument_group("captions").add_argument)

@@ -28,7 +28,8 @@ from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.data.sources import indexed
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
-from lpl_jax.io.atomic import atomic_open, write_text
+from lpl_jax.io.atomic import write_text
+from lpl_jax.io.pictures import write_picture
 from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
 from lpl_jax.tools import cli, config_file, flags
@@ -69,8 +70,7 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
     pictures = _pictures(workdir, experiments["base"], autoencoder)
     samples = {title: images for title, images in pictures.items() if title.startswith("samples")}
     for name, shown in (("grid.png", pictures), ("samples.png", samples)):
-        with atomic_open(workdir / name) as file:
-            panels(shown, per_row=experiments["base"].sampling.per_class).save(file, "PNG")
+        write_picture(workdir / name, panels(shown, per_row=experiments["base"].sampling.per_class))
     _plot(workdir, results["base"].step)
     psnr = _psnr(pictures["real"], pictures["reconstruction"])
     summary = (

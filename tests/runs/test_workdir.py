@@ -77,7 +77,7 @@ def test_a_run_is_resumed_on_the_same_images_wherever_they_are(tmp_path, tiny_co
     [
         (
             BEGUN._replace(store=identity("x", "y", source="folder b")),
-            "made of folder a, this one is made of folder b;",
+            "was made of folder a, .* made of folder b; give",
         ),
         (BEGUN._replace(store=identity("x", "y")), "made of folder a, this one is made of folder a, as it is now;"),
         (BEGUN._replace(store=identity("x", None)), "begun on other images"),

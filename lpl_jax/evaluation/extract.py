@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lpl_jax import parallel
+from lpl_jax.evaluation.cards import PLACES
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
 from lpl_jax.io.atomic import write_json, write_npz
@@ -89,8 +90,12 @@ def extract(
 
 
 def _kept(folder: PathLike, provenance: Mapping[str, Any]) -> AnyPath:
-    """The folder of these features, with a file that says what they are of."""
-    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(provenance)[:16]
+    """The folder of these features, with a file that says what they are of.
+
+    It is named by what identifies images and networks, wherever they lie.
+    """
+    what = {name: value for name, value in provenance.items() if name not in PLACES}
+    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(what)[:16]
     if jax.process_index() == 0:
         write_json(kept / "made.json", provenance)
     return kept

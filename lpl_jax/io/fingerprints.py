@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from lpl_jax.errors import InputError
-from lpl_jax.io.paths import PathLike, file_system, is_remote
+from lpl_jax.io.paths import PathLike, file_system, files_below, is_remote, to_path
 
 # How files are told from others of their names.
 IDENTITIES = ("times", "content")
@@ -70,6 +70,14 @@ def fingerprint_files(files: Mapping[str, PathLike], identity: str = "times") ->
         for digest, text in zip(digests.values(), row, strict=True):
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
     return {column: digest.hexdigest() for column, digest in digests.items()}
+
+
+def fingerprint_path(path: PathLike, identity: str = "times") -> dict[str, str]:
+    """As `fingerprint_files`, of a file, or of all files below a folder, by their paths in it."""
+    path = to_path(path, remote=True)
+    if not path.is_dir():
+        return fingerprint_files({"": str(path)}, identity)
+    return fingerprint_files({str(file.relative_to(path)): str(file) for file in files_below(path)}, identity)
 
 
 def _states(files: Mapping[str, PathLike], identity: str) -> Iterator[tuple[str, ...]]:

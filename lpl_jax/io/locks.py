@@ -9,6 +9,7 @@ network file systems: that is said in a line, and nothing is refused there.
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.io.paths import AnyPath, is_remote
 
@@ -48,7 +50,7 @@ def only_writer(folder: AnyPath, part: int | None = None) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         if is_remote(folder):
-            print(f"{folder} is remote and has no lock: no other process may write there", flush=True)
+            _say(f"{folder} is remote and has no lock: no other process may write there")
         else:
             made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,15 @@ def only_writer(folder: AnyPath, part: int | None = None) -> Iterator[None]:
                 stack.enter_context(_locked(folder, f"{LOCK}.{part}", fcntl.LOCK_EX))
         held.add(this)
         stack.callback(held.discard, this)
+        yield
+
+
+@contextlib.contextmanager
+def only_writers(folder: AnyPath) -> Iterator[None]:
+    """As `only_writer`, for all processes of a program: the first one has the lock, and all raise its error."""
+    with contextlib.ExitStack() as stack:
+        # Also the point up to which nobody writes: all processes have seen the folder as it was.
+        distributed.on_first(lambda: stack.enter_context(only_writer(folder)))
         yield
 
 
@@ -129,10 +140,16 @@ def _open_and_lock(path: Path, how: int) -> int | None:
             os.close(file)
             if error.errno in NO_LOCKS:
                 path.unlink(missing_ok=True)
-                print(f"{path.parent} is on a file system without locks: no other process may write there", flush=True)
+                _say(f"{path.parent} is on a file system without locks: no other process may write there")
                 return None
             raise
         os.close(file)
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once."""
+    print(text, flush=True)
 
 
 def _myself() -> dict[str, Any]:

@@ -8,19 +8,16 @@ It may be on gs://, as Orbax writes checkpoints to local folders and there. Obje
 processes train in one remote folder is left to who starts them.
 """
 
-import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
 
-from lpl_jax import distributed
 from lpl_jax.data.store import StoreIdentity
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment, build, to_dict
 from lpl_jax.io.atomic import write_text
-from lpl_jax.io.locks import only_writer
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.io.tensors import read_json
 
@@ -50,15 +47,6 @@ SHOWN = 6  # changes that a message names
 def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
     """The path of a run's folder, as a user has typed it. Raises InputError as `to_path` does, and for s3://."""
     return to_path(text, name, remote=("gs",))
-
-
-@contextlib.contextmanager
-def only_run_in(workdir: AnyPath):
-    """Holds the folder's lock, on the first process: see `io.locks`."""
-    with contextlib.ExitStack() as stack:
-        # Also the point up to which nobody writes: all processes have seen the folder as it was.
-        distributed.on_first(lambda: stack.enter_context(only_writer(workdir)))
-        yield
 
 
 def read_experiment(workdir: PathLike) -> Experiment:

@@ -22,6 +22,7 @@ from lpl_jax.data.sources import PHOTOS, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.io.atomic import write_csv
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.progress import progress_bar
 from lpl_jax.losses import LPLConfig
 from lpl_jax.runs import open_run
@@ -36,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
     autoencoder = autoencoder_of(args)
-    args.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is noticed before the work
-    args.run(args, autoencoder, names, images)
+    with only_writers(args.out):  # also: a folder that cannot be written is noticed before the work
+        args.run(args, autoencoder, names, images)
     return 0
 
 

@@ -29,6 +29,7 @@ from lpl_jax.data.sources import indexed
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
 from lpl_jax.io.atomic import write_text
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.pictures import write_picture
 from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
@@ -173,4 +174,5 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
-    return quickstart(args.config, args.workdir, args.overrides)
+    with only_writers(args.workdir):
+        return quickstart(args.config, args.workdir, args.overrides)

@@ -12,7 +12,6 @@ The same call gives the same images: image n of a call depends on the run's weig
 sampling options, not on how many there are or on the batch (up to rounding). What is left out is as the run has it.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.io.atomic import atomic_open, write_json
-from lpl_jax.io.locks import only_writer
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath
 from lpl_jax.io.pictures import write_picture
 from lpl_jax.io.tensors import read_json
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
     provenance |= chosen | {"seed": args.seed}
     provenance["fingerprint"] = checkpoints.fingerprint(run.checkpoints, options["step"])
-    with only_writer(out) if jax.process_index() == 0 else contextlib.nullcontext():
+    with only_writers(out):
         check_same(out, {**provenance, "shows": titles})
         print(f"drawing {len(titles)} images of step {options['step']}, weights {options['weights']}", flush=True)
         sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.paths import is_remote
 from lpl_jax.tools import cli, config_file, flags
 
 EVALUATED = "evaluated.json"
@@ -210,7 +211,9 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     from lpl_jax.runs import checkpoints
 
     folder = workdir / row.name
-    state = {"command": list(command[len(COMMAND) :]), "step": checkpoints.latest_step(workdir / run / "checkpoints")}
+    trained, step = workdir / run / "checkpoints", checkpoints.latest_step(workdir / run / "checkpoints")
+    state = {"command": list(command[len(COMMAND) :]), "step": step, "reference": _reference(command)}
+    state["checkpoint"] = None if step is None else checkpoints.fingerprint(trained, step)
     if is_evaluated(folder, state):
         print(f"{row.name}: evaluated already")
         return 0
@@ -219,6 +222,14 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
         return status
     write_json(folder / EVALUATED, state, indent=None)
     return 0
+
+
+def _reference(command: Sequence[str]) -> dict[str, str] | None:
+    """Identity of the images that a command compares with, where it names some of this machine."""
+    from lpl_jax.io.fingerprints import fingerprint_path
+
+    given = [flag.partition("=")[2] for flag in command if flag.startswith(REFERENCE)]
+    return fingerprint_path(given[-1]) if given and not is_remote(given[-1]) else None
 
 
 def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:

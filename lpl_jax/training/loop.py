@@ -24,6 +24,7 @@ from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, resolve, to_dict
 from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath, PathLike
 from lpl_jax.parallel import leaf_path
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
@@ -33,7 +34,6 @@ from lpl_jax.runs.workdir import (
     Inputs,
     check_same_inputs,
     check_same_run,
-    only_run_in,
     run_folder,
     write_config,
 )
@@ -96,7 +96,7 @@ def train(
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: give a folder as --workdir")
     resumed = (workdir / CONFIG).exists()
-    with only_run_in(workdir):
+    with only_writers(workdir):
         with startup.part("autoencoder"):
             autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
             text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)

@@ -87,7 +87,7 @@ def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, caps
     monkeypatch.chdir(tmp_path)
     c = tiny_config(train__steps=2, train__checkpoint_every=2, train__log_every=1, ema__decays=(0.5,))
     train(build(c), RUN)
-    assert f"{RUN} is remote and has no lock: no other process may train there" in capsys.readouterr().out
+    assert f"{RUN} is remote and has no lock: no other process may write there" in capsys.readouterr().out
     c.train.steps = 4
     here = train(build(c), tmp_path / "run").state
     there = train(build(c), RUN).state

@@ -261,8 +261,11 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
             )
             if status:
                 how = "was stopped; call again to resume" if status in SIGNALLED else "failed; what is done is kept"
-                print(f"sweep: {row.name} {how} (status {status})", file=sys.stderr)
-                return status
+                if status < 0:  # it could not say so itself
+                    how = f"was killed by signal {-status}, perhaps for lack of memory; what is done is kept"
+                failed = status > 0 and status not in SIGNALLED  # it has said why, in the one line that stderr is for
+                print(f"sweep: {row.name} {how} (status {status})", file=sys.stdout if failed else sys.stderr)
+                return status if status > 0 else 128 - status
     return 0
 
 

@@ -17,7 +17,7 @@ class Verb(NamedTuple):
     """A module of this package with `parser() -> cli.Parser` and `main(argv) -> exit status`, and what it does.
 
     tuned: with XLA's flags for GPUs. kept: what is compiled is kept for the next call; not where that is measured.
-    lower: what takes less memory.
+    lower: what takes less memory. listens: it reads what the compiler says on stderr.
     """
 
     module: str
@@ -25,6 +25,7 @@ class Verb(NamedTuple):
     tuned: bool = False
     kept: bool = True
     lower: str = ""
+    listens: bool = False
 
 
 SMALLER = "give a smaller --batch-size"
@@ -51,8 +52,8 @@ VERBS = {
     "import": Verb("import_run", "make a run from weights"),
     "parity": Verb("parity.program", "compare every frozen part with PyTorch"),
     "sweep": Verb("sweep", "the paper's experiments one after the other, with its numbers beside ours"),
-    "profile": Verb("profile", "what a training step costs: operations, memory, time", kept=False),
-    "compile-check": Verb("compile_check", "what a training step takes on devices that are not there"),
+    "profile": Verb("profile", "what a training step costs: operations, memory, time", kept=False, listens=True),
+    "compile-check": Verb("compile_check", "what a training step takes on devices that are not there", listens=True),
     "analyze": Verb("analyze", "figures about a latent space: interp, irregularity, outliers", lower=SMALLER),
     "quickstart": Verb("quickstart", "the main job in miniature, on a CPU in minutes"),
     "config": Verb("config", "every field of a config with its meaning, or a config with all its values"),
@@ -102,9 +103,9 @@ def main(argv: Sequence[str]) -> int | None:
 def run(*first: str) -> None:
     """The program itself: exits with its status. first: arguments before those of the process, such as a verb."""
     argv = [*first, *sys.argv[1:]]
-    if not cli.debugging(argv):  # libraries in C++ say in many lines what they raise, too
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     verb = VERBS.get(argv[0]) if argv else None
+    if not (cli.debugging(argv) or (verb and verb.listens)):  # libraries in C++ say in many lines what they raise, too
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         cli.run_main(main, argv, keep_programs=False, lower=verb.lower if verb else "")
     except SystemExit as end:

@@ -111,8 +111,16 @@ class Identified:
     """Of sources that have an `identity`: its fingerprint."""
 
     crop: Crop
-    identity: Mapping[str, str]
     caption_columns: Sequence[str]
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Part -> what it is. It is found out when it is first asked for, which may take a look at every file."""
+        return self._identity
 
     @property
     def fingerprint(self) -> str:

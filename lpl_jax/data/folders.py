@@ -56,7 +56,7 @@ class FolderSource(Identified):
         self.description = f"folder {path}: {len(self)} images of {classes} class{'es' * (classes > 1)}{text}"
 
     @functools.cached_property
-    def identity(self) -> Mapping[str, str]:
+    def _identity(self) -> Mapping[str, str]:
         """Of the images and of the files with their captions."""
         columns, root = self.caption_columns, str(self.path)
         endings = [ending for ending, used in ((".txt", TXT in columns), (".json", set(columns) - {TXT})) if used]

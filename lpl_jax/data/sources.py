@@ -47,7 +47,7 @@ class PhotoSource(Identified):
         self.description = f"scikit-image photographs: {crops} random crops of each of {len(PHOTOS)}"
 
     @functools.cached_property
-    def identity(self) -> Mapping[str, str]:
+    def _identity(self) -> Mapping[str, str]:
         """Of the photographs, by their content: another version of the package may have others."""
         files = {file: _scikit_image_data() / file for file in PHOTOS.values()}
         return self._options("photos") | {"crops": str(self.crops)} | fingerprint_files(files, "content")
@@ -81,7 +81,7 @@ class Subset(Identified):
         self.description = f"{len(self)} of {source.description}"
 
     @functools.cached_property
-    def identity(self) -> Mapping[str, str]:
+    def _identity(self) -> Mapping[str, str]:
         """That of the source, and of which of its images."""
         return {**self._source.identity, "subset": fingerprint_texts(*map(str, self._indices))}
 

@@ -59,7 +59,7 @@ class TFDSSource(Identified):
         self._split, self._identified_by = split, identity
 
     @functools.cached_property
-    def identity(self) -> Mapping[str, str]:
+    def _identity(self) -> Mapping[str, str]:
         """Of the files of the split."""
         info = self._examples.dataset_info
         paths = [str(path) for path in info.splits[self._split].filepaths]

@@ -71,7 +71,7 @@ class WebDatasetSource(Identified):
         self._identified_by = identity
 
     @functools.cached_property
-    def identity(self) -> Mapping[str, str]:
+    def _identity(self) -> Mapping[str, str]:
         """Of the tar files."""
         files = fingerprint_files(dict(zip(self._names, self.urls, strict=True)), self._identified_by)
         return self._options("webdataset") | {"limit": str(self._limit)} | files

@@ -119,7 +119,7 @@ def _content(path: PathLike) -> tuple[str]:
     try:
         with system.open(name, "rb") as file:
             while block := file.read(2**20):
-                digest.update(block)
+                digest.update(block)  # pyright: ignore[reportArgumentType]  # of bytes: it was opened so
     except FileNotFoundError:
         return ("absent",)
     return (digest.hexdigest(),)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
 from tqdm import tqdm
 
 from lpl_jax.errors import InputError
@@ -138,7 +138,7 @@ class MetricLogger:
         folder.mkdir(parents=True, exist_ok=True)
         if start_step is not None and path.exists():
             _drop_after(path, start_step)
-        here = folder
+        here: Any = folder  # a local path where it is written to
         if is_remote(folder):
             self._remote, self._scratch, self._uploaded = folder, tempfile.TemporaryDirectory(), time.monotonic()
             here = Path(self._scratch.name)

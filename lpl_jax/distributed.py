@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.faults import explain
 
 # A process that fails waits so long for the others, which may wait for it: then the job ends.
 SHUTDOWN_SECONDS = 60
@@ -116,7 +117,7 @@ def on_first(function: Callable[[], None]) -> None:
 
 
 def on_all(function: Callable[[], None]) -> None:
-    """function() in every process; where it raises an InputError in one of them, all raise it."""
+    """function() in every process; where it raises an InputError or OSError in one of them, all raise one."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -127,9 +128,9 @@ def on_all(function: Callable[[], None]) -> None:
     message, failure = b"", None
     try:
         function()
-    except InputError as error:
+    except (InputError, OSError) as error:
         failure = error
-        message = str(error).encode()[:MESSAGE_BYTES]
+        message = explain(error)[0].encode()[:MESSAGE_BYTES]
     padded = np.frombuffer(message.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
     texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(padded)]
     if text := next(filter(None, texts), ""):

@@ -239,7 +239,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, tiny_config):
 def test_what_one_process_finds_all_report(tmp_path, tiny_config):
     """The lock is process 0's: the other one does not wait for it in vain."""
     (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / "lock").open("w") as lock:
+    with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pair = Pair(tmp_path, tiny_config())
         assert pair.wait(60) == [2, 2]

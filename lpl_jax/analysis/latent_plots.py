@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.pictures import write_figure
 
 DPI = 110
 MARKERS = "osD^vP*X"
@@ -158,8 +158,7 @@ def _show(axis, image, title):
 
 
 def _save(figure, path):
-    with atomic_open(path) as file:
-        figure.savefig(file, dpi=DPI)
+    write_figure(path, figure, DPI)
     _pyplot().close(figure)
 
 

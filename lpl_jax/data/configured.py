@@ -20,4 +20,5 @@ def data_source(experiment: Experiment) -> Source:
         captions=captions,
         seed=experiment.seed,
         limit=data.limit,
+        identity=data.identity,
     )

@@ -148,4 +148,6 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _from_lab(image: Image.Image) -> Image.Image:
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+    converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+    assert converted is not None  # it is where the conversion is in place
+    return converted

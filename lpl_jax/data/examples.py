@@ -6,13 +6,15 @@ makes the two alike: there is one way to write a store.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from typing_extensions import TypeIs
 
+from lpl_jax.data import decoding
 from lpl_jax.data.images import Crop
+from lpl_jax.io.fingerprints import fingerprint_values
 
 
 class Example(NamedTuple):
@@ -68,12 +70,22 @@ class Unit(NamedTuple):
 class _Described(Protocol):
     """What every source tells: the crop, and what it is.
 
-    `description` is for people; `fingerprint` (hexadecimal) is equal only for sources with the same examples.
+    `description` is for people; `identity` says by parts what decides the examples, with fingerprints of the files, and
+    `fingerprint` (hexadecimal) of all of it is equal only for sources with the same examples.
     """
 
     crop: Crop
     description: str
-    fingerprint: str
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Part -> what it is. It is found out when it is first asked for, which may take a look at every file."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the identity."""
+        ...
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -114,6 +126,32 @@ class StreamSource(_Described, Protocol):
     def units(self) -> Sequence[Unit]:
         """Its units, in order."""
         ...
+
+
+class Identified:
+    """Of sources that have an `identity`: its fingerprint."""
+
+    crop: Crop
+    caption_columns: Sequence[str]
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Part -> what it is. It is found out when it is first asked for, which may take a look at every file."""
+        return self._identity
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; of the identity."""
+        return fingerprint_values(self.identity)
+
+    def _options(self, kind: str) -> dict[str, str]:
+        """The parts of an identity that every source has."""
+        parts = {"kind": kind, "crop": str(self.crop), "resolution": str(self.crop.resolution)}
+        return parts | {"captions": ", ".join(self.caption_columns), "rules of decoding": decoding.RULES}
 
 
 Source: TypeAlias = ImageSource | StreamSource

@@ -1,19 +1,21 @@
 """Folders of image files: one folder for each class, or all images in one."""
 
+import functools
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lpl_jax.data import decoding
 from lpl_jax.data.captions import MAX_BYTES, TXT, check_columns, read_captions
-from lpl_jax.data.examples import Example
+from lpl_jax.data.examples import Example, Identified
 from lpl_jax.data.images import Crop
 from lpl_jax.data.listing import Listing, list_files, name_text
 from lpl_jax.data.metadata import NAMES, Metadata, metadata_labels, read_metadata
 from lpl_jax.errors import InputError
-from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_values
 from lpl_jax.io.paths import PathLike, read_bounded, to_path
 
 UNLABELLED = ("all",)
@@ -24,7 +26,7 @@ SPLIT = re.compile(
 )
 
 
-class FolderSource:
+class FolderSource(Identified):
     """A folder of class folders, as ImageNet users have it, or a folder that holds images itself.
 
     Classes are the folders in it, in natural order; images in subfolders of a class folder belong to the class. Images
@@ -34,6 +36,7 @@ class FolderSource:
     Args:
       captions: caption columns: "txt" is the file NAME.txt beside the image NAME.jpg, every other name a column of the
         metadata, or a field of NAME.json.
+      identity: how these files are told from others of their names, see `io.fingerprints`.
 
     Raises:
       InputError: no such folder, no images, a class folder without images, images both in the folder and in folders of
@@ -48,8 +51,10 @@ class FolderSource:
         captions: Sequence[str] = (),
         crop: str = "resize_center_crop",
         seed: int = 0,
+        identity: str = "times",
     ):
         self.path = to_path(path, "a folder of images")
+        self._identified_by = identity
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
         if not self.path.is_dir():
@@ -69,8 +74,17 @@ class FolderSource:
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
         classes = len(self.class_names)
         self.description = f"folder {path}: {len(self)} images of {classes} class{'es' * (classes > 1)}{text}"
-        columns = ["captions", *self.caption_columns] if self.caption_columns else []
-        self.fingerprint = fingerprint_texts("folder", str(self.crop), str(resolution), *columns, *self._files)
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        """Of the images, of the files with their captions, and of what the metadata says."""
+        columns, root = self.caption_columns, str(self.path)
+        endings = [ending for ending, used in ((".txt", TXT in columns), (".json", set(columns) - {TXT})) if used]
+        beside = [os.path.splitext(file)[0] + ending for file in self._files for ending in endings]  # noqa: PTH122
+        files = {file: f"{root}/{file}" for file in (*self._files, *beside)}
+        said = {"classes": self.class_names, "labels": self._labels, "rows": self._rows}
+        labels = {"classes and metadata": fingerprint_values(said)}
+        return self._options("folder") | labels | fingerprint_files(files, self._identified_by)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -103,10 +104,11 @@ def _cut_and_resize(image: Image.Image, size: tuple[int, int], resolution: int) 
     """As resized to `size` and cut, up to rounding; but of a line of pixels only what is kept is ever enlarged."""
     original, (left, top) = image.size, ((side - resolution) // 2 for side in size)
     edges = left, top, left + resolution, top + resolution
-    box = [edge * old / new for edge, old, new in zip(edges, 2 * original, 2 * size, strict=True)]
+    box: Any = [edge * old / new for edge, old, new in zip(edges, 2 * original, 2 * size, strict=True)]
     if resolution > min(original):  # Pillow's float32 would not tell places apart that are far out in few pixels
         first = [max(math.floor(edge) - REACH, 0) for edge in box[:2]]
-        image = image.crop((*first, *(min(math.ceil(box[2 + i]) + REACH, original[i]) for i in (0, 1))))
+        right, bottom = (min(math.ceil(box[2 + i]) + REACH, original[i]) for i in (0, 1))
+        image = image.crop((first[0], first[1], right, bottom))
         box = [edge - start for edge, start in zip(box, 2 * first, strict=True)]
     pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=tuple(box)))
     return pixels, _control(original, top, left, size[0] - resolution - left)

@@ -2,7 +2,8 @@
 
 What a file is, its ending says, in any case: an image (`IMAGE_SUFFIXES`), a tar file, or what usually lies beside
 images (`SIDE_SUFFIXES`). All else is named with a reason: whoever lists a folder skips it in a report, or refuses it.
-Hidden files and folders, and what systems leave behind (`SYSTEM_NAMES`), are not there at all.
+Hidden files and folders, what systems leave behind (`SYSTEM_NAMES`), and our own pictures of images (`io.pictures`) are
+not there at all.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from lpl_jax.data.images import IMAGE_SUFFIXES
 from lpl_jax.errors import InputError
 from lpl_jax.io.paths import AnyPath, files_below, is_remote
+from lpl_jax.io.pictures import without_pictures
 
 TAR_SUFFIXES = tuple(f".tar{end}" for end in ("", ".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4", ".z", ".br"))
 TAR_SUFFIXES += (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
@@ -67,7 +69,7 @@ def list_files(folder: AnyPath) -> Listing:
             ending = PurePosixPath(name).suffix
             found.others[name] = f"{ending or 'a name without an ending'} is no ending of an image that is read"
     found.folders.sort(key=natural)
-    return found
+    return found._replace(images=without_pictures(folder, found.images))
 
 
 def first_kind(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from lpl_jax.data.skips import kinds_of
 from lpl_jax.data.store import REPORT, LatentStore
 from lpl_jax.data.writer import write_store
 from lpl_jax.io.paths import PathLike
+from lpl_jax.io.progress import progress_bar
 
 
 def prepare(
@@ -29,7 +30,7 @@ def prepare(
     def count(images: int):
         nonlocal encoded, bar, begun
         if bar is None:  # the first call comes when nothing but an image can be wrong: other errors show no bar
-            bar = tqdm(total=total, desc="prepare", unit="img", leave=False, disable=not progress)
+            bar = progress_bar(total=total, desc="prepare", unit="img", leave=False, disable=not progress)
         encoded += images
         bar.update(images)
         if images and begun is None:  # the rate is that after the first batch, for which the encoder was compiled

@@ -1,7 +1,8 @@
 """Image sources: where square images come from, by name. Sources of known length are pure functions of the index."""
 
+import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from lpl_jax.data.decoding import read_rgb
-from lpl_jax.data.examples import Example, ImageSource, Source, is_stream
+from lpl_jax.data.examples import Example, Identified, ImageSource, Source, is_stream
 from lpl_jax.data.folders import FolderSource
 from lpl_jax.data.images import Crop
 from lpl_jax.data.tfds import TFDSSource
 from lpl_jax.data.webdataset import WebDatasetSource, is_webdataset
 from lpl_jax.errors import InputError
-from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_texts
 
 # The colour photographs that are files of the scikit-image wheel itself; its other data sets are downloads.
 PHOTOS = {
@@ -30,7 +31,7 @@ PHOTOS = {
 }
 
 
-class PhotoSource:
+class PhotoSource(Identified):
     """Random square crops of eight colour photographs that come with scikit-image; the class is the photograph.
 
     Example i is crop i // 8 of photograph i % 8. Its position and size (a part between `side[0]` and `side[1]` of the
@@ -47,7 +48,12 @@ class PhotoSource:
         folder = _scikit_image_data()
         self._photos = [_photograph(folder / file) for file in PHOTOS.values()]
         self.description = f"scikit-image photographs: {crops} random crops of each of {len(PHOTOS)}"
-        self.fingerprint = fingerprint_texts("photos", str(self.crop), str(resolution), str(crops), *PHOTOS)
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        """Of the photographs, by their content: another version of the package may have others."""
+        files = {file: _scikit_image_data() / file for file in PHOTOS.values()}
+        return self._options("photos") | {"crops": str(self.crops)} | fingerprint_files(files, "content")
 
     def __len__(self) -> int:
         return len(self._photos) * self.crops
@@ -66,7 +72,7 @@ class PhotoSource:
         return f"{self.class_names[label]}-{crop:05d}"
 
 
-class Subset:
+class Subset(Identified):
     """`limit` files of a source, drawn at random by `seed` and kept in the source's order; unusable ones among them."""
 
     def __init__(self, source: ImageSource, limit: int, seed: int = 0):
@@ -80,7 +86,11 @@ class Subset:
         self.unusable = [source.unusable[index - len(source)] for index in drawn[drawn >= len(source)]]
         self.notes = source.notes
         self.description = f"{len(self)} of {source.description}"
-        self.fingerprint = fingerprint_texts("subset", source.fingerprint, *map(str, self._indices))
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        """That of the source, and of which of its images."""
+        return {**self._source.identity, "subset": fingerprint_texts(*map(str, self._indices))}
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -104,6 +114,7 @@ def open_source(
     captions: Sequence[str] | None = None,
     seed: int = 0,
     limit: int | None = None,
+    identity: str = "times",
 ) -> Source:
     """The source that a command line or a config names.
 
@@ -115,6 +126,8 @@ def open_source(
       split, data_dir: only for tfds.
       captions: caption columns: "txt" (the file beside an image) or a field of its json; of tfds, features. None is
         ("txt",) for a webdataset and () for the others; photos have none.
+      identity: how files are told from others of their names, by their change "times" or their "content"; of photos it
+        is always their content.
       limit: at most this many images, drawn at random by `seed`; of a webdataset the first of every tar file.
 
     Raises:
@@ -135,7 +148,7 @@ def open_source(
             raise InputError(f"captions={', '.join(captions)} with source photos: these have no captions")
         source = PhotoSource(resolution, seed=seed, **photo_options)
         return source if limit is None else Subset(source, limit, seed)
-    options = _given(seed=seed, crop=crop, captions=captions)
+    options = _given(seed=seed, crop=crop, captions=captions, identity=identity)
     if kind == "webdataset":
         return WebDatasetSource(spec, resolution, limit=limit, **options)
     if kind == "tfds":

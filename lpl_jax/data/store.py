@@ -21,21 +21,22 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tqdm import tqdm
 
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.records import unpack
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
-from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.fingerprints import fingerprint, fingerprint_texts, fingerprint_values
+from lpl_jax.io.locks import writer_of
 from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, size_of, to_path
+from lpl_jax.io.progress import progress_bar
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -112,6 +113,8 @@ class Manifest:
       resolution, crop: side of the encoded images in pixels, and the rule that made them square.
       dtype: type in which the moments are kept.
       source: description of the image source, for people; `source_fingerprint` is its identity.
+      source_identity: that by parts, see `data.examples`; None of a store that was made before these were noted, whose
+        source_fingerprint knows names alone.
       shards: the files, in order of the records.
       text: how its captions became numbers; None for a store without captions.
       skipped: images that were left out, listed in the report.
@@ -135,6 +138,7 @@ class Manifest:
     format: int = FORMAT
     text: TextInfo | None = None
     skipped: int = 0
+    source_identity: Mapping[str, str] | None = None
 
     @property
     def num_records(self) -> int:
@@ -224,6 +228,24 @@ class Manifest:
             raise InputError(f"{path}: dtype={self.dtype!r}; possible: {', '.join(DTYPES)}")
 
 
+class StoreIdentity(NamedTuple):
+    """What a store is, wherever it lies; see `same_images`.
+
+    records: fingerprint of its shards. images: of what they were made from and how, which a store that is still being
+    written has from the beginning; None where that is not known by more than names. finished: as of the store. source:
+    for people.
+    """
+
+    records: str
+    images: str | None
+    finished: bool
+    source: str
+
+    def same_images(self, other: "StoreIdentity") -> bool:
+        """Whether the other one holds the same records, or was made, or is being made, of the same images alike."""
+        return self.records == other.records or (self.images is not None and self.images == other.images)
+
+
 class LatentStore:
     """A latent store, opened for random access; it can be pickled, and read from several threads.
 
@@ -279,12 +301,23 @@ class LatentStore:
         if is_remote(self.path):
             with ThreadPoolExecutor(8) as pool:
                 copies = pool.map(lambda shard: shard.source, self._shards)
-                list(tqdm(copies, f"copy {self.path}", len(self._shards), leave=False, unit="shard"))
+                list(progress_bar(copies, f"copy {self.path}", len(self._shards), leave=False, unit="shard"))
 
     def fixed(self, indices: Sequence[int]) -> np.ndarray:
         """The fixed parts of B records: (B,) of `Manifest.record_dtype`."""
         size = self._dtype.itemsize
         return np.frombuffer(b"".join([data[:size] for data in self.read(indices)]), self._dtype)
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """Of the records and of the images, not of the place."""
+        manifest = self.manifest
+        records = fingerprint_texts(str(self._dtype), *(f"{shard.records} {shard.sha256}" for shard in manifest.shards))
+        text = manifest.text and dataclasses.asdict(dataclasses.replace(manifest.text, tokenizer="", encoder=None))
+        made = {"source": manifest.source_fingerprint, "text": text}
+        made |= {name: getattr(manifest, name) for name in ("weights_hash", "resolution", "crop", "dtype")}
+        images = None if manifest.source_identity is None else fingerprint_values(made)
+        return StoreIdentity(records, images, self.finished, manifest.source)
 
     @property
     def num_classes(self) -> int:
@@ -373,7 +406,9 @@ def _read_manifest(folder: AnyPath, partial: bool) -> tuple[Manifest, bool]:
     path = folder / MANIFEST
     if path.is_file():
         return Manifest.from_json(path.read_text(), path), True
-    plan = read_plan(folder)
+    plan, writer = read_plan(folder), writer_of(folder)
+    if writer and not (partial and plan):
+        raise InputError(f"latent store {folder}: is just being written by {writer}")
     if plan is None:
         raise InputError(f"latent store {folder}: has no {MANIFEST}, so it is no store or was not finished")
     manifest, units = plan

@@ -1,27 +1,29 @@
 """TensorFlow data sets that are already prepared on disk, read without TensorFlow."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lpl_jax.data.captions import check_columns, clean_caption
-from lpl_jax.data.examples import Example
+from lpl_jax.data.examples import Example, Identified
 from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
-from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.fingerprints import fingerprint_files
 from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.io.texts import decode_text
 
 UNLABELLED = ("all",)
 
 
-class TFDSSource:
+class TFDSSource(Identified):
     """A TensorFlow data set that is already prepared on disk in ArrayRecord format, read without TensorFlow.
 
     Args:
       name: as `tfds.builder` takes it, e.g. `imagenet2012` or `imagenet2012:5.1.0`.
       data_dir: where prepared data sets lie; None is tensorflow-datasets' own default.
       captions: features that hold a caption, or a list of captions, of which the first is taken.
+      identity: how its files are told from others of their names, see `io.fingerprints`.
       image_key, label_key: the features that hold the encoded image and the class. A data set with captions need not
         have a class: all its images are then one, "all".
     """
@@ -36,6 +38,7 @@ class TFDSSource:
         captions: Sequence[str] = (),
         crop: str = "resize_center_crop",
         seed: int = 0,
+        identity: str = "times",
         image_key: str = "image",
         label_key: str = "label",
     ):
@@ -55,9 +58,15 @@ class TFDSSource:
             raise InputError(f"TFDS data set {name}: feature {label_key!r} is not a class label")
         self.class_names = tuple(info.features[label_key].names) if labelled else UNLABELLED
         self.description = f"TFDS {info.full_name}, split {split}: {len(self)} images"
-        columns = ["captions", *captions] if captions else []
-        parts = "tfds", str(self.crop), str(resolution), info.full_name, split, str(len(self)), *columns
-        self.fingerprint = fingerprint_texts(*parts)
+        self._split, self._identified_by = split, identity
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        """Of the files of the split."""
+        info = self._examples.dataset_info
+        paths = [str(path) for path in info.splits[self._split].filepaths]
+        files = fingerprint_files({path.rpartition("/")[2]: path for path in paths}, self._identified_by)
+        return self._options("tfds") | {"name": info.full_name, "split": self._split} | files
 
     def __len__(self) -> int:
         return len(self._examples)

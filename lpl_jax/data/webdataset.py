@@ -11,25 +11,25 @@ import hashlib
 import itertools
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lpl_jax.data.captions import TXT, check_columns, read_captions
-from lpl_jax.data.examples import Example, Item, Note, Skipped, Unit
+from lpl_jax.data.examples import Example, Identified, Item, Note, Skipped, Unit
 from lpl_jax.data.images import Crop
 from lpl_jax.data.listing import first_kind, is_hidden, is_image, is_tar, list_files, name_text, natural
 from lpl_jax.data.records import MOST_CLASSES
 from lpl_jax.data.tars import IMAGE_ENDINGS, Sample, read_tar, seekable
 from lpl_jax.errors import InputError
-from lpl_jax.io.fingerprints import fingerprint_texts
+from lpl_jax.io.fingerprints import fingerprint_files
 from lpl_jax.io.paths import file_system, is_remote, to_path
 
 LABEL = "cls"  # ending of the file with the number of a sample's class
 UNLABELLED = ("all",)
 
 
-class WebDatasetSource:
+class WebDatasetSource(Identified):
     """Images and captions of tar files, and labels where the first sample has one: then the others need one, too.
 
     Args:
@@ -37,6 +37,7 @@ class WebDatasetSource:
         path, or a URL that fsspec knows (gs://, s3://, memory://).
       captions: columns: "txt" or a field of the json (see `captions.read_captions`); none: images without text.
       limit: at most this many samples, the first of every tar file alike.
+      identity: how these files are told from others of their names, see `io.fingerprints`.
 
     Attributes:
       urls, sizes: the tar files in order of their names, and their bytes.
@@ -55,6 +56,7 @@ class WebDatasetSource:
         crop: str = "resize_center_crop",
         seed: int = 0,
         limit: int | None = None,
+        identity: str = "times",
     ):
         if limit is not None and limit < 1:
             raise InputError(f"limit={limit}: must be a positive number of images")
@@ -67,9 +69,13 @@ class WebDatasetSource:
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
         most = "" if limit is None else f"at most {limit} images of "
         self.description = f"{most}webdataset {pattern}: {len(self.urls)} tar files{text}"
-        files = [f"{name} {size}" for name, size in zip(self._names, self.sizes, strict=True)]
-        options = str(self.crop), str(resolution), *self.caption_columns, str(limit)
-        self.fingerprint = fingerprint_texts("webdataset", *options, *files)
+        self._identified_by = identity
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
+        """Of the tar files."""
+        files = fingerprint_files(dict(zip(self._names, self.urls, strict=True)), self._identified_by)
+        return self._options("webdataset") | {"limit": str(self._limit)} | files
 
     def units(self) -> list[Unit]:
         """One for each tar file."""

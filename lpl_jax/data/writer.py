@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,9 @@ from lpl_jax.data.store import (
 )
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import PARTIAL, upload, write_json, write_text
+from lpl_jax.io.faults import naming
 from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.locks import LOCK, only_writer
 from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, to_path
 
 # Shards have the number of their host in their partial names, and JSON files those of `io.atomic`.
@@ -91,44 +93,53 @@ def write_store(
 
     What `inspect.verify` would find fault with is skipped and listed: the rule is `records.faults`.
 
+    Nobody but the other hosts writes into the folder meanwhile: see `io.locks`.
+
     Raises:
-      InputError: `path` holds another store or other files, the source has no image or more than `max_skipped` that
-        cannot be used, or the resolution does not fit the autoencoder.
+      InputError: `path` holds another store or other files or is in use, the source has no image or more than
+        `max_skipped` that cannot be used, or the resolution does not fit the autoencoder.
     """
-    folder = to_path(path, "a latent store", remote=True)
     if batch_size < 1 or shard_records < 1:
         raise InputError(f"batch_size={batch_size}, shard_records={shard_records}: must be positive")
     if not 0 <= host_index < host_count:
         raise InputError(f"host_index={host_index} of host_count={host_count}: possible are 0 to host_count - 1")
     limit = SkipLimit(max_skipped if max_skipped is not None else 0.01 if is_stream(source) else 0)
-    captions = CaptionEncoder(text or TextOptions(), source.caption_columns) if source.caption_columns else None
-    planned = _plan(source, autoencoder, dtype, captions)
-    if (folder / MANIFEST).is_file():
-        store = LatentStore(folder)
-        _check_same(folder, store.manifest, planned)
-        _check_count(store, source)
-        return store
-    if not is_stream(source):
-        limit.foresee(source.unusable, len(source))
-    units = work_units(source, shard_records)
-    names = [unit.name for unit in units]
-    _begin(folder, planned, names, host_index, host_count)
-    done = read_unit_records(folder)
-    limit.add(done)
-    mine = [number for number in range(host_index, len(units), host_count) if number not in done]
-    on_progress(0)
-    ahead = max(batch_size, read_threads)
-    shards = _Shards(folder, planned, names, captions, host_index)
-    try:
-        with contextlib.closing(load_units(((i, units[i]) for i in mine), threads=read_threads, ahead=ahead)) as loaded:
+    folder = to_path(path, "a latent store", remote=True)
+    with only_writer(folder, host_index if host_count > 1 else None):
+        captions = CaptionEncoder(text or TextOptions(), source.caption_columns) if source.caption_columns else None
+        planned = _plan(source, autoencoder, dtype, captions)
+        if (folder / MANIFEST).is_file():
+            store = LatentStore(folder)
+            _check_same(folder, store.manifest, planned)
+            _check_count(store, source)
+            return store
+        if not is_stream(source):
+            limit.foresee(source.unusable, len(source))
+        units = work_units(source, shard_records)
+        names = [unit.name for unit in units]
+        _begin(folder, planned, names, host_index, host_count)
+        done = read_unit_records(folder)
+        limit.add(done)
+        mine = [(number, units[number]) for number in range(host_index, len(units), host_count) if number not in done]
+        on_progress(0)
+        shards = _Shards(folder, planned, names, captions, host_index)
+        loading = load_units(mine, threads=read_threads, ahead=max(batch_size, read_threads))
+        with _tidied(folder, shards, alone=host_count == 1), contextlib.closing(loading) as loaded:
             for encoded in encode(loaded, autoencoder, batch_size=batch_size, dtype=dtype):
                 _write(encoded, shards, limit, _Told(on_progress, on_skipped, on_note))
+        return _finish(folder, planned, len(units), limit, source)
+
+
+@contextlib.contextmanager
+def _tidied(folder: AnyPath, shards: "_Shards", *, alone: bool) -> Iterator[None]:
+    """Where the block fails, nothing is left but the units that are finished."""
+    try:
+        yield
     except BaseException:
         shards.close()
-        if host_count == 1 and not read_unit_records(folder):  # the plan of nothing serves nobody
+        if alone and not read_unit_records(folder):  # the plan of nothing serves nobody
             _remove([folder / PLAN])
         raise
-    return _finish(folder, planned, len(units), limit, source)
 
 
 class _Told(NamedTuple):
@@ -208,10 +219,11 @@ class _Shards:
         if key in self._keys:  # across units, keys differ because the source makes them so
             return "another image has this name"
         self._keys.add(key)
-        if self._writer is None:
-            # One record per chunk for random access; half-precision noise does not compress.
-            self._writer = ArrayRecordWriter(str(self._partial(unit)), "group_size:1,uncompressed")
-        self._writer.write(pack(row, key, example.captions))
+        with naming(self._partial(unit)):
+            if self._writer is None:
+                # One record per chunk for random access; half-precision noise does not compress.
+                self._writer = ArrayRecordWriter(str(self._partial(unit)), "group_size:1,uncompressed")
+            self._writer.write(pack(row, key, example.captions))
         self._records += 1
         self._classes = max(self._classes, int(row["label"]) + 1)
         return None
@@ -223,7 +235,8 @@ class _Shards:
         """Gives the shard its name, and records the unit."""
         shard = None
         if self._writer is not None:
-            self._writer.close()
+            with naming(self._partial(unit)):
+                self._writer.close()
             self._writer = None
             shard = _publish(self._partial(unit), self._folder / self._name(unit), self._records)
         skipped = [_listed(entry) for entry in self._skipped]
@@ -235,7 +248,8 @@ class _Shards:
     def close(self) -> None:
         """Removes what was written of a unit that is not finished."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(RuntimeError):  # on a full disk it cannot be closed; it is removed anyway
+                self._writer.close()
             self._writer = None
             _remove(file for file in entries(self._folder) if file.name.endswith(self._suffix))
 
@@ -292,6 +306,7 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
         class_names=tuple(map(name_text, source.class_names)),
         source=source.description,
         source_fingerprint=source.fingerprint,
+        source_identity=dict(source.identity),
         text=None if captions is None else captions.info,
     )
 
@@ -312,10 +327,27 @@ def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
     ]
     if differences:
         name, have, want = differences[0]
+        if name == "source" and have == want:
+            _refuse_changed(folder, found, planned)
         raise InputError(
             f"{folder} already holds another latent store ({name} {have}, not {want}); "
             "give another folder or delete this one"
         )
+
+
+def _refuse_changed(folder: AnyPath, found: Manifest, planned: Manifest):
+    """Raises the InputError of a source that reads the same, but is not what it was."""
+    before, now = found.source_identity, planned.source_identity or {}
+    what = "delete this store, or give another folder"
+    if before is None:
+        reason = "an earlier version made it, which noted their names alone: whether they are the same cannot be told"
+    elif changed := [part for part in (*before, *now) if part in before and part in now and before[part] != now[part]]:
+        reason = f"these have changed since: other {', '.join(dict.fromkeys(changed))}"
+        if changed == ["change times"]:
+            what += " (a store made with --identity content goes by their content alone)"
+    else:
+        reason = f"it tells them by their {', '.join(before.keys() - now.keys())}: give the same --identity"
+    raise InputError(f"{folder} already holds a latent store of {found.source}, but {reason}; {what}")
 
 
 def _text_identity(manifest: Manifest):
@@ -335,13 +367,13 @@ def _check_count(store: LatentStore, source: Source):
 def _begin(folder: AnyPath, planned: Manifest, units: list[str], host: int, host_count: int):
     """Makes the folder with its plan, or checks that the plan it has is this one; removes what a killed write left."""
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = [file.name for file in entries(folder) if not _OURS.fullmatch(file.name)]
+    foreign = [file.name for file in _files(folder) if not _OURS.fullmatch(file.name)]
     if foreign:
         raise InputError(f"{folder} holds other files ({foreign[0]}); give a new or empty folder for the latent store")
     begun = read_plan(folder)
     if begun is None:
         if host_count == 1:  # else they may be another host's, that was faster
-            _remove(entries(folder))
+            _remove(_files(folder))
         write_json(folder / PLAN, {"manifest": json.loads(planned.to_json()), "units": units})
         return
     _check_same(folder, begun[0], planned)
@@ -352,6 +384,11 @@ def _begin(folder: AnyPath, planned: Manifest, units: list[str], host: int, host
         )
     suffix = PARTIAL if host_count == 1 else _suffix(host)
     _remove(file for file in entries(folder) if file.name.endswith(suffix))
+
+
+def _files(folder: AnyPath) -> list[AnyPath]:
+    """What is in the folder of a store, but for its locks."""
+    return [file for file in entries(folder) if not file.name.startswith(LOCK)]
 
 
 def _remove(files):

@@ -34,6 +34,8 @@ METRICS = {
     "spectrum_middle": ("spectrum error, middle band (log10)", "lower"),
     "spectrum_high": ("spectrum error, high band (log10)", "lower"),
 }
+# Where something lies, for people: a fingerprint stands beside each.
+PLACES = ("run", "images.source", "reference.source", "autoencoder", "text", "clip.source", "prompts.file")
 # What has to be the same for the numbers of two cards to mean the same. The rest is what one compares.
 COMPARABLE = ("num_images", "resolution", "features.", "clip.", "reference.", "metrics.", "prompts.")
 # The same thing may lie elsewhere (hashes tell); intervals do not touch the values.

@@ -10,8 +10,9 @@ from lpl_jax.evaluation import fluctuation
 from lpl_jax.evaluation.cards import FOLDER, METRICS, SAMPLES, Card, matters, read_card
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.sweep import draw
-from lpl_jax.io.atomic import atomic_open, write_csv, write_text
+from lpl_jax.io.atomic import write_csv, write_text
 from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.pictures import write_picture
 
 # What the lists of `lpl eval` vary, in a card.
 VARIED = {
@@ -110,8 +111,8 @@ def write_results(
         shown = figure.samples
         if len(shown) > 1 and len({images.shape for images in shown.values()}) == 1:  # of the same noise and labels
             images = np.concatenate(list(shown.values()))
-            with atomic_open(workdir / f"{name}_samples.png") as file:
-                captioned_rows(images, list(shown), len(images) // len(shown)).save(file, "PNG")
+            picture = captioned_rows(images, list(shown), len(images) // len(shown))
+            write_picture(workdir / f"{name}_samples.png", picture)
     return text
 
 

@@ -27,6 +27,7 @@ from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
 from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.io.atomic import atomic_open, write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.pictures import write_picture
 from lpl_jax.runs.sampling import in_batches
 from lpl_jax.text import load_tokenizer
 
@@ -124,8 +125,7 @@ def evaluate(
     shown = first_images(images, count, evaluator.mesh)
     if jax.process_index() == 0:
         cards.write_card(card, out)
-        with atomic_open(out / "grid.png") as file:
-            grid(shown, count).save(file, "PNG")
+        write_picture(out / "grid.png", grid(shown, count))
         with atomic_open(out / cards.SAMPLES) as file:
             np.save(file, shown[:PER_ROW])
         _spectra(features, evaluator.reference, out)

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from lpl_jax import parallel
+from lpl_jax.evaluation.cards import PLACES
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
 from lpl_jax.io.atomic import write_json, write_npz
 from lpl_jax.io.fingerprints import fingerprint_values
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.progress import progress_bar
 
 PART = 1024
 
@@ -66,7 +67,7 @@ def extract(
     kept = None if folder is None else _kept(folder, provenance or {})
     measure = _measurer(networks, mesh)
     parts = []
-    with tqdm(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
+    with progress_bar(total=count, desc=label, unit="img", leave=False, disable=jax.process_index() != 0) as bar:
         for start in range(0, count, PART):
             stop = min(start + PART, count)
             path = kept / f"part-{start:06d}-{stop:06d}.npz" if kept else None
@@ -89,8 +90,12 @@ def extract(
 
 
 def _kept(folder: PathLike, provenance: Mapping[str, Any]) -> AnyPath:
-    """The folder of these features, with a file that says what they are of."""
-    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(provenance)[:16]
+    """The folder of these features, with a file that says what they are of.
+
+    It is named by what identifies images and networks, wherever they lie.
+    """
+    what = {name: value for name, value in provenance.items() if name not in PLACES}
+    kept = to_path(folder, "evaluation.cache", remote=True) / fingerprint_values(what)[:16]
     if jax.process_index() == 0:
         write_json(kept / "made.json", provenance)
     return kept

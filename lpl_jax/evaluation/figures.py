@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lpl_jax.errors import InputError
-from lpl_jax.io.atomic import atomic_open
 from lpl_jax.io.paths import PathLike
+from lpl_jax.io.pictures import write_figure
 
 MARGIN = 4  # pixels between the images of a panel
 TITLE = 18  # height of a panel's title
@@ -103,6 +103,5 @@ def plot_losses(runs: Sequence[tuple[str, Sequence[Mapping], int]], path: PathLi
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
-    with atomic_open(path) as file:
-        figure.savefig(file, dpi=100)
+    write_figure(path, figure, 100)
     plt.close(figure)

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import math
 import os
-import posixpath
 import threading
 import zipfile
 import zlib
@@ -275,7 +274,6 @@ def _damage(path: AnyPath) -> Iterator[None]:
 def _image_names(folder: AnyPath) -> list[str]:
     """Paths of the images below a folder, relative to it, in natural order; refuses what is no image and read twice."""
     files = list_files(folder)
-    sampled = {posixpath.dirname(name) for name in files.sides if posixpath.basename(name) == "samples.json"}
     if others := [*files.tars, *files.others]:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
@@ -284,9 +282,7 @@ def _image_names(folder: AnyPath) -> list[str]:
         )
     if links := [*files.loops, *files.again]:
         raise InputError(f"{_shown(folder / links[0])} is a symbolic link to a folder that is read already")
-    # `lpl sample` puts its images together in a grid
-    grids = {posixpath.join(place, "grid.png") for place in sampled}
-    return [name for name in files.images if name not in grids]
+    return files.images
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int], count: int) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from lpl_jax.evaluation.networks import load_networks
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.evaluation.reference import image_count, set_rows
 from lpl_jax.experiment import Experiment
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 
@@ -39,33 +40,34 @@ def evaluate_images(
     prompts = read_prompts(config.prompts, count) if config.prompts else None
     if prompts and len(prompts.lines) != count:
         raise InputError(f"evaluation.prompts={config.prompts} has {len(prompts.lines)} lines for {count} images")
-    evaluator = make_evaluator(
-        config,
-        source=None,
-        resolution=min(height, width),
-        mesh=mesh,
-        folder=out / cards.FEATURES,
-        prompts=prompts,
-    )
-    provenance = {
-        "images.source": str(path),
-        "images.fingerprint": images.fingerprint,
-        "images.rules": image_sets.RULES,
-    }
-    if side is not None:
-        provenance["images.resized"] = f"shorter side to {side}, centre crop"
-    _check_free(out, describe(evaluator, provenance, min(height, width), count))
-    card = evaluate(
-        evaluator,
-        set_rows(images),
-        count,
-        provenance=provenance,
-        resolution=min(height, width),
-        out=out,
-        context=cards.context(command),
-        prompt_of=np.asarray if prompts else None,
-        label=Path(path).name,
-    )
+    with only_writers(out):
+        evaluator = make_evaluator(
+            config,
+            source=None,
+            resolution=min(height, width),
+            mesh=mesh,
+            folder=out / cards.FEATURES,
+            prompts=prompts,
+        )
+        provenance = {
+            "images.source": str(path),
+            "images.fingerprint": images.fingerprint,
+            "images.rules": image_sets.RULES,
+        }
+        if side is not None:
+            provenance["images.resized"] = f"shorter side to {side}, centre crop"
+        _check_free(out, describe(evaluator, provenance, min(height, width), count))
+        card = evaluate(
+            evaluator,
+            set_rows(images),
+            count,
+            provenance=provenance,
+            resolution=min(height, width),
+            out=out,
+            context=cards.context(command),
+            prompt_of=np.asarray if prompts else None,
+            label=Path(path).name,
+        )
     return [(str(out), card)]
 
 

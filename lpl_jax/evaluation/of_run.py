@@ -16,6 +16,7 @@ from lpl_jax.evaluation.reference import image_count
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import EvaluationConfig, Experiment, SamplingConfig, to_dict
 from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.runs import Run, checkpoints
 from lpl_jax.runs.sampling import ROUNDING, check_sampling
@@ -90,17 +91,18 @@ def evaluate_run(
         provenance = about | _about_setting(run, sampling, setting, config.seed)
         # With a hash of all settings: other numbers of images, references or features are other folders.
         key = cards.key_of(describe(evaluator, provenance, run.experiment.resolution, count))
-        card = evaluate(
-            evaluator,
-            lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
-            count,
-            provenance=provenance,
-            resolution=run.experiment.resolution,
-            out=out / f"{setting.name}_{key}",
-            context=cards.context(command),
-            prompt_of=lambda rows: rows % len(condition),
-            label=setting.name,
-        )
+        with only_writers(out / f"{setting.name}_{key}"):
+            card = evaluate(
+                evaluator,
+                lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
+                count,
+                provenance=provenance,
+                resolution=run.experiment.resolution,
+                out=out / f"{setting.name}_{key}",
+                context=cards.context(command),
+                prompt_of=lambda rows: rows % len(condition),
+                label=setting.name,
+            )
         results.append((str(out / f"{setting.name}_{key}"), card))
     if len(results) > 1:
         table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]

@@ -14,7 +14,7 @@ from lpl_jax.data import ImageSource, Source, decoding, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.extract import Features, extract
 from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, statistics
-from lpl_jax.evaluation.image_sets import ImageSet, open_images
+from lpl_jax.evaluation.image_sets import RULES, ImageSet, open_images
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.io.copies import local_copy
@@ -128,12 +128,13 @@ def _names(path: AnyPath) -> list[str]:
 def _images(config: EvaluationConfig, source, resolution: int):
     """(function rows -> images, how many, what the card says of them)."""
     if config.reference:
-        images = open_images(config.reference, resolution=resolution)
+        images, rules = open_images(config.reference, resolution=resolution), {"reference.rules": RULES}
         name, crop, read = config.reference, "shorter side resized, centre crop", set_rows(images)
     else:
-        images = indexed(source)
+        images, rules = indexed(source), {}
         name, crop, read = source.description, str(source.crop), source_rows(source)
     order, about = None, {"reference.source": name, "reference.images": images.fingerprint, "reference.crop": crop}
+    about |= rules
     about["reference.resolution"], about["reference.rules"] = resolution, decoding.RULES
     if config.reference_images and config.reference_images < len(images):
         order = np.random.default_rng(config.seed).permutation(len(images))[: config.reference_images]

@@ -7,8 +7,9 @@ import numpy as np
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.spectrum import BANDS, SpectrumSum, band_limits, band_means, error_curve, log_power
-from lpl_jax.io.atomic import atomic_open, write_csv, write_npz
+from lpl_jax.io.atomic import write_csv, write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.pictures import write_figure
 
 SCALE_QUANTILE = 0.995  # of |log-ratio|; beyond is the end colour, so that single frequencies do not set the scale
 PER_ROW = 4
@@ -51,8 +52,7 @@ def plot_maps(path: PathLike, maps: Mapping[str, np.ndarray]) -> None:
     figure.colorbar(
         axes[0, 0].images[0], ax=axes, label=r"$\log_{10} P_A - \log_{10} P_B$", extend=extend, shrink=0.8 / rows
     )
-    with atomic_open(path) as file:
-        figure.savefig(file, dpi=120)
+    write_figure(path, figure, 120)
     plt.close(figure)
     write_npz(path.with_suffix(".npz"), {"titles": np.array(list(maps)), "log_ratios": stacked}, compressed=True)
 
@@ -85,8 +85,7 @@ def plot_errors(path: PathLike, sets: Mapping[str, SpectrumSum], reference: Spec
     axis.grid(alpha=0.25)
     # Below the picture: names can be long, and curves go anywhere.
     figure.legend(loc="outside lower left", title=f"mean over {', '.join(BANDS)} band", alignment="left")
-    with atomic_open(path) as file:
-        figure.savefig(file, dpi=120)
+    write_figure(path, figure, 120)
     plt.close(figure)
     _write_table(path.with_suffix(".csv"), frequency, sets, reference, curves)
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpl_jax.evaluation.cards import METRICS, Card, key_of
-from lpl_jax.io.atomic import atomic_open, write_csv
+from lpl_jax.io.atomic import write_csv
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.pictures import write_figure
 
 
 def write_sweep(results: Sequence[tuple[Mapping[str, Any], Card]], folder: PathLike) -> AnyPath:
@@ -96,6 +97,5 @@ def draw(
     if any(lines) or levels:
         axes.flat[0].legend(fontsize=8)
     figure.tight_layout()
-    with atomic_open(path) as file:
-        figure.savefig(file, dpi=100)
+    write_figure(path, figure, 100)
     plt.close(figure)

@@ -24,6 +24,9 @@ class DataConfig(Part, section="data"):
     caption_key: str | None = field(None, "captions: txt (file beside the image) | field of its json | tfds: feature")
     second_caption_key: str | None = field(None, "a second caption of each image, mixed by text.second_caption")
     limit: int | None = field(None, "largest number of images to use, drawn at random", at_least(1))
+    identity: Literal["times", "content"] = field(
+        "times", "how the source's files are told from others of their names: sizes and times | content (reads all)"
+    )
     unfinished: bool = field(False, "train on the finished shards of a store that is still being written")
 
     @override

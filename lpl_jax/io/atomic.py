@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import AnyPath, PathLike, file_system, files_below, is_remote, to_path
 
 PARTIAL = ".partial"
@@ -47,6 +48,12 @@ def atomic_path(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
       InputError: without `replace`, as `check_free` does, before and after the block.
     """
     path = to_path(path, remote=True)
+    with naming(path), _atomic_path(path, replace) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
+def _atomic_path(path: AnyPath, replace: bool) -> Iterator[Path]:
     check = (lambda: None) if replace else (lambda: check_free(path))
     check()
     with _scratch(path) as partial:
@@ -99,7 +106,7 @@ def atomic_open(path: PathLike, mode: str = "wb", **options: Any) -> Iterator[IO
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
     if not is_remote(path) and path.exists() and not path.is_file():  # such as /dev/stdout, which nothing can replace
-        with path.open(mode, **options) as file:
+        with naming(path), path.open(mode, **options) as file:
             yield file
         return
     with atomic_path(path, replace=True) as partial, partial.open(mode, **options) as file:
@@ -125,7 +132,7 @@ def append_text(path: PathLike, text: str) -> None:
     if is_remote(path):
         write_text(path, (path.read_text() if path.exists() else "") + text)
         return
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -1,9 +1,11 @@
 """Remote files on this machine, for readers that need local ones (ArrayRecord, zip files)."""
 
-import hashlib
+import errno
+import os
 from pathlib import Path
 
 from lpl_jax.io.atomic import atomic_path
+from lpl_jax.io.fingerprints import fingerprint_texts, state_of
 from lpl_jax.io.paths import AnyPath, cache_folder, file_system, is_remote
 
 
@@ -18,7 +20,9 @@ def local_copy(path: AnyPath) -> Path:
     if not is_remote(path):
         return path
     system, name = file_system(str(path))
-    state = hashlib.sha256(f"{path} {system.ukey(name)}".encode()).hexdigest()[:32]
+    if (state := state_of(path))[0] == "absent":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    state = fingerprint_texts(str(path), *state)[:32]
     copy = cache_folder() / "remote" / state / path.name
     if not copy.exists():
         with atomic_path(copy, replace=True) as partial:

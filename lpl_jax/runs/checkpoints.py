@@ -31,6 +31,7 @@ import lpl_jax
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import entries, files_below, is_remote, to_path
 from lpl_jax.parallel import leaf_path
 
@@ -152,7 +153,8 @@ class Checkpointer:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
         )
         self._folder = _absolute(folder)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with naming(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
         self._last = start_step
 
@@ -167,9 +169,10 @@ class Checkpointer:
         items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
         items[METADATA] = ocp.args.JsonSave(self._metadata | {"step": step})
         args = ocp.args.Composite(**items)
-        self._manager.wait_until_finished()
-        self._last = step
-        return self._manager.save(step, args=args)
+        with naming(self._folder):
+            self._manager.wait_until_finished()
+            self._last = step
+            return self._manager.save(step, args=args)
 
     def _write_digest(self) -> None:
         """In the background, when all is written and before the checkpoint gets its final name."""
@@ -179,11 +182,13 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Until everything is on disk. Errors of a save in the background are raised here, or by the next save."""
-        self._manager.wait_until_finished()
+        with naming(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, and release the threads."""
-        self._manager.close()
+        with naming(self._folder):
+            self._manager.close()
 
     def __enter__(self) -> "Checkpointer":
         return self

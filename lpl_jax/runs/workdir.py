@@ -1,32 +1,35 @@
-"""The folder of a run: one process at a time, one config, and what is read back of it.
+"""The folder of a run: one process at a time, one config, the same inputs, and what is read back of it.
+
+    WORKDIR/config.json   the resolved experiment
+    WORKDIR/given.json    the config as it was given, before presets and "auto" became values
+    WORKDIR/inputs.json   what the run learns from, by content: its store and its frozen networks
 
 It may be on gs://, as Orbax writes checkpoints to local folders and there. Object storage has no locks: that no two
 processes train in one remote folder is left to who starts them.
 """
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 
-from lpl_jax import distributed
+from lpl_jax.data.store import StoreIdentity
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment, build, to_dict
 from lpl_jax.io.atomic import write_json, write_text
-from lpl_jax.io.paths import AnyPath, PathLike, is_remote, to_path
+from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.tensors import read_json
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
+GIVEN = "given.json"
+INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints"
-LOCK = "lock"
 # What may change when a run is resumed: it does not touch the numbers, or only how far they go.
 RESUMABLE = (
     "data.store",
+    "data.identity",
     "mesh",
     "loss.lpl_chunk",
     "model.attention",
@@ -39,48 +42,12 @@ RESUMABLE = (
 )
 
 
+SHOWN = 6  # changes that a message names
+
+
 def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
     """The path of a run's folder, as a user has typed it. Raises InputError as `to_path` does, and for s3://."""
     return to_path(text, name, remote=("gs",))
-
-
-@contextlib.contextmanager
-def only_run_in(workdir: AnyPath):
-    """Holds the folder's lock, which the system releases when the process ends, however it does.
-
-    A remote folder has none, which is said in a line. A folder that was created for the lock is removed where
-    nothing else is in it at the end.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def lock():
-            if is_remote(workdir):
-                print(f"{workdir} is remote and has no lock: no other process may train there", flush=True)
-            else:
-                stack.enter_context(_locked(workdir))
-
-        # Also the point up to which nobody writes: all processes have seen the folder as it was.
-        distributed.on_first(lock)
-        yield
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path):
-    is_new, path = not workdir.exists(), workdir / LOCK
-    workdir.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # another process has removed this one
-                raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):
-            raise InputError(f"{workdir} is in use by another process that trains: give another --workdir") from None
-        try:
-            yield
-        finally:
-            if is_new and [entry.name for entry in workdir.iterdir()] == [LOCK]:
-                path.unlink()
-                workdir.rmdir()
 
 
 def read_experiment(workdir: PathLike) -> Experiment:
@@ -95,11 +62,68 @@ def read_experiment(workdir: PathLike) -> Experiment:
         raise InputError(f"{workdir / CONFIG} is not the config of a run: {error}") from error
 
 
-def write_config(experiment: Experiment, workdir: AnyPath) -> None:
-    """Writes the resolved experiment, on the first process, unless it is there already."""
-    path, text = workdir / CONFIG, json.dumps(to_dict(experiment), indent=1) + "\n"
-    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
-        write_text(path, text)
+def write_config(
+    experiment: Experiment,
+    workdir: AnyPath,
+    given: Mapping[str, Any] | None = None,
+    inputs: "Inputs | None" = None,
+) -> None:
+    """Writes the resolved experiment, on the first process, and what it was resolved from and learns from if known.
+
+    What is there already is left as it is.
+    """
+    learned = inputs and {**inputs._asdict(), "store": inputs.store._asdict()}
+    contents = {INPUTS: learned, GIVEN: given, CONFIG: to_dict(experiment)}
+    for name, content in contents.items() if jax.process_index() == 0 else ():
+        path, text = workdir / name, json.dumps(content, indent=1) + "\n"
+        if content is not None and not (path.exists() and path.read_text() == text):
+            write_text(path, text)
+
+
+class Inputs(NamedTuple):
+    """What decides what a run learns, beside its config: by content, as a path may hold something else tomorrow.
+
+    autoencoder, text, comparison: fingerprints of the frozen networks' weights;
+    None for those that the run does not have, or that no process sees whole.
+    """
+
+    store: StoreIdentity
+    autoencoder: str
+    text: str | None = None
+    comparison: str | None = None
+
+
+NETWORKS = {"autoencoder": "autoencoder", "text": "text tower", "comparison": "network of the comparison"}
+
+
+def check_same_inputs(inputs: Inputs, workdir: AnyPath) -> None:
+    """Raises an InputError where a run is resumed on other images or networks than it was begun with.
+
+    A store may have been moved, made again of the same images, or have grown where it was not finished. Runs of
+    versions that did not note their inputs pass.
+    """
+    path = workdir / INPUTS
+    if not path.is_file():
+        return
+    try:
+        before = Inputs(**read_json(path))
+        begun, now = StoreIdentity(**cast(dict, before.store)), inputs.store
+    except TypeError as error:
+        raise InputError(f"{path} does not say what the run was begun with: {error}") from None
+    grown = begun.images is None and not begun.finished
+    if not (now.same_images(begun) or grown):
+        raise InputError(
+            f"{workdir} was begun on other images: its store was made of {begun.source}, this one is made of "
+            f"{now.source}{', as it is now' if now.source == begun.source else ''}; give that store as data.store, or "
+            "another --workdir"
+        )
+    for name, title in NETWORKS.items():
+        was, given = getattr(before, name), getattr(inputs, name)
+        if was is not None and given is not None and was != given:
+            raise InputError(
+                f"{workdir} was begun with another {title} (weights {was[:12]}, now {given[:12]}): give that one, or "
+                "another --workdir"
+            )
 
 
 def write_classes(names: Sequence[str], workdir: AnyPath) -> None:
@@ -137,20 +161,35 @@ def _read_config(workdir: AnyPath) -> dict[str, Any]:
     return raw | {"model": model | {"attention": "auto"}} if isinstance(model, dict) else raw
 
 
-def check_same_run(experiment: Experiment, workdir: AnyPath) -> None:
-    """A folder holds one run: what is configured now must be what it was begun with."""
+def check_same_run(experiment: Experiment, workdir: AnyPath, given: Mapping[str, Any] | None = None) -> None:
+    """A folder holds one run: what is configured now must be what it was begun with.
+
+    given: the config that `experiment` was built from. The message then names what was changed in it, not all that
+    follows from that.
+    """
     try:
         saved = build(_read_config(workdir))
     except InputError as error:
         raise InputError(f"{workdir} is not the folder of a run: {workdir / CONFIG}: {error}") from error
-    before, now = _flat(to_dict(saved)), _flat(to_dict(experiment))
-    differing = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE) and name != "model.latent_channels"
+    changed = _changes(to_dict(saved), to_dict(experiment))
+    if not changed:
+        return
+    if given is not None and (workdir / GIVEN).is_file():
+        changed = _changes(read_json(workdir / GIVEN), given) or changed
+    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    raise InputError(
+        f"{workdir} holds a run with another config: {'; '.join(changed[:SHOWN])}{more}; give another --workdir"
+    )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configs and may not when a run is resumed, in words."""
+    was, is_now = (_flat(json.loads(json.dumps(each))) for each in (before, now))
+    return [
+        f"{name}: was {was.get(name)!r}, now {is_now.get(name)!r}"
+        for name in sorted(was.keys() | is_now.keys())
+        if was.get(name) != is_now.get(name) and not name.startswith(RESUMABLE) and name != "model.latent_channels"
     ]
-    if differing:
-        raise InputError(f"{workdir} holds a run with another config: {'; '.join(differing)}; give another --workdir")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from lpl_jax import autoencoders
 from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
@@ -23,6 +22,8 @@ from lpl_jax.data.sources import PHOTOS, indexed
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
 from lpl_jax.io.atomic import write_csv
+from lpl_jax.io.locks import only_writers
+from lpl_jax.io.progress import progress_bar
 from lpl_jax.losses import LPLConfig
 from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
@@ -36,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     names, images = read_images(args.images, args.resolution, args.count, args.seed)
     autoencoder = autoencoder_of(args)
-    args.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is noticed before the work
-    args.run(args, autoencoder, names, images)
+    with only_writers(args.out):  # also: a folder that cannot be written is noticed before the work
+        args.run(args, autoencoder, names, images)
     return 0
 
 
@@ -62,7 +63,7 @@ def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tup
         return [example.key for example in examples], np.stack([example.image for example in examples])
     images = open_images(spec, resolution=resolution)
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
-    read = tqdm(rows, desc="reading", unit="image", leave=False)
+    read = progress_bar(rows, desc="reading", unit="image", leave=False)
     return [images.names[int(row)] for row in rows], np.concatenate([images[row : row + 1] for row in read])
 
 
@@ -76,7 +77,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
     keys = [(method, factor) for method in methods for factor in factors]
     errors, shown, original = {key: [] for key in keys}, {}, None
     batches = _batches(len(images), args.batch_size)
-    with tqdm(total=len(batches) * len(keys), desc="interp", unit="resampling") as bar:
+    with progress_bar(total=len(batches) * len(keys), desc="interp", unit="resampling") as bar:
         for rows, valid in batches:
             batch = _to_float(images[rows])
             latents = interpolation.encode(autoencoder, batch)
@@ -133,7 +134,7 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
         name: getattr(args, name) for name in ("patch", "stride", "noise", "draws", "batch_size")
     }
     maps = []
-    with tqdm(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
+    with progress_bar(total=len(images) * max(args.draws, 0), desc="irregularity", unit="draw") as bar:
         for index in range(len(images)):
             latent = interpolation.encode(autoencoder, _to_float(images[index : index + 1]))[0]
             key = jax.random.fold_in(jax.random.key(args.seed), index)
@@ -179,7 +180,7 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
             name = outlier_maps.tap_names(autoencoder)[tap]
             raise InputError(f"--channels {unknown[0]}: {name} has channels 0 to {maps.shape[-1] - 1}")
     parts = {tap: [] for tap in taps}
-    for rows, valid in tqdm(_batches(len(images), args.batch_size), desc="outliers", unit="batch"):
+    for rows, valid in progress_bar(_batches(len(images), args.batch_size), desc="outliers", unit="batch"):
         latents = interpolation.encode(autoencoder, _to_float(images[rows]))
         for tap, maps in zip(taps, outlier_maps.features(autoencoder, latents, taps), strict=True):
             measured = outlier_maps.measure(maps, tap, config)[1]

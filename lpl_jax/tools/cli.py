@@ -1,19 +1,24 @@
 """What all command-line programs share: parsers in one style, and one line for a mistake of the user.
 
-Flags are `--kebab-case`. A traceback is shown on demand only (`--debug`).
+Flags are `--kebab-case`. Whatever goes wrong in a verb, or in a thread of it, is one line here. A traceback is shown on
+demand only (`--debug`, or LPL_DEBUG=1).
 """
 
 import argparse
+import contextlib
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
 
 from lpl_jax import compile_cache
 from lpl_jax.errors import InputError, nearest
+from lpl_jax.io import faults
 
 OVERRIDE = "--config."  # of the flags that change a field of a config
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")  # what has a space in it is a value, as for argparse
@@ -157,38 +162,68 @@ def one_of(choices: Iterable[str]) -> dict[str, Any]:
 # --- running a program ---
 
 
+DEBUG = "LPL_DEBUG"
+
+
+def debugging(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether errors are shown with their traceback: asked for by a flag, or by the environment."""
+    return "--debug" in argv or environment.get(DEBUG, "") not in ("", "0")
+
+
 def run_main(
-    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, *, keep_programs: bool = True
+    main: Callable[[Sequence[str]], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    keep_programs: bool = True,
+    lower: str = "",
 ) -> None:
-    """Runs main(argv) and exits with its status; an InputError is one line on stderr and status 2.
+    """Runs main(argv) and exits with its status; any error is a line on stderr and status 2, or 1 for a fault of ours.
 
     Args:
       main: takes the arguments without the program's name, returns an exit status (None is 0).
-      argv: the arguments; None takes those of the process. With "--debug" among them errors keep their traceback.
+      argv: the arguments; None takes those of the process. With "--debug" among them, or LPL_DEBUG=1 in the
+        environment, errors keep their traceback.
       keep_programs: whether what main compiles is kept (`lpl_jax.compile_cache`); not where compiling is measured.
+      lower: what takes less memory, for messages.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
+    if debugging(argv):
         if keep_programs:
             compile_cache.enable()
-        status = main(argv)
-    except InputError as error:
-        if "--debug" in argv:
-            raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        status = 2
+        sys.exit(main(argv))
+    try:
+        with _quiet_threads() as failed:
+            if keep_programs:
+                compile_cache.enable()
+            status = main(argv)
+        if failed and not status:
+            raise failed[0]
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except OSError as error:  # a folder that is a file, or that may not be written
-        if "--debug" in argv:
-            raise
-        path = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{path}", file=sys.stderr)
-        status = 2
     except KeyboardInterrupt as interrupt:
-        if "--debug" in argv:
-            raise
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from interrupt
+    except Exception as error:
+        text, status = faults.explain(error, lower=lower)
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(status) from error
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[list[BaseException]]:
+    """Threads in the background print nothing of their own: what ended one is in the list that is given.
+
+    Mostly the main thread raises it, too, and that is said once. Orbax logs what it raises, so its logger is silent.
+    """
+    failed: list[BaseException] = []
+    before = threading.excepthook, sys.unraisablehook, logging.getLogger("absl").level
+    threading.excepthook = lambda args: failed.append(args.exc_value) if args.exc_value else None
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        yield failed
+    finally:
+        threading.excepthook, sys.unraisablehook, level = before
+        logging.getLogger("absl").setLevel(level)

@@ -36,12 +36,13 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{missing[0]}: no such evaluation")
     others = [folder for folder in folders if not (folder / "card.json").is_file()]
     folders = [folder for folder in folders if folder not in others]
-    if others:
-        print(f"left out, no result cards: {', '.join(folder.name for folder in others)}", file=sys.stderr)
-        if runs := [folder for folder in others if (folder / cards.FOLDER).is_dir()]:
-            print(f"evaluations of a run lie in {runs[0] / cards.FOLDER}", file=sys.stderr)
+    notes = [f"left out, no result cards: {', '.join(folder.name for folder in others)}"] if others else []
+    if runs := [folder for folder in others if (folder / cards.FOLDER).is_dir()]:
+        notes.append(f"evaluations of a run lie in {runs[0] / cards.FOLDER}")
     if len(folders) < 2:
-        raise InputError("compare needs two or more result cards: lpl compare A B ...")
+        raise InputError("; ".join(["compare needs two or more result cards: lpl compare A B ...", *notes]))
+    for note in notes:
+        print(note, file=sys.stderr)
     names = short_names(folders)
     found = {name: cards.read_card(folder) for name, folder in zip(names, folders, strict=True)}
     print(cards.compare(found, same=False), end="")

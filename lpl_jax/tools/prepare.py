@@ -19,6 +19,8 @@ from lpl_jax.data.images import CROP_RULES
 from lpl_jax.data.skips import parse_limit
 from lpl_jax.data.store import DTYPES
 from lpl_jax.errors import InputError
+from lpl_jax.io.fingerprints import IDENTITIES
+from lpl_jax.io.locks import only_writer
 from lpl_jax.tools import cli, flags
 
 
@@ -29,30 +31,33 @@ def main(argv: Sequence[str]) -> int:
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
     if args.second_caption_key and not args.caption_key:
         raise InputError("--second-caption-key needs --caption-key, the first one")
-    source = open_source(
-        args.source,
-        args.resolution,
-        crop=args.crop,
-        crops=args.crops,
-        split=args.split,
-        data_dir=args.data_dir,
-        captions=() if args.caption_key == "none" else columns or None,
-        seed=args.seed,
-        limit=args.limit,
-    )
-    prepare(
-        source,
-        autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder),
-        args.out,
-        text=_text(args),
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        shard_records=args.shard_records,
-        read_threads=args.threads,
-        host_index=host_index,
-        host_count=host_count,
-        max_skipped=None if args.max_skipped is None else parse_limit(args.max_skipped),
-    )
+    # From here on, so that no other call lists the same source and loads the same weights in vain.
+    with only_writer(args.out, host_index if host_count > 1 else None):
+        source = open_source(
+            args.source,
+            args.resolution,
+            crop=args.crop,
+            crops=args.crops,
+            split=args.split,
+            data_dir=args.data_dir,
+            captions=() if args.caption_key == "none" else columns or None,
+            seed=args.seed,
+            limit=args.limit,
+            identity=args.identity,
+        )
+        prepare(
+            source,
+            autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder),
+            args.out,
+            text=_text(args),
+            batch_size=args.batch_size,
+            dtype=args.dtype,
+            shard_records=args.shard_records,
+            read_threads=args.threads,
+            host_index=host_index,
+            host_count=host_count,
+            max_skipped=None if args.max_skipped is None else parse_limit(args.max_skipped),
+        )
     distributed.wait_for_all("prepared")
     return 0
 
@@ -104,6 +109,8 @@ def parser() -> cli.Parser:
     add("--shard-records", type=cli.positive, metavar="N", default=16384,
         help="images of a file; a webdataset makes one file of each tar")  # fmt: skip
     add("--threads", type=cli.positive, metavar="N", default=4, help="threads that read and decode images")
+    add("--identity", **cli.one_of(IDENTITIES), default="times",
+        help="how files are told from others of their names: sizes and times, or content, which reads all")  # fmt: skip
     add("--max-skipped", type=cli.text, metavar="N", help="unusable images to pass over: a number, or a share such as "
         "1%% (default: 0; tar files: 1%%)")  # fmt: skip
     _add_captions(result.add_argument_group("captions").add_argument)

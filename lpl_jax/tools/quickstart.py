@@ -28,7 +28,9 @@ from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.data.sources import indexed
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
-from lpl_jax.io.atomic import atomic_open, write_text
+from lpl_jax.io.atomic import write_text
+from lpl_jax.io.locks import only_writers
+from lpl_jax.io.pictures import write_picture
 from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
 from lpl_jax.tools import cli, config_file, flags
@@ -61,7 +63,7 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
 
     results: dict[str, Result] = {}
     for name, experiment in experiments.items():
-        results[name] = train(experiment, workdir / name, label=name)
+        results[name] = train(experiment, workdir / name, label=name, given=configs[name].to_dict())
         if results[name].stopped:
             print("stopped; call again to continue")
             return 130
@@ -69,8 +71,7 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
     pictures = _pictures(workdir, experiments["base"], autoencoder)
     samples = {title: images for title, images in pictures.items() if title.startswith("samples")}
     for name, shown in (("grid.png", pictures), ("samples.png", samples)):
-        with atomic_open(workdir / name) as file:
-            panels(shown, per_row=experiments["base"].sampling.per_class).save(file, "PNG")
+        write_picture(workdir / name, panels(shown, per_row=experiments["base"].sampling.per_class))
     _plot(workdir, results["base"].step)
     psnr = _psnr(pictures["real"], pictures["reconstruction"])
     summary = (
@@ -173,4 +174,5 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
-    return quickstart(args.config, args.workdir, args.overrides)
+    with only_writers(args.workdir):
+        return quickstart(args.config, args.workdir, args.overrides)

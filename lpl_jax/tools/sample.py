@@ -31,9 +31,11 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.io.atomic import atomic_open, write_json
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.pictures import write_picture
 from lpl_jax.io.tensors import read_json
-from lpl_jax.runs import Run, open_run
+from lpl_jax.runs import Run, checkpoints, open_run
 from lpl_jax.tools import cli, flags
 from lpl_jax.tools.compare_cards import short_names
 
@@ -86,13 +88,15 @@ def draw(run: Run, args, out: AnyPath) -> Drawn:
     titles = [title for title in titles for _ in range(args.count)]
     provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
     provenance |= chosen | {"seed": args.seed}
-    check_same(out, {**provenance, "shows": titles})
-    print(f"drawing {len(titles)} images of step {options['step']}, weights {options['weights']}", flush=True)
-    sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
-    images = sample([each for each in shown for _ in range(args.count)])
-    if jax.process_index() == 0:
-        write(out, images, titles, provenance, args.count)
-        print(f"written to {out}; {out / 'grid.png'} has all of them")
+    provenance["fingerprint"] = checkpoints.fingerprint(run.checkpoints, options["step"])
+    with only_writers(out):
+        check_same(out, {**provenance, "shows": titles})
+        print(f"drawing {len(titles)} images of step {options['step']}, weights {options['weights']}", flush=True)
+        sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
+        images = sample([each for each in shown for _ in range(args.count)])
+        if jax.process_index() == 0:
+            write(out, images, titles, provenance, args.count)
+            print(f"written to {out}; {out / 'grid.png'} has all of them")
     return Drawn(images, titles)
 
 
@@ -108,22 +112,26 @@ def side_by_side(found: Mapping[str, Drawn], per_row: int) -> Image.Image:
 
 def check_same(out: AnyPath, about: dict[str, Any]) -> None:
     """Raises InputError where the folder holds other samples, which these would be mixed with."""
+
+    def what(about: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in about.items() if name != "run"}  # the same run may have been moved
+
     path = out / "samples.json"
-    if path.is_file() and read_json(path) != json.loads(json.dumps(about)):
+    if path.is_file() and what(read_json(path)) != json.loads(json.dumps(what(about))):
         raise InputError(f"{out} holds other samples: give another --out")
 
 
 def write(out: AnyPath, images: np.ndarray, titles: Sequence[str], provenance: dict[str, Any], per_row: int) -> None:
     """PNG files of uint8 images (N, H, W, 3) with metadata, a grid with `per_row` images of each title, and a JSON."""
+    # First, so that what a killed call has left is known to be of it.
+    write_json(out / "samples.json", {**provenance, "shows": list(titles)}, ensure_ascii=False)
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         about = PngInfo()
         about.add_itxt("Description", title)
         about.add_itxt("lpl_jax", json.dumps({"number": number, "shows": title, **provenance}, ensure_ascii=False))
         with atomic_open(out / f"{number:04d}_{slug(title)}.png") as file:
             Image.fromarray(image).save(file, "PNG", pnginfo=about)
-    with atomic_open(out / "grid.png") as file:
-        captioned_rows(images, titles[::per_row], per_row).save(file, "PNG")
-    write_json(out / "samples.json", {**provenance, "shows": list(titles)}, ensure_ascii=False)
+    write_picture(out / "grid.png", captioned_rows(images, titles[::per_row], per_row))
 
 
 def slug(title: str) -> str:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from lpl_jax import autoencoders
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
-from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.pictures import SUFFIX, write_picture
+from lpl_jax.io.progress import progress_bar
 from lpl_jax.tools import cli, flags
 
 MANY_CLASSES = 20  # more are summarised
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _verify(store: LatentStore, args) -> int:
-    with tqdm(total=len(store), desc="verify", unit="rec", leave=False) as bar:
+    with progress_bar(total=len(store), desc="verify", unit="rec", leave=False) as bar:
         findings = verify(store, bar.update)
     if not findings.counts:
         print(f"{store.path}: {len(store)} records in {len(store.manifest.shards)} shards, all in order")
@@ -90,8 +90,8 @@ def _classes(names: Sequence[str], counts: np.ndarray) -> list[str]:
 def _show(store: LatentStore, args) -> int:
     if not len(store):
         raise InputError(f"latent store {store.path}: holds no image yet")
-    if (kind := Image.registered_extensions().get(args.out.suffix.lower())) is None:
-        raise InputError(f"--out={args.out}: give the name of a picture, such as sheet.png")
+    if args.out.suffix.lower() != SUFFIX:
+        raise InputError(f"--out={args.out}: give the name of a PNG file, such as sheet.png")
     autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
     check_autoencoder(store, autoencoder)
     indices = np.sort(np.random.default_rng(args.seed).permutation(len(store))[: args.count])
@@ -100,8 +100,7 @@ def _show(store: LatentStore, args) -> int:
     images = [np.asarray(_decode(autoencoder, record.mean[int(args.mirrored)])) for record in records]
     titles = [_title(store, int(index), record) for index, record in zip(indices, records, strict=True)]
     pixels = [np.round((image.clip(-1, 1) + 1) * 127.5).astype(np.uint8) for image in images]
-    with atomic_open(args.out) as file:
-        sheet(pixels, titles, args.columns).save(file, kind)
+    write_picture(args.out, sheet(pixels, titles, args.columns))
     print(f"{args.out}: records {', '.join(map(str, indices))}")
     return 0
 

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.paths import is_remote
 from lpl_jax.tools import cli, config_file, flags
 
 EVALUATED = "evaluated.json"
@@ -275,7 +276,9 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
     from lpl_jax.runs import checkpoints
 
     folder = workdir / row.name
-    state = {"command": list(command[len(COMMAND) :]), "step": checkpoints.latest_step(workdir / run / "checkpoints")}
+    trained, step = workdir / run / "checkpoints", checkpoints.latest_step(workdir / run / "checkpoints")
+    state = {"command": list(command[len(COMMAND) :]), "step": step, "reference": _reference(command)}
+    state["checkpoint"] = None if step is None else checkpoints.fingerprint(trained, step)
     if is_evaluated(folder, state):
         print(f"{row.name}: evaluated already")
         return 0
@@ -284,6 +287,14 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
         return status
     write_json(folder / EVALUATED, state, indent=None)
     return 0
+
+
+def _reference(command: Sequence[str]) -> dict[str, str] | None:
+    """Identity of the images that a command compares with, where it names some of this machine."""
+    from lpl_jax.io.fingerprints import fingerprint_path
+
+    given = [flag.partition("=")[2] for flag in command if flag.startswith(REFERENCE)]
+    return fingerprint_path(given[-1]) if given and not is_remote(given[-1]) else None
 
 
 def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:
@@ -315,8 +326,11 @@ def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str],
             )
             if status:
                 how = "was stopped; call again to resume" if status in SIGNALLED else "failed; what is done is kept"
-                print(f"sweep: {row.name} {how} (status {status})", file=sys.stderr)
-                return status
+                if status < 0:  # it could not say so itself
+                    how = f"was killed by signal {-status}, perhaps for lack of memory; what is done is kept"
+                failed = status > 0 and status not in SIGNALLED  # it has said why, in the one line that stderr is for
+                print(f"sweep: {row.name} {how} (status {status})", file=sys.stdout if failed else sys.stderr)
+                return status if status > 0 else 128 - status
     return 0
 
 

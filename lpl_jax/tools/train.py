@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from lpl_jax.experiment import build
     from lpl_jax.training import train
 
-    result = train(build(config), args.workdir, began=began)
+    result = train(build(config), args.workdir, began=began, given=config.to_dict())
     end = (
         f"stopped by a signal at step {result.step}; call again to resume" if result.stopped else f"step {result.step}"
     )

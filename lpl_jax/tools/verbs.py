@@ -1,5 +1,6 @@
 """The program `lpl` (also `python -m lpl_jax`): its verbs, of which only the chosen one is imported."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -16,28 +17,44 @@ class Verb(NamedTuple):
     """A module of this package with `parser() -> cli.Parser` and `main(argv) -> exit status`, and what it does.
 
     tuned: with XLA's flags for GPUs. kept: what is compiled is kept for the next call; not where that is measured.
+    lower: what takes less memory. listens: it reads what the compiler says on stderr.
     """
 
     module: str
     help: str
     tuned: bool = False
     kept: bool = True
+    lower: str = ""
+    listens: bool = False
+
+
+SMALLER = "give a smaller --batch-size"
 
 
 VERBS = {
-    "train": Verb("train", "train a model, with or without the Latent Perceptual Loss", tuned=True),
-    "eval": Verb("evaluate", "evaluate checkpoints of a run, or a set of images", tuned=True),
+    "train": Verb(
+        "train",
+        "train a model, with or without the Latent Perceptual Loss",
+        tuned=True,
+        lower="lower --config.train.batch_size or loss.lpl_chunk, raise train.accumulate or mesh.fsdp",
+    ),
+    "eval": Verb(
+        "evaluate",
+        "evaluate checkpoints of a run, or a set of images",
+        tuned=True,
+        lower="lower --config.evaluation.batch_size",
+    ),
     "compare": Verb("compare_cards", "result cards of evaluations side by side"),
-    "sample": Verb("sample", "draw images with a trained run"),
-    "prepare": Verb("prepare", "encode images into a latent store, before training"),
+    "sample": Verb("sample", "draw images with a trained run", lower=SMALLER),
+    "prepare": Verb("prepare", "encode images into a latent store, before training", lower=SMALLER),
     "store": Verb("store", "look into a latent store: verify, stats, show"),
     "export": Verb("export", "write the weights of a run for others to read"),
     "import": Verb("import_run", "make a run from weights"),
     "parity": Verb("parity.program", "compare every frozen part with PyTorch"),
     "sweep": Verb("sweep", "the paper's experiments one after the other, with its numbers beside ours"),
-    "profile": Verb("profile", "what a training step costs: operations, memory, time", kept=False),
-    "compile-check": Verb("compile_check", "what a training step takes on devices that are not there"),
-    "analyze": Verb("analyze", "figures about a latent space: interp, irregularity, outliers"),
+    "profile": Verb("profile", "what a training step costs: operations, memory, time", kept=False, listens=True),
+    "compile-check": Verb("compile_check", "what a training step takes on devices that are not there", listens=True),
+    "analyze": Verb("analyze", "figures about a latent space: interp, irregularity, outliers", lower=SMALLER),
     "quickstart": Verb("quickstart", "the main job in miniature, on a CPU in minutes"),
     "config": Verb("config", "every field of a config with its meaning, or a config with all its values"),
 }
@@ -85,12 +102,24 @@ def main(argv: Sequence[str]) -> int | None:
 
 def run(*first: str) -> None:
     """The program itself: exits with its status. first: arguments before those of the process, such as a verb."""
+    argv = [*first, *sys.argv[1:]]
+    verb = VERBS.get(argv[0]) if argv else None
+    if not (cli.debugging(argv) or (verb and verb.listens)):  # libraries in C++ say in many lines what they raise, too
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        cli.run_main(main, [*first, *sys.argv[1:]], keep_programs=False)
+        cli.run_main(main, argv, keep_programs=False, lower=verb.lower if verb else "")
     except SystemExit as end:
-        if isinstance(end.__cause__, KeyboardInterrupt):
-            # XLA may be compiling in a thread, which a regular end of the interpreter would take the ground from.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(130)
+        if end.__cause__ is not None and not _others_wait_for(end.__cause__):
+            # Threads may be compiling, or writing a checkpoint: a regular end of the interpreter would take the ground
+            # from them, and they would say so.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
         raise
+
+
+def _others_wait_for(error: BaseException) -> bool:
+    """Whether several processes have found the same mistake: then they take leave of each other."""
+    jax = sys.modules.get("jax")
+    return isinstance(error, InputError) and jax is not None and jax.distributed.is_initialized()

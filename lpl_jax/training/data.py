@@ -12,6 +12,7 @@ from lpl_jax.data.configured import data_source
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
+from lpl_jax.io.locks import only_writer
 from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.runs.workdir import read_classes
 from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
@@ -40,7 +41,8 @@ def open_store(
             )
         if data.store:  # it may be a mistake
             print(f"{path}: no latent store there; it is prepared from data.source={data.source}", flush=True)
-        prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
+        with only_writer(path):
+            prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
     store = LatentStore(path, partial=data.unfinished)
     check_autoencoder(store, autoencoder)
     if store.manifest.resolution != resolution:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from lpl_jax import denoisers, parallel
 from lpl_jax.denoisers.weights import load_params
@@ -16,6 +15,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.hub import is_hub_id
 from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.progress import progress_bar
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs.workdir import CHECKPOINTS, run_folder
@@ -156,7 +156,7 @@ def term_weight(
 
     # Draws of the calibration are no step's draws: steps fold in numbers from 0 up.
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**31)
-    rounds = tqdm(
+    rounds = progress_bar(
         range(experiment.loss.calibration_batches),
         desc="calibrate the weight",
         leave=False,

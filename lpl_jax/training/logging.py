@@ -7,7 +7,6 @@ asked for, when they have long been computed.
 import contextlib
 import json
 import math
-import sys
 import tempfile
 import time
 from collections import deque
@@ -18,12 +17,16 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
 from tqdm import tqdm
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import append_text, upload, write_text
+from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import AnyPath, PathLike, is_remote, size_of, to_path
+from lpl_jax.io.progress import place
 
 METRICS_FILE = "metrics.jsonl"
 NONFINITE = "nonfinite"  # metric of a step: 1 where its loss or gradient was not finite, so that it changed nothing
@@ -160,16 +163,16 @@ class MetricLogger:
         folder.mkdir(parents=True, exist_ok=True)
         if start_step is not None and path.exists():
             _drop_after(path, start_step)
-        here = folder
+        here: Any = folder  # a local path where it is written to
         if is_remote(folder):
             self._remote, self._scratch, self._uploaded = folder, tempfile.TemporaryDirectory(), time.monotonic()
             here = Path(self._scratch.name)
             if path.exists():
                 (here / METRICS_FILE).write_bytes(path.read_bytes())
         self._file = (here / METRICS_FILE).open("a", encoding="utf-8")
-        purge = None if start_step is None else start_step + 1
-        # The suffix keeps apart two files that are begun within a second, which would have one name.
-        self._board = SummaryWriter(str(here), purge_step=purge, filename_suffix=f".{start_step or 0}")
+        self._shown = folder
+        with naming(folder):
+            self._board = _Board(here, start_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line. Values are numbers or small arrays; in JSON an array is a list.
@@ -180,35 +183,40 @@ class MetricLogger:
             return
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         line = {"step": int(step)} | {name: _json(value.tolist()) for name, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            elements = (
-                {name: value} if value.ndim == 0 else {f"{name}/{i}": each for i, each in enumerate(value.ravel())}
-            )
-            for tag, element in elements.items():
-                if np.isfinite(element):
-                    self._board.add_scalar(tag, element, step)
+        with naming(self._shown / METRICS_FILE):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        with naming(self._shown):
+            for name, value in values.items():
+                one = value.ndim == 0
+                elements = {name: value} if one else {f"{name}/{i}": each for i, each in enumerate(value.ravel())}
+                for tag, element in elements.items():
+                    if np.isfinite(element):
+                        self._board.add(step, summary.scalar(tag, element))
+            self._board.flush()
         if self._remote is not None and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture for TensorBoard: (H, W, 3) uint8."""
         if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            with naming(self._shown):
+                self._board.add(step, summary.image(name, image, dataformats="HWC"))
 
     def flush(self) -> None:
         """All that was written is kept from now on: for a checkpoint, as the lines before it are not written again."""
         if self._file is not None and self._board is not None:
-            self._file.flush()
-            self._board.flush()
+            with naming(self._shown):
+                self._file.flush()
+                self._board.flush()
             self._upload()
 
     def close(self) -> None:
         """Close the files."""
         if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
+            with naming(self._shown):
+                self._file.close()
+                self._board.close()
             self._upload()
             self._file = self._board = None
 
@@ -222,6 +230,31 @@ class MetricLogger:
 
     def __exit__(self, *_):
         self.close()
+
+
+class _Board:
+    """A file of TensorBoard's events, written without a thread of its own, whose errors nobody would see.
+
+    start_step: events after it in other files of the folder no longer count.
+    """
+
+    def __init__(self, folder: Path, start_step: int | None):
+        # The suffix keeps apart two files that are begun within a second, which would have one name.
+        self._events = EventsWriter(str(folder / "events"), f".{start_step or 0}")
+        if start_step is not None:
+            again = dict(wall_time=time.time(), step=start_step + 1)
+            self._events.write_event(Event(file_version="brain.Event:2", **again))
+            self._events.write_event(Event(session_log=SessionLog(status=SessionLog.START), **again))
+        self.flush()
+
+    def add(self, step: int, content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=content))
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def read_metrics(folder) -> list[dict[str, Any]]:
@@ -251,7 +284,7 @@ class Progress:
     """Where a run stands: step, loss terms, images per second, time left. A context manager.
 
     In a terminal one line that moves (tqdm); elsewhere, such as in a log file, a line every `every` seconds and one at
-    the end. Only process 0 shows anything.
+    the end, on stdout. Only process 0 shows anything.
 
     total: last step. start_step: where this part of the run begins. label: put before each line.
     """
@@ -268,7 +301,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._step, self._batch_size, self._label = total, start_step, batch_size, label
-        self._file = sys.stderr if file is None else file
+        self._file = place() if file is None else file
         self._every, self._clock, self._printed = every, clock, clock()
         self._shown = jax.process_index() == 0
         self._text, self._news, self._bar = "", False, None

@@ -1,7 +1,6 @@
 """A training run: from an experiment to a folder with config, metrics and checkpoints.
 
-    WORKDIR/config.json        the resolved experiment
-    WORKDIR/classes.json       names of the classes, of a run on classes
+    WORKDIR/config.json        the resolved experiment; given.json and inputs.json beside it, see `runs.workdir`
     WORKDIR/latents/           the latent store, where the config names no other
     WORKDIR/checkpoints/       see `runs.checkpoints`
     WORKDIR/metrics.jsonl      and TensorBoard's event files
@@ -12,6 +11,8 @@ from weights in files.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -19,19 +20,23 @@ from lpl_jax import autoencoders, parallel
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
+from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath, PathLike
+from lpl_jax.parallel import leaf_path
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
 from lpl_jax.runs.workdir import (
     CHECKPOINTS,
     CONFIG,
+    Inputs,
+    check_same_inputs,
     check_same_run,
-    only_run_in,
     run_folder,
     write_classes,
     write_config,
 )
-from lpl_jax.text import load_conditioner
+from lpl_jax.text import load_conditioner, tower_fingerprint
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
 from lpl_jax.training.logging import METRICS_FILE, WINDOW, MetricLogger, Progress, Recorder, Startup, read_metrics
@@ -60,10 +65,18 @@ class Result:
     stopped: bool
 
 
-def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", began: float | None = None) -> Result:
+def train(
+    experiment: Experiment,
+    workdir: PathLike,
+    *,
+    label: str = "train",
+    began: float | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Result:
     """Train, from the beginning or from the newest checkpoint in `workdir`, up to `train.steps`.
 
     began: `time.perf_counter()` when the program began, for the report of its start; None: now.
+    given: the config that the experiment was built from, for what a later start says of changes.
 
     Raises:
       InputError: nothing is overwritten; the message says what does not fit.
@@ -71,24 +84,25 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
     workdir, startup = run_folder(workdir), Startup(began)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: give a folder as --workdir")
-    with startup.part("autoencoder"):
-        autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
-        text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
-    # Before anything is written, so that a mistake leaves nothing behind.
-    experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
-    mesh = parallel.make_mesh(experiment.mesh)
-    _check_batch(experiment, parallel.batch_shards(mesh))
-    objective = make_objective(experiment, parallel.batch_shards(mesh))
     resumed = (workdir / CONFIG).exists()
-    if resumed:
-        check_same_run(experiment, workdir)
-    if checkpoints.latest_step(workdir / CHECKPOINTS) is None:
-        check_start(experiment)
-    with only_run_in(workdir):
+    with only_writers(workdir):
+        with startup.part("autoencoder"):
+            autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
+            text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
+        # Before anything is written, so that a mistake leaves nothing behind.
+        experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
+        mesh = parallel.make_mesh(experiment.mesh)
+        _check_batch(experiment, parallel.batch_shards(mesh))
+        objective = make_objective(experiment, parallel.batch_shards(mesh))
+        if resumed:
+            check_same_run(experiment, workdir, given)
+        if checkpoints.latest_step(workdir / CHECKPOINTS) is None:
+            check_start(experiment)
         with startup.part("store"):
             store = open_store(experiment, autoencoder, workdir, text, tokenizer)
         decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
         frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh))
+        tower = None if text is None else tower_fingerprint(text.clip)
         del autoencoder, text  # training keeps the decoder alone
         optimizer, _ = make_optimizer(experiment.optimizer)
         with jax.set_mesh(mesh):
@@ -96,13 +110,23 @@ def train(experiment: Experiment, workdir: PathLike, *, label: str = "train", be
                 state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
                 frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
                 check_finite({"parameter": state.params, "average": state.emas, "frozen network": frozen})
-            write_config(experiment, workdir)
+            inputs = Inputs(store.identity, store.manifest.weights_hash, tower, _fingerprint(frozen.network))
+            if resumed:
+                check_same_inputs(inputs, workdir)
+            write_config(experiment, workdir, given, inputs)
             if experiment.text is None:
                 write_classes(store.class_names, workdir)
             evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
             session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
             _announce(session, state)
             return _loop(session, state, frozen, startup)
+
+
+def _fingerprint(network: Any) -> str | None:
+    """Of the parameters of a network on devices; None where there is none, or this process sees but a part of it."""
+    leaves = jax.tree_util.tree_leaves_with_path(network)
+    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for _, leaf in leaves)
+    return fingerprint({leaf_path(path): leaf for path, leaf in leaves}) if leaves and whole else None
 
 
 def _check_batch(experiment: Experiment, shards: int) -> None:

@@ -12,8 +12,8 @@ from lpl_jax.data import ImageSource, LatentStore
 from lpl_jax.data.configured import data_source
 from lpl_jax.data.examples import is_stream
 from lpl_jax.experiment import Experiment
-from lpl_jax.io.atomic import atomic_open
 from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.pictures import write_picture
 from lpl_jax.text import WordTokenizer
 from lpl_jax.training.logging import MetricLogger
 from lpl_jax.training.state import Frozen
@@ -102,8 +102,7 @@ def make_evaluation(
             logger.write(step, {f"evaluation/{name}": found.value for name, found in metrics.items()})
         picture = grid(first_images(images, count, mesh), count)
         if jax.process_index() == 0:
-            with atomic_open(folder / f"step{step:07d}.png") as file:
-                picture.save(file, "PNG")
+            write_picture(folder / f"step{step:07d}.png", picture)
         logger.image(step, "samples", np.asarray(picture))
 
     return evaluate

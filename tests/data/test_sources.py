@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -221,6 +222,19 @@ def tf_example(**features) -> bytes:
 
     entries = (field(1, field(1, name.encode()) + field(2, feature(value))) for name, value in features.items())
     return field(1, b"".join(entries))
+
+
+@pytest.mark.parametrize("identity", ["times", "content"])
+def test_a_tfds_data_set_is_its_content(tfds_folder, tmp_path, identity):
+    shutil.copytree(tfds_folder, tmp_path / "copy", copy_function=shutil.copy2)
+
+    def seen(root):
+        return TFDSSource("mini_photos", 16, data_dir=root, identity=identity).fingerprint
+
+    assert seen(tmp_path / "copy") == seen(tfds_folder), "a copy that keeps times"
+    (shard,) = (tmp_path / "copy/mini_photos/1.0.0").glob("*-00000-of-00001")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert seen(tmp_path / "copy") != seen(tfds_folder)
 
 
 def test_tfds_is_read_without_tensorflow(tfds_folder):

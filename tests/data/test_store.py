@@ -188,7 +188,7 @@ def test_an_interrupted_write_removes_only_its_partial_file(tmp_path, image_fold
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path, source, autoencoder, batch_size=8, shard_records=6, on_progress=interrupt)
     kept = ["latents-00000-of-00002.array_record", "latents-00000-of-00002.json", "plan.json"]
-    assert found == [*kept[:2], "latents-00001-of-00002.array_record.0.partial", kept[2]]
+    assert found == [".lock", *kept[:2], "latents-00001-of-00002.array_record.0.partial", kept[2]]
     assert names(tmp_path) == kept
 
 

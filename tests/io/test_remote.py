@@ -1,6 +1,7 @@
 """Stores, runs and evaluations on gs://, whose buckets are here a folder of this machine: see conftest.py."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import build
 from lpl_jax.experiment.evaluation import EvaluationConfig
-from lpl_jax.io.atomic import write_npz, write_text
-from lpl_jax.io.paths import files_below
+from lpl_jax.io.atomic import write_bytes, write_npz, write_text
+from lpl_jax.io.copies import local_copy
+from lpl_jax.io.paths import files_below, to_path
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.parallel import MeshConfig, make_mesh
 from lpl_jax.runs import checkpoints, open_run
@@ -87,7 +89,7 @@ def test_a_run_trains_and_resumes(checkpoint_bucket, tiny_config, tmp_path, caps
     monkeypatch.chdir(tmp_path)
     c = tiny_config(train__steps=2, train__checkpoint_every=2, train__log_every=1, ema__decays=(0.5,))
     train(build(c), RUN)
-    assert f"{RUN} is remote and has no lock: no other process may train there" in capsys.readouterr().out
+    assert f"{RUN} is remote and has no lock: no other process may write there" in capsys.readouterr().out
     c.train.steps = 4
     here = train(build(c), tmp_path / "run").state
     there = train(build(c), RUN).state
@@ -178,3 +180,16 @@ def test_what_has_to_be_local_says_so(read, field, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=f"^gs://bucket/it is remote; {field} takes local paths only$"):
             read(url)
     assert not list(tmp_path.iterdir())
+
+
+def test_copies_are_of_a_state_of_a_file(bucket):
+    """What is put in place of a file is copied anew, and nothing twice."""
+    url, copies = to_path("gs://bucket/file.bin", remote=True), []
+    for time, content in enumerate((b"one", b"two"), 1):
+        write_bytes(url, content)
+        os.utime(bucket / "bucket/file.bin", ns=(time, time))
+        copies.append(local_copy(url))
+        assert copies[-1].read_bytes() == content and local_copy(url) == copies[-1]
+    assert copies[0] != copies[1]
+    with pytest.raises(FileNotFoundError, match="none.bin"):
+        local_copy(url.parent / "none.bin")

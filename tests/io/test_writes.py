@@ -13,7 +13,6 @@ SOURCES = sorted(path for folder in ("lpl_jax", "benchmarks") for path in (ROOT 
 ALLOWED = {
     ("lpl_jax/training/logging.py", "open('a')"): "metrics: lines are appended, and a cut last line is dropped",
     ("lpl_jax/training/logging.py", "write_bytes"): "a copy on this machine, of the metrics that a remote run has",
-    ("lpl_jax/runs/workdir.py", "open('w')"): "the lock of a folder, which holds nothing",
     ("lpl_jax/cost/compile_report.py", "open('w+b')"): "messages of the compiler, for the process that waits for them",
 }
 

@@ -18,7 +18,7 @@ def test_photos_from_the_command_line(tmp_path, capsys):
     assert main(argv) == 0
     first = capsys.readouterr()
     assert "16 images of 8 classes at 32 px" in first.out and "in 1 shard (" in first.out and "img/s" in first.out
-    assert "16/16" in first.err, "the progress bar reached the end"
+    assert first.err == "", "where nobody looks on, stderr is for errors"
     store = LatentStore(out)
     assert len(store) == 16 and store.class_names == PhotoSource(32, crops=2).class_names
     check_autoencoder(store, autoencoders.load("bundled"))
@@ -60,8 +60,8 @@ def test_an_unreadable_image_leaves_no_file_and_no_bar(tmp_path, capsys):
         cli.run_main(main, argv)
     err = capsys.readouterr().err
     reason = f"{broken}: not an image that can be read (max_skipped, a number or a share, passes over such images)"
-    assert "prepare:   0%" in err and err.split("\r")[-1] == f"error: {reason}\n"
-    assert list((tmp_path / "store").iterdir()) == []
+    assert err == f"error: {reason}\n"
+    assert not (tmp_path / "store").exists()
 
 
 def test_prepare_can_be_quiet(tmp_path, capsys):

@@ -233,7 +233,7 @@ def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
     assert "(`pretrain_v`) |  | - | not run |" in found.out  # the tables are made all the same
     monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
     assert sweep.main(arguments) == 2
-    assert "pretrain_v failed; what is done is kept (status 2)" in capsys.readouterr().err
+    assert "pretrain_v failed; what is done is kept (status 2)" in capsys.readouterr().out
 
 
 def write(run, fid, name="step10", **made):

@@ -160,7 +160,7 @@ def test_a_run_on_captions_trains(tiny_config, captioned, tmp_path, two_devices)
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2] and all(np.isfinite(line["loss"]) for line in lines)
     c.text.layer = "penultimate"
-    with pytest.raises(InputError, match="text.layer was 'last', is 'penultimate'"):
+    with pytest.raises(InputError, match="text.layer: was 'last', now 'penultimate'"):
         train(build(c), tmp_path)
 
 

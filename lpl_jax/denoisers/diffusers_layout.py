@@ -17,6 +17,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.io.porting import Rule, export_params, import_params
 
 CLASS_NAME = "SD3Transformer2DModel"
+ANCHOR = "pos_embed.proj.weight"  # a tensor that every network has
 POSITIONS = "pos_embed.pos_embed"  # the one tensor that is not the weight or bias of a module
 
 # In a block: their module, ours.

@@ -16,8 +16,8 @@ names modules; their tensors follow from the number of dimensions and from what 
 A tensor that is not the weight or bias of a module (a running mean, a table of positions) is named by a rule itself,
 and is carried over as it is.
 
-Every tensor on either side must be covered, with the shape that the network expects: whatever is missing, surplus or
-misshapen is listed by name, all of it, in one `InputError`.
+Every tensor on either side must be covered, with the shape that the network expects: what is missing, surplus or
+misshapen is listed by name, the first few and how many more there are, in one `InputError`.
 """
 
 import re
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 
 
 class Rule(NamedTuple):
@@ -92,7 +92,7 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
       where: what the tensors came from, for messages.
 
     Raises:
-      InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; all
+      InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; they
         are named.
     """
     compiled = [(_pattern(rule.theirs), rule.ours) for rule in rules]
@@ -110,7 +110,7 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
         found[path] = array
     problems += [f"missing {path}" for path in expected if path not in found]
     if problems:
-        raise InputError(f"{where}: {len(problems)} parameters do not fit: " + "; ".join(problems))
+        raise InputError(f"{where}: {len(problems)} parameters do not fit: {some(problems, '; ')}")
     return unflatten_dict(found, sep="/")
 
 
@@ -128,5 +128,5 @@ def export_params(params: Mapping, rules: Sequence[Rule]) -> dict[str, np.ndarra
             unknown.append(path)
         tensors[name] = tensor
     if unknown:
-        raise InputError("no rule to export the parameters " + ", ".join(unknown))
+        raise InputError(f"no rule to export the parameters {some(unknown)}")
     return tensors

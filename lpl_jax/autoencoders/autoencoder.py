@@ -107,7 +107,8 @@ class Autoencoder(flax.struct.PyTreeNode):
 
         Args:
           num_taps: how many, from the latent up; None for all, `config.num_taps`. A KL autoencoder has the middle block
-            (side h), then up blocks 0.. (2h, 4h, 8h, 8h); a tiny one has one for each resolution (h, 2h, 4h, 8h).
+            (side h), then every up block (of factor 8: 2h, 4h, 8h, 8h); a tiny one has one for each resolution (h, 2h,
+            4h, 8h). Their names are `config.tap_names`.
           post_quant_conv: False skips that 1x1 convolution, as the public PyTorch example does.
           remat: recompute each block in the backward pass.
         """

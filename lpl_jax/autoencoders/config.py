@@ -138,7 +138,12 @@ class AutoencoderConfig:
     @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: the middle block and every up block."""
-        return 1 + len(self.decoder_channels)
+        return len(self.tap_names)
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of these maps, in order: mid, up_0, up_1, ..."""
+        return ("mid", *(f"up_{block}" for block in range(len(self.decoder_channels))))
 
     @classmethod
     def tiny(cls, **changes) -> "AutoencoderConfig":
@@ -198,4 +203,9 @@ class TinyAutoencoderConfig:
     @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: one for each resolution."""
-        return len(self.decoder_blocks)
+        return len(self.tap_names)
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of these maps, in order: level_0, level_1, ..."""
+        return tuple(f"level_{level}" for level in range(len(self.decoder_blocks)))

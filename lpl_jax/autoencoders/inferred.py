@@ -53,8 +53,8 @@ def _kl(tensors, everything, name: str, dtype: str) -> AutoencoderConfig:
     decoder, decoder_resnets = _levels(tensors, "decoder.up_blocks")
     if odd := [width for width in encoder + decoder if width % _NORM_GROUPS]:
         raise InputError(
-            f"{name}: {_NORM_GROUPS} groups, as in every published KL autoencoder, do not divide its width {odd[0]}, and "
-            "tensors do not tell another number: put diffusers' config.json beside the file"
+            f"{name}: {_NORM_GROUPS} groups, as every published KL autoencoder has, do not divide its width {odd[0]}, "
+            "and tensors do not tell another number: put diffusers' config.json beside the file"
         )
     known: dict[str, Any] = dict(
         latent_channels=tensors["decoder.conv_in.weight"].shape[1],
@@ -90,8 +90,8 @@ def _scale(known: Mapping[str, Any], everything: Mapping[str, Tensor], name: str
             return _said(name, model, values)
     if known["latent_channels"] == 16 and not known["quant_conv"]:
         raise InputError(
-            f"{name}: Stable Diffusion 3's and FLUX.1's autoencoders have these shapes and other scales of the latents: "
-            "put diffusers' config.json beside the file"
+            f"{name}: Stable Diffusion 3's and FLUX.1's autoencoders have these shapes and other scales of the "
+            "latents: put diffusers' config.json beside the file"
         )
     return _said(name, "Stable Diffusion 1, as diffusers assumes where nothing tells", {"scaling_factor": 0.18215})
 

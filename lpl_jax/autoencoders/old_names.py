@@ -1,4 +1,4 @@
-"""Names that tensors of autoencoders had in other code: the original LDM's, and diffusers' own of before version 0.17."""
+"""Names that tensors of autoencoders had in other code: the original LDM's, and diffusers' before version 0.17."""
 
 import re
 

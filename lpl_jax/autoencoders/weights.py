@@ -1,5 +1,6 @@
-"""Autoencoders from and to files: folders of every family of diffusers, single files, and the pair that TAESD comes as."""
+"""Autoencoders from and to files: folders of diffusers' families, single files, and the pair that TAESD comes as."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_json, write_tensors
+from lpl_jax.io.tensors import Tensor, read_json, write_tensors
 from lpl_jax.io.weight_files import open_weights, read_weights
 
 KL_RULES = (
@@ -69,28 +70,43 @@ def load(
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (they are named).
     """
     path = find(source, subfolder)
-    folder, given = (path if path.is_dir() else path.parent), str(source)
-    options = dict(name=given if subfolder is None else f"{given}/{subfolder}", dtype=jnp.dtype(dtype).name)
-    raw = _config_beside(folder, required=path.is_dir())
-    if raw is None and path.is_dir() and (pair := taesd_pair(folder)):
-        tensors = read_taesd(*pair)
-        config = inferred.tiny(tensors, **options)
+    name = str(source) if subfolder is None else f"{source}/{subfolder}"
+    options = dict(name=name, dtype=jnp.dtype(dtype).name)
+    raw = _config_beside(path)
+    if raw is not None:
+        config, tensors = from_diffusers(raw, **options), read_tensors(path, variant=variant)
     else:
-        weights = open_weights(path, variant=variant)
-        tensors = modern_names(weights.read((KL_ANCHOR, TINY_ANCHOR)), str(path))
-        config = inferred.config(tensors, weights.tensors, **options) if raw is None else from_diffusers(raw, **options)
+        tensors, everything = _read_all(path, variant)
+        config = inferred.config(tensors, everything, **options)
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
     params = import_params(tensors, rules(config), shapes, where=str(path))
     return Autoencoder(jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params), config)
 
 
-def _config_beside(folder: Path, required: bool) -> dict | None:
-    """What the config.json in a folder says; None where there is none, or, unless `required`, another network's."""
-    path = folder / "config.json"
-    if not path.is_file():
+def read_tensors(path: Path, *, variant: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of an autoencoder in a folder or file, under the names that diffusers gives them today.
+
+    Raises:
+      InputError: as of `load`, but for tensors that do not fit each other.
+    """
+    return _read_all(path, variant)[0]
+
+
+def _read_all(path: Path, variant: str | None) -> tuple[dict[str, np.ndarray], Mapping[str, Tensor]]:
+    """The tensors of the autoencoder, and all that is in the files."""
+    if path.is_dir() and not (path / "config.json").is_file() and (pair := taesd_pair(path)):
+        return read_taesd(*pair), {}
+    weights = open_weights(path, variant=variant)
+    return modern_names(weights.read((KL_ANCHOR, TINY_ANCHOR)), str(path)), weights.tensors
+
+
+def _config_beside(path: Path) -> dict | None:
+    """The config.json in a folder, or beside a file where it is an autoencoder's; None where there is none."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    if not config.is_file():
         return None
-    raw = read_json(path)
-    return raw if required or raw.get("_class_name") in CLASSES else None
+    raw = read_json(config)
+    return raw if path.is_dir() or raw.get("_class_name") in CLASSES else None
 
 
 def save(autoencoder: Autoencoder, folder: str | Path) -> None:

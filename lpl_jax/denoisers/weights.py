@@ -64,9 +64,7 @@ def load(source: str | Path, *, subfolder: str | None = None, variant: str | Non
     Raises:
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (they are named).
     """
-    path = find(
-        source, ("config.json", *PATTERNS), subfolder, field="a denoiser's weights", unless_there=PICKLES
-    )
+    path = find(source, ("config.json", *PATTERNS), subfolder, field="a denoiser's weights", unless_there=PICKLES)
     if (path.suffix == ".safetensors" and not path.is_dir()) or path.is_file():
         weights, inside = open_weights(path, variant=variant), _config_inside(path)
         if inside is not None:

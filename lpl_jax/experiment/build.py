@@ -96,7 +96,8 @@ def resolve(
     tower: of a run on text; None leaves these widths as they are.
 
     Raises:
-      InputError: a resolution that the autoencoder does not take, or patches that do not tile the latents.
+      InputError: a resolution that the autoencoder does not take, patches that do not tile the latents, or taps that
+        its decoder does not have.
     """
     model = dataclasses.replace(experiment.model, latent_channels=autoencoder.latent_channels)
     if tower is not None and experiment.text is not None:
@@ -109,6 +110,8 @@ def resolve(
             f"of autoencoder {autoencoder.name}"
         )
     model.grid(side, side)
+    if experiment.lpl is not None:
+        experiment.lpl.tap_names(autoencoder.tap_names)
     return dataclasses.replace(experiment, model=model)
 
 

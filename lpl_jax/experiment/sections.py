@@ -56,7 +56,7 @@ SECTIONS: dict[str, Section] = {
     "data": Section((DataConfig,)),
     "autoencoder": Section(
         (AutoencoderSource,),
-        automatic={"dtype": "compute type of encoder and decoder: float32 | bfloat16 | auto (bfloat16 on accelerators)"},
+        automatic={"dtype": "compute type: float32 | bfloat16 | auto (bfloat16 on accelerators; stores are float32)"},
     ),
     "text": Section((TextSource,), Chooser("source", None, "")),
     "model": Section(

@@ -21,7 +21,16 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 # Types of numbers that count or index; no parameter of a network here is of one.
 COUNTS = ("I64", "I32", "BOOL", "int64", "int32", "bool")
 # Last part of the name of a tensor that a trainer keeps beside the parameters, or a constant of older files.
-COUNTERS = ("num_batches_tracked", "position_ids", "step", "global_step", "num_updates", "decay", "initted", "n_averaged")
+COUNTERS = (
+    "num_batches_tracked",
+    "position_ids",
+    "step",
+    "global_step",
+    "num_updates",
+    "decay",
+    "initted",
+    "n_averaged",
+)
 
 
 class Tensor(NamedTuple):

@@ -108,7 +108,7 @@ def open_weights(path: Path, *, variant: str | None = None) -> Weights:
         entry = None if named and named.variant == variant else variant
         return Weights(_open_all([path], path if path.suffix == ".json" else None), str(path), entry, path.name)
     chosen, found = _choose(path, variant)
-    index = chosen.path if chosen.index else None
+    index = chosen.path if chosen.is_index else None
     entry = None if chosen.variant == variant else variant
     names = some([file.path.name for file in found])
     return Weights(_open_all(_parts_of(chosen, found), index), str(path), entry, names)
@@ -126,13 +126,13 @@ class _File(NamedTuple):
     stem: str
     variant: str
     ending: str
-    index: bool
+    is_index: bool
     part: tuple[int, int] | None
 
     @property
     def rank(self) -> tuple[bool, int]:
         """Order of preference among the forms of the same weights: safetensors first; whole, index, parts."""
-        return self.ending != "safetensors", 2 if self.part else int(self.index)
+        return self.ending != "safetensors", 2 if self.part else int(self.is_index)
 
 
 def _parse(path: Path) -> _File | None:
@@ -149,7 +149,9 @@ def _parse(path: Path) -> _File | None:
 
 def _choose(folder: Path, variant: str | None) -> tuple[_File, list[_File]]:
     """The whole file, the index or a part of the weights to read, and all files of weights in the folder."""
-    found = sorted(filter(None, map(_parse, filter(Path.is_file, sorted(folder.iterdir())))), key=lambda file: file.rank)
+    found = sorted(
+        filter(None, map(_parse, filter(Path.is_file, sorted(folder.iterdir())))), key=lambda file: file.rank
+    )
     if not found:
         names = f"{STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
         raise InputError(f"{folder} has no weights, such as {names}; possible endings: {', '.join(ENDINGS)}")
@@ -184,7 +186,7 @@ def _parts_of(first: _File, found: Sequence[_File]) -> list[Path]:
 
 
 def _open_all(files: Sequence[Path], index: Path | None) -> dict[str, Tensor]:
-    """The tensors of the files, or of those that an index names, each of which is there once and where the index says."""
+    """The tensors of the files, or of those that an index names, each of them there once and where the index says."""
     places = {} if index is None else _read_index(index)
     tensors: dict[str, Tensor] = {}
     found = {}

@@ -35,8 +35,8 @@ def load(path: str | Path) -> LatentLPIPS:
     """LatentLPIPS with the weights of a published file, or of a safetensors file that `save` wrote.
 
     Args:
-      path: the file, or a folder with it alone. A .pth file needs PyTorch to be read; nothing in it is executed. The number of channels of the
-        latents is that of its first convolution.
+      path: the file, or a folder with it alone. A .pth file needs PyTorch to be read; nothing in it is executed. The
+        number of channels of the latents is that of its first convolution.
 
     Raises:
       InputError: nothing there (says where it is published), a damaged file, or tensors that do not fit, named.

@@ -8,7 +8,7 @@ A prompt that is dropped (classifier-free guidance) becomes the empty one, in bo
 import dataclasses
 import math
 from dataclasses import MISSING
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -173,7 +173,7 @@ def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer
     Raises:
       InputError: nothing there, files that do not fit, prompts longer than the tower takes, or another's tokeniser.
     """
-    options = dict(subfolder=source.subfolder, variant=source.variant, dtype=source.compute_dtype)
+    options: dict[str, Any] = dict(subfolder=source.subfolder, variant=source.variant, dtype=source.compute_dtype)
     clip = load(source.source, tower="text", **options)
     clip = _without_projection(clip)
     name, folder = source.tokenizer or source.source, source.tokenizer_subfolder

@@ -23,3 +23,8 @@ def some(things: Iterable[object], separator: str = ", ", most: int = 6) -> str:
     texts = list(map(str, things))
     shown = texts if len(texts) <= most else [*texts[: most - 1], f"and {len(texts) - most + 1} more"]
     return separator.join(shown)
+
+
+def some_of_each(*groups: Iterable[object]) -> str:
+    """The first few of every group, as of problems of one kind, so that none hides another."""
+    return "; ".join(filter(None, (some(group, "; ") for group in groups)))

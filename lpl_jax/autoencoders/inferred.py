@@ -115,7 +115,7 @@ def tiny(tensors: Mapping[str, np.ndarray], *, name: str, dtype: str = "float32"
         blocks[side] = tuple(len(level) for level in sequence.split("|")[1:-1])
     ends = [tensors[key] for side in blocks if (key := f"{side}.layers.0.weight") in tensors]
     if [end.ndim for end in ends] != [4, 4] or not all(blocks.values()):
-        raise InputError(f"{name}: the .pth files are not TAESD's: no convolution at the head of encoder and decoder")
+        raise InputError(f"{name}: the tensors are not TAESD's: no convolution at the head of encoder and decoder")
     return TinyAutoencoderConfig(
         name=name,
         latent_channels=ends[1].shape[1],

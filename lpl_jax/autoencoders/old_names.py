@@ -9,7 +9,7 @@ from lpl_jax.errors import InputError
 # Attention names of diffusers before version 0.17, still found in published files.
 _OLD_DIFFUSERS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 # Parts of a checkpoint of the LDM code's own training that are not the autoencoder.
-_LDM_TRAINING = ("loss.", "model_ema.")
+_TRAINING = ("loss.", "model_ema.")
 # Of the original code (github.com/CompVis/latent-diffusion, ldm/modules/diffusionmodules/model.py), in this order.
 # Levels of its decoder are counted from the image, those of diffusers from the latent.
 _LDM = (
@@ -34,10 +34,10 @@ def modern_names(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.nda
       InputError: a tensor that is there under two of its names.
     """
     levels = {int(match[1]) for name in tensors if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
-    if levels or any(name.startswith("decoder.mid.") for name in tensors):
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LDM_TRAINING)}
     renamed = {}
     for name, tensor in tensors.items():
+        if name.startswith(_TRAINING):
+            continue
         modern = _modern(name, max(levels, default=0))
         if modern in renamed:
             raise InputError(f"{where} has {modern} twice, under its old name and its new one")

@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from lpl_jax.denoisers import diffusers_layout
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
-from lpl_jax.errors import InputError, some
+from lpl_jax.errors import InputError, some, some_of_each
 from lpl_jax.io.atomic import atomic_path, check_free, write_text
 from lpl_jax.io.hub import find
 from lpl_jax.io.paths import PathLike, to_path
@@ -104,8 +104,9 @@ def load_params(config: MMDiTConfig, source: str | Path, *, variant: str | None 
         if name not in HOW and there[name] != here[name]
     ]
     if problems:
-        problems += _misfits(config, flatten_dict(params, sep="/"))
-        raise InputError(f"{source} is not of the network that is configured: {some(problems, '; ', most=12)}")
+        misfits = some_of_each(*_misfits(config, flatten_dict(params, sep="/")))
+        text = "; ".join([*problems, misfits] if misfits else problems)
+        raise InputError(f"{source} is not of the network that is configured: {text}")
     return params
 
 
@@ -197,10 +198,10 @@ def _config_from_fields(raw: Mapping, *, where: str) -> MMDiTConfig:
     fields = dataclasses.fields(MMDiTConfig)
     known = [field.name for field in fields]
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    problems = [f"unknown field {name}" for name in sorted(set(given) - set(known))]
-    problems += [f"missing field {name}" for name in required if name not in given]
-    if problems:
-        raise InputError(f"{where}: {some(problems, '; ')}; the fields are {', '.join(known)}")
+    unknown = [f"unknown field {name}" for name in sorted(set(given) - set(known))]
+    missing = [f"missing field {name}" for name in required if name not in given]
+    if unknown or missing:
+        raise InputError(f"{where}: {some_of_each(unknown, missing)}; the fields are {', '.join(known)}")
     try:
         return MMDiTConfig(**given)
     except InputError as error:
@@ -213,23 +214,25 @@ def _tree(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, where: str)
 
 
 def _check(config: MMDiTConfig, flat: Mapping, *, where: str) -> None:
-    """Raises InputError that names every parameter that is missing, surplus or of another shape than the config's."""
-    if problems := _misfits(config, flat):
-        raise InputError(f"{where}: {len(problems)} parameters do not fit: {some(problems, '; ')}")
+    """Raises InputError that names parameters that are missing, surplus or of another shape than the config's."""
+    groups = _misfits(config, flat)
+    if count := sum(map(len, groups)):
+        raise InputError(f"{where}: {count} parameters do not fit: {some_of_each(*groups)}")
 
 
-def _misfits(config: MMDiTConfig, flat: Mapping) -> list[str]:
+def _misfits(config: MMDiTConfig, flat: Mapping) -> list[list[str]]:
+    """What does not fit, by kind."""
     if absurd := _out_of_proportion(config, flat):
-        return [absurd]
+        return [[absurd]]
     expected: Any = flatten_dict(jax.eval_shape(lambda: init(config, jax.random.key(0))), sep="/")
-    problems = [f"surplus {path}" for path in flat if path not in expected]
-    problems += [f"missing {path}" for path in expected if path not in flat]
-    problems += [
+    surplus = [f"surplus {path}" for path in flat if path not in expected]
+    missing = [f"missing {path}" for path in expected if path not in flat]
+    odd = [
         f"{path} has shape {np.shape(array)}, the config needs {expected[path].shape}"
         for path, array in flat.items()
         if path in expected and np.shape(array) != expected[path].shape
     ]
-    return problems
+    return [surplus, missing, odd]
 
 
 def _out_of_proportion(config: MMDiTConfig, tensors: Mapping) -> str | None:
@@ -251,7 +254,9 @@ def _read_config(folder: Path, of: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         if of.is_file():
-            raise InputError(f"{of} has no config ({CLASS_NAME}) in its metadata, nor a config.json beside it")
+            raise InputError(
+                f"{of} has no config ({CLASS_NAME}) in its metadata, nor a config.json beside it: give the folder"
+            )
         inside = (folder / "transformer" / "config.json").is_file()
         hint = f"; the denoiser of this pipeline is {folder / 'transformer'}" if inside else ""
         raise InputError(f"{path} does not exist: not a folder with a denoiser{hint}")

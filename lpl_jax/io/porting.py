@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lpl_jax.errors import InputError, some
+from lpl_jax.errors import InputError, some, some_of_each
 
 
 class Rule(NamedTuple):
@@ -97,20 +97,20 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
     """
     compiled = [(_pattern(rule.theirs), rule.ours) for rule in rules]
     expected: dict[str, Any] = flatten_dict(shapes, sep="/")  # pyright: ignore[reportAssignmentType]  # of leaves alone
-    found, problems = {}, []
+    found, surplus, odd = {}, [], []
     for name, tensor in tensors.items():
         path, array = _to_ours(name, np.asarray(tensor), compiled, expected)
         if path not in expected:
-            problems.append(f"surplus {name}")
+            surplus.append(f"surplus {name}")
             continue
         if path in found:
-            problems.append(f"{name} repeats {path}")
+            odd.append(f"{name} repeats {path}")
         elif array.shape != tuple(expected[path].shape):
-            problems.append(f"{name} has shape {tuple(tensor.shape)}, {path} needs {tuple(expected[path].shape)}")
+            odd.append(f"{name} has shape {tuple(tensor.shape)}, {path} needs {tuple(expected[path].shape)}")
         found[path] = array
-    problems += [f"missing {path}" for path in expected if path not in found]
-    if problems:
-        raise InputError(f"{where}: {len(problems)} parameters do not fit: {some(problems, '; ')}")
+    missing = [f"missing {path}" for path in expected if path not in found]
+    if count := len(surplus) + len(odd) + len(missing):
+        raise InputError(f"{where}: {count} parameters do not fit: {some_of_each(surplus, odd, missing)}")
     return unflatten_dict(found, sep="/")
 
 

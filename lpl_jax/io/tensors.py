@@ -1,6 +1,5 @@
 """JSON objects and named tensors from files of others, of which nothing is ever executed; tensors into files."""
 
-import contextlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -178,11 +177,14 @@ def _load_torch(path: Path) -> Any:
     import torch
 
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    if not zipfile.is_zipfile(path):  # as PyTorch wrote before 1.6
-        return torch.load(path, **options)
-    others: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
-    with torch.serialization.safe_globals(others) if others else contextlib.nullcontext():
-        return torch.load(path, mmap=True, **options)
+    with path.open("rb") as file:  # given a path, PyTorch goes by the ending
+        if not zipfile.is_zipfile(path):  # as PyTorch wrote before 1.6
+            return torch.load(file, **options)
+        others: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)]
+        file.seek(0)
+        source = dict(f=file) if path.suffix == ".safetensors" else dict(f=path, mmap=True)
+        with torch.serialization.safe_globals(others):
+            return torch.load(**source, **options)
 
 
 def _flat(content: Mapping, prefix: str, kind: type) -> Any:

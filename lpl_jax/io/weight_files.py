@@ -34,8 +34,8 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})")
 class Weights:
     """Files of weights that are open: what is in them, before anything is read.
 
-    tensors: by name, over all files. where: the folder or file, for messages. entry: which of several sets of weights
-    in the files is meant, such as "ema". choices: the files it was looked for in, for messages.
+    tensors: by name, over all files. where: the file, index or first part, for messages. entry: which of several sets
+    of weights in the files is meant, such as "ema". choices: the files it was looked for in, for messages.
     """
 
     tensors: Mapping[str, Tensor]
@@ -111,7 +111,7 @@ def open_weights(path: Path, *, variant: str | None = None) -> Weights:
     index = chosen.path if chosen.is_index else None
     entry = None if chosen.variant == variant else variant
     names = some([file.path.name for file in found])
-    return Weights(_open_all(_parts_of(chosen, found), index), str(path), entry, names)
+    return Weights(_open_all(_parts_of(chosen, found), index), str(chosen.path), entry, names)
 
 
 def has_weights(folder: Path) -> bool:

@@ -59,8 +59,8 @@ class LPLConfig(Part, section="lpl"):
     # --- which features ---
     taps: int | str = field(
         "all",
-        "maps that are compared: all of the decoder (mid, up_0, ..) | a number: the first so many | rgb: decoded images, "
-        "compared as they are (statistics, masks, omega and post_quant_conv=False do not apply)",
+        "maps that are compared: all of the decoder (mid, up_0, ..) | a number: the first so many | rgb: decoded "
+        "images, compared as they are (statistics, masks, omega and post_quant_conv=False do not apply)",
         Check(_taps, "'all', the number of maps of the decoder or fewer, or 'rgb'"),
     )
     post_quant_conv: bool = field(

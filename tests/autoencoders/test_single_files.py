@@ -75,7 +75,8 @@ def same(loaded, ours):
 def test_names_are_those_of_the_original_code(made):
     names = set(original(made[1]))
     assert {"decoder.up.2.block.0.conv1.weight", "decoder.up.2.upsample.conv.bias", "decoder.up.0.block.1.norm2.bias",
-            "encoder.down.0.downsample.conv.weight", "encoder.mid.attn_1.proj_out.weight", "encoder.mid.attn_1.norm.bias",
+            "encoder.down.0.downsample.conv.weight", "encoder.mid.attn_1.proj_out.weight",
+            "encoder.mid.attn_1.norm.bias",
             "decoder.mid.block_2.conv1.bias", "decoder.up.0.block.0.nin_shortcut.weight", "encoder.norm_out.weight",
             "quant_conv.weight", "decoder.conv_out.bias"} <= names  # fmt: skip
     assert not any(part in name for name in names for part in ("blocks", "upsamplers", "to_"))
@@ -84,9 +85,7 @@ def test_names_are_those_of_the_original_code(made):
 LAYOUTS = {
     "vae.safetensors": lambda t: t,
     "vae.pt": lambda t: {"state_dict": t, "global_step": 7, "epoch": 1},
-    "vae.ckpt": lambda t: (
-        t | {"loss.logvar": np.zeros(3, np.float32), "loss.perceptual_loss.w": np.ones(3, np.float32)}
-    ),
+    "vae.ckpt": lambda t: t | {f"loss.{key}": np.zeros(3, np.float32) for key in ("logvar", "lin.w")},
     "sd.ckpt": lambda t: {
         "state_dict": {f"first_stage_model.{k}": v for k, v in t.items()}
         | {"model.diffusion_model.out.weight": np.ones(3, np.float32), "betas": np.ones(3, np.float32)}

@@ -332,7 +332,7 @@ def own(**fields):
         (own(hidden=4 * 10**4000), ["hidden = 4000", "out of all proportion"]),
         (own(depth=10**9), ["depth = 1000000000", "out of all proportion"]),
         (own(num_classes=10**12), ["num_classes = 1000000000000", "out of all proportion"]),
-        (own(hidden=128), ["has shape (64,", "the config needs (128,", "; and "]),
+        (own(hidden=128), ["blocks/attn/k/bias has shape (1, 64), the config needs (1, 128)", "; and 63 more"]),
         (own(num_classes=9), ["1 parameters", "label_embed/embedding has shape (11, 64)", "(10, 64)"]),
     ],
 )

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lpl_jax.data.images import Crop
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.paths import AnyPath, PathLike, files_below, is_remote, to_path
 
@@ -234,7 +234,7 @@ def _open_array(path: Path) -> tuple[IO[bytes], int]:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if "arr_0" not in names:
             reason = " (statistics, no images)" if {"mu", "sigma"} <= set(names) else ""
-            raise InputError(f"{_shown(path)} has the arrays {', '.join(names)}{reason}: needed: arr_0")
+            raise InputError(f"{_shown(path)} has the arrays {some(names)}{reason}: needed: arr_0")
         return archive.open("arr_0.npy"), archive.getinfo("arr_0.npy").file_size  # open until it is closed itself
 
 

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lpl_jax import autoencoders
 from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import open_source
@@ -44,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
 def autoencoder_of(args) -> Autoencoder:
     """That of a run, or the one that is named."""
     if args.workdir is None:
-        return autoencoders.load(args.autoencoder or "bundled", subfolder=args.autoencoder_subfolder)
-    if args.autoencoder or args.autoencoder_subfolder:
+        return flags.load_autoencoder(args)
+    if args.autoencoder or args.autoencoder_subfolder or args.autoencoder_variant:
         raise InputError("give one of --workdir (its autoencoder is taken) and --autoencoder")
-    return open_run(args.workdir).autoencoder
+    return open_run(args.workdir).autoencoder.with_dtype("float32")
 
 
 def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -313,6 +312,7 @@ def _command(verbs, name: str, run: Callable, about: str, batch_size: int) -> Ca
     flags.add(result, "out", required=True)
     flags.add(result, "autoencoder", note="bundled")
     flags.add(result, "autoencoder-subfolder")
+    flags.add(result, "autoencoder-variant")
     flags.add(result, "workdir", note="none: --autoencoder counts")
     flags.add(result, "resolution", note=f"{PHOTO_RESOLUTION} for photos, else as they are")
     flags.add(result, "count", default=8)

@@ -116,10 +116,10 @@ def _something_else(path: AnyPath) -> str | None:
 
 
 def _is_torch(path: Path) -> bool:
-    """Whether the first bytes are of a zip file or a pickle, the two forms of `torch.save`."""
+    """Whether the first bytes are of a zip file or a pickle, the two forms of `torch.save`; else it is safetensors."""
     with path.open("rb") as file:
         head = file.read(9)
-    return head[8:] != b"{" and (head.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors")
+    return head[8:] != b"{" and head.startswith((b"PK", b"\x80"))
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -128,7 +128,9 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         names = file.keys()
         dtypes = {name: file.get_slice(name).get_dtype() for name in names}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged, cut short or not a safetensors file: {error}") from error
+        raise InputError(
+            f"{path} is damaged, cut short or not a file of weights, of safetensors or PyTorch: {error}"
+        ) from error
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         return lambda: np.asarray(file.get_tensor(name), np.float32)
@@ -159,8 +161,13 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = _load_torch(path)
     except Exception as error:  # whatever the restricted unpickler meets in a damaged or hostile file
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise InputError(f"{path} is damaged or holds more than tensors; code in it is not run: {reason}") from error
+        # Before what it met, PyTorch advises to run the code.
+        text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[0].partition(". ")[0][:200]
+        raise InputError(
+            f"{path} is damaged or holds more than tensors; code in it is not run ({reason}): use safetensors"
+        ) from error
     tensors = dict(_flat(content, "", torch.Tensor)) if isinstance(content, Mapping) else {}
     if not tensors:
         raise InputError(f"{path} is not a state dict: names with tensors are needed; code in it is not run")

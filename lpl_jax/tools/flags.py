@@ -65,9 +65,7 @@ FLAGS = {
     # networks and samplers
     "autoencoder": Flag(cli.text, "SOURCE", "bundled, a folder in diffusers layout, a file of weights, or a hub id"),
     "autoencoder-subfolder": Flag(cli.text, "NAME", "the autoencoder's folder inside a pipeline, such as vae"),
-    "autoencoder-variant": Flag(
-        cli.text, "NAME", "which of its weights, where none are plain, such as fp16"
-    ),
+    "autoencoder-variant": Flag(cli.text, "NAME", "which of its weights, where none are plain, such as fp16"),
     "guidance": Flag(cli.number, "SCALE", "guidance scale; 1: none"),
     "steps": Flag(cli.positive, "N", "steps of the sampler"),
     # several processes

@@ -248,3 +248,13 @@ def test_a_store_keeps_them(with_statistics, image_folder, tmp_path):
     wanted = np.mean(np.asarray(with_statistics.scale(means)), axis=(0, 1, 2))
     np.testing.assert_allclose(statistics(reread)["latent_mean"], wanted, rtol=1e-4, atol=1e-5)
     assert to_diffusers(with_statistics.config)["latents_mean"] == list(MEAN)
+
+
+def test_a_store_is_encoded_in_float32_whatever_the_decoder_computes_in(with_statistics, image_folder, tmp_path):
+    source = FolderSource(image_folder, 16)
+    stores = [
+        write_store(tmp_path / dtype, source, with_statistics.with_dtype(dtype), batch_size=8)
+        for dtype in ("float32", "bfloat16")
+    ]
+    for record, low in zip(*stores, strict=True):
+        np.testing.assert_array_equal(record.mean, low.mean)

@@ -228,3 +228,14 @@ def test_attention_that_the_platform_lacks_is_refused():
     config.model.attention = "splash"
     with pytest.raises(InputError, match="model.attention='splash': .* runs on cpu; possible here: auto, xla"):
         build(config)
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16"), ("tpu", "bfloat16")])
+def test_the_autoencoder_computes_in_bfloat16_on_accelerators(platform, dtype):
+    assert base.get_config().autoencoder.dtype == "auto"
+    experiment = build(base.get_config(), platform=platform)
+    assert experiment.autoencoder.dtype == to_dict(experiment)["autoencoder"]["dtype"] == dtype
+    assert build(to_dict(experiment), platform=platform) == experiment
+    assert build({"autoencoder": {"dtype": "float32"}}, platform=platform).autoencoder.dtype == "float32"
+    with pytest.raises(InputError, match="autoencoder.dtype"):
+        build({"autoencoder": {"dtype": "float16"}}, platform=platform)

@@ -342,7 +342,7 @@ BROKEN = {
     "a git-lfs pointer": (bytes_of(LFS), "is a git-lfs pointer.*git lfs pull"),
     "a web page": (bytes_of(b"\n<!DOCTYPE html>\n<html>Sign in"), "is a web page"),
     "an empty file": (bytes_of(b""), "is an empty file"),
-    "noise": (bytes_of(bytes(range(256))), "is damaged, cut short or not a safetensors file"),
+    "noise": (bytes_of(bytes(range(256))), "is damaged, cut short or not a file of weights"),
     "a cut file": (cut, "is damaged, cut short"),
     "a cut pickle": (cut_pickle, "is damaged"),
     "a shard that is missing": (lacking, "lacks parts 2 of 3"),

@@ -16,3 +16,15 @@ def nearest(name: object, possible: Iterable[str]) -> str:
     """A question for messages, " (did you mean NAME?)", with the most similar possible name; "" where none is."""
     found = difflib.get_close_matches(str(name), list(possible), n=1, cutoff=0.7)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def some(things: Iterable[object], separator: str = ", ", most: int = 6) -> str:
+    """The first few of a list for messages, and how many more there are: a line stays a line."""
+    texts = list(map(str, things))
+    shown = texts if len(texts) <= most else [*texts[: most - 1], f"and {len(texts) - most + 1} more"]
+    return separator.join(shown)
+
+
+def some_of_each(*groups: Iterable[object]) -> str:
+    """The first few of every group, as of problems of one kind, so that none hides another."""
+    return "; ".join(filter(None, (some(group, "; ") for group in groups)))

@@ -18,7 +18,8 @@ from PIL import Image
 from skimage.restoration import denoise_tv_chambolle
 
 from lpl_jax import autoencoders
-from lpl_jax.losses import TAP_NAMES, LPLConfig, outlier_mask
+from lpl_jax.autoencoders import AutoencoderConfig
+from lpl_jax.losses import LPLConfig, outlier_mask
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 256  # pixels of the image
@@ -213,7 +214,8 @@ def decoder(page, taps):
     page.box(GATE, TOP, 0.98, 0.46, edge="predicted", rounding=0.22)
     page.text(GATE, TOP, r"$\sigma_t/\alpha_t\leq\tau$", size=14)
     page.text(GATE, TOP - 0.42, "low noise only", "soft", size=11.5)
-    for index, ((x, side), name, (predicted, difference, clean)) in enumerate(zip(TAPS, TAP_NAMES, taps, strict=True)):
+    names = AutoencoderConfig().tap_names
+    for index, ((x, side), name, (predicted, difference, clean)) in enumerate(zip(TAPS, names, taps, strict=True)):
         page.image(predicted, x, TOP, side, "predicted")
         page.image(difference, x, MIDDLE, side, "loss")
         page.image(clean, x, BOTTOM, side, "clean")

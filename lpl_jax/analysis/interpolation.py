@@ -134,26 +134,26 @@ def resampled_latents(
     return encode(autoencoder, changed) if method.space == "pixel" else changed
 
 
-def distance_config(autoencoder: Autoencoder) -> LPLConfig:
+def distance_config() -> LPLConfig:
     """The perceptual distance: that of the public example, whose statistics and masks are of the clean features alone.
 
-    With as many taps as the decoder has, and with its post_quant_conv: these are features of true decodes.
+    With all taps that a decoder has, and with its post_quant_conv: these are features of true decodes.
     """
-    return LPLConfig.reference(taps=autoencoder.config.num_taps, post_quant_conv=True)
+    return LPLConfig.reference(post_quant_conv=True)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def reference(autoencoder: Autoencoder, latents: jax.Array, config: LPLConfig) -> Reference:
     """Decodes scaled latents (B, h, w, C) once for all comparisons."""
     images = jnp.clip(autoencoder.decode(latents), -1, 1)
-    return Reference(latents, images, autoencoder.features(latents, num_taps=len(config.tap_names)))
+    return Reference(latents, images, autoencoder.features(latents, num_taps=_count(autoencoder, config)))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def compare(autoencoder: Autoencoder, changed: jax.Array, clean: Reference, config: LPLConfig) -> Errors:
     """Errors of changed scaled latents (B, h, w, C) against the original ones."""
     images = jnp.clip(autoencoder.decode(changed), -1, 1)
-    features = autoencoder.features(changed, num_taps=len(config.tap_names))
+    features = autoencoder.features(changed, num_taps=_count(autoencoder, config))
     image_mse = jnp.mean(jnp.square(images - clean.images), axis=(1, 2, 3))
     return Errors(
         latent_mse=jnp.mean(jnp.square(changed - clean.latents), axis=(1, 2, 3)),
@@ -185,6 +185,10 @@ def disagreements(first: Sequence[float], second: Sequence[float]) -> tuple[int,
     signs = [np.greater(a, b).astype(int) - np.less(a, b) for a, b in pairs]
     product = signs[0] * signs[1]
     return int(np.sum(product < 0)), int(np.sum(product != 0))
+
+
+def _count(autoencoder, config):
+    return len(config.tap_names(autoencoder.config.tap_names))
 
 
 def _hat(distance):

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpl_jax.autoencoders import Autoencoder, AutoencoderConfig
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
-from lpl_jax.losses import TAP_NAMES, LPLConfig, outlier_mask
+from lpl_jax.losses import LPLConfig, outlier_mask
 from lpl_jax.losses.outliers import inner_range
 
-DEFAULT_TAP = 3  # counted from 0; the paper's l = 4, up_2
+DEFAULT_TAP = 3  # counted from 0; the paper's l = 4, up_2; the last one of a decoder with fewer
 
 
 class TapStatistics(NamedTuple):
@@ -29,17 +29,16 @@ class TapStatistics(NamedTuple):
     variance_masked: jax.Array  # share of the channel's variance over space that these pixels hold
 
 
-def tap_names(autoencoder: Autoencoder) -> tuple[str, ...]:
-    """Names of the taps of this decoder: mid, up_0 .. for a KL autoencoder, level_0 .. for a tiny one."""
-    count = autoencoder.config.num_taps
-    if isinstance(autoencoder.config, AutoencoderConfig) and count <= len(TAP_NAMES):
-        return TAP_NAMES[:count]
-    return tuple(f"level_{tap}" for tap in range(count))
-
-
 def parse_taps(autoencoder: Autoencoder, taps: Sequence[str]) -> tuple[int, ...]:
-    """Tap numbers, counted from 0, from names or numbers; raises InputError for one that the decoder does not have."""
-    names = tap_names(autoencoder)
+    """Tap numbers, counted from 0, from names, numbers or "all"; none given: `DEFAULT_TAP`.
+
+    Raises InputError for one that the decoder does not have.
+    """
+    names = autoencoder.config.tap_names
+    if not taps:
+        return (min(DEFAULT_TAP, len(names) - 1),)
+    if list(taps) == ["all"]:
+        return tuple(range(len(names)))
     numbers = {**{name: tap for tap, name in enumerate(names)}, **{str(tap): tap for tap in range(len(names))}}
     for tap in taps:
         if tap not in numbers:

@@ -1,7 +1,7 @@
 """Frozen first stages: encoders, decoders and the decoder features that the Latent Perceptual Loss compares."""
 
 from lpl_jax.autoencoders.autoencoder import Autoencoder, Moments, init
-from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig, latent_scale
 from lpl_jax.autoencoders.weights import load, save
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Moments",
     "TinyAutoencoderConfig",
     "init",
+    "latent_scale",
     "load",
     "save",
 ]

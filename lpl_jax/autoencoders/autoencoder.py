@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
-from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig, latent_scale
 from lpl_jax.autoencoders.model import MAX_LOGVAR, MIN_LOGVAR, Decoder, Encoder
 from lpl_jax.autoencoders.tiny import TinyDecoder, TinyEncoder
 from lpl_jax.errors import InputError
@@ -54,13 +54,19 @@ class Autoencoder(flax.struct.PyTreeNode):
         params = {name: leaf for name, leaf in self.params.items() if name != "encoder"}
         return dataclasses.replace(self, params=params)
 
+    def with_dtype(self, dtype: str) -> "Autoencoder":
+        """The same that computes in this type, float32 or bfloat16; parameters are float32 in both."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, dtype=dtype))
+
     def scale(self, raw: Float[Array, "*latents"]) -> Float[Array, "*latents"]:
         """Raw latents -> scaled latents, the unit of everything outside the autoencoder."""
-        return (raw - self.config.shift_factor) * self.config.scaling_factor
+        offset, factor = latent_scale(self.config)
+        return (raw - offset) * factor
 
     def unscale(self, latents: Float[Array, "*latents"]) -> Float[Array, "*latents"]:
         """Scaled latents -> raw latents."""
-        return latents / self.config.scaling_factor + self.config.shift_factor
+        offset, factor = latent_scale(self.config)
+        return latents / factor + offset
 
     def decode(
         self,
@@ -101,7 +107,8 @@ class Autoencoder(flax.struct.PyTreeNode):
 
         Args:
           num_taps: how many, from the latent up; None for all, `config.num_taps`. A KL autoencoder has the middle block
-            (side h), then up blocks 0.. (2h, 4h, 8h, 8h); a tiny one has one for each resolution (h, 2h, 4h, 8h).
+            (side h), then every up block (of factor 8: 2h, 4h, 8h, 8h); a tiny one has one for each resolution (h, 2h,
+            4h, 8h). Their names are `config.tap_names`.
           post_quant_conv: False skips that 1x1 convolution, as the public PyTorch example does.
           remat: recompute each block in the backward pass.
         """

@@ -1,8 +1,32 @@
 """Configurations of convolutional autoencoders."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
 
 from lpl_jax.errors import InputError
+
+
+class LatentConvention(Protocol):
+    """How raw latents become scaled ones: the fields of an autoencoder's configuration that say it."""
+
+    scaling_factor: float
+    shift_factor: float
+    latents_mean: tuple[float, ...] | None
+    latents_std: tuple[float, ...] | None
+
+
+def latent_scale(convention: "LatentConvention | Any") -> tuple[Any, Any]:
+    """(offset, factor): scaled latent = (raw - offset) * factor, numbers or, by channel, float32 (C,).
+
+    With statistics of the channels, the offset is their mean and the factor scaling_factor / std, as in diffusers'
+    pipelines; without, they are shift_factor and scaling_factor.
+    """
+    mean, std = convention.latents_mean, convention.latents_std
+    if mean is None or std is None:
+        return convention.shift_factor, convention.scaling_factor
+    return np.asarray(mean, np.float32), np.float32(convention.scaling_factor) / np.asarray(std, np.float32)
 
 
 def _check_dtype(dtype: str) -> None:
@@ -23,6 +47,20 @@ def _check_convention(config: "AutoencoderConfig | TinyAutoencoderConfig") -> No
     for field, given in (("scaling_factor", config.scaling_factor), ("shift_factor", config.shift_factor)):
         if type(given) not in (int, float) or (field == "scaling_factor" and not given > 0):
             raise InputError(f"{config.name}: {field}={given!r}; possible: a number (scaling_factor above 0)")
+    mean, std = config.latents_mean, config.latents_std
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise InputError(f"{config.name}: latents_mean={mean} and latents_std={std}: both are needed, or none")
+    if config.shift_factor:
+        raise InputError(f"{config.name}: shift_factor={config.shift_factor} and latents_mean={mean}: give one of them")
+    for field, given in (("latents_mean", mean), ("latents_std", std)):
+        numbers = [type(number) in (int, float) and np.isfinite(number) for number in given]
+        if not all(numbers) or len(given) != config.latent_channels or (field == "latents_std" and min(given) <= 0):
+            raise InputError(
+                f"{config.name}: {field}={given!r}; possible: {config.latent_channels} numbers, one for each channel "
+                "of the latents (latents_std above 0)"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,6 +71,8 @@ class AutoencoderConfig:
       name: what it was loaded from; shown to people, not used in computations.
       latent_channels: channels C of a latent.
       scaling_factor, shift_factor: scaled latent = (raw - shift_factor) * scaling_factor.
+      latents_mean, latents_std: statistics of every channel, None in most; then scaled latent = (raw - latents_mean) *
+        scaling_factor / latents_std.
       encoder_channels: widths of the encoder's levels, from full resolution down.
       decoder_channels: widths of the decoder's levels, from full resolution down (as diffusers writes it).
       encoder_resnets, decoder_resnets: residual blocks in each level.
@@ -58,6 +98,8 @@ class AutoencoderConfig:
     post_quant_conv: bool = True
     mask_condition: bool = False
     dtype: str = "float32"
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
         _check_dtype(self.dtype)
@@ -96,7 +138,12 @@ class AutoencoderConfig:
     @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: the middle block and every up block."""
-        return 1 + len(self.decoder_channels)
+        return len(self.tap_names)
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of these maps, in order: mid, up_0, up_1, ..."""
+        return ("mid", *(f"up_{block}" for block in range(len(self.decoder_channels))))
 
     @classmethod
     def tiny(cls, **changes) -> "AutoencoderConfig":
@@ -118,7 +165,7 @@ class TinyAutoencoderConfig:
     """Architecture and latent convention of a TAESD-type autoencoder (diffusers' AutoencoderTiny).
 
     Attributes:
-      name, latent_channels, scaling_factor, shift_factor, dtype: as in `AutoencoderConfig`.
+      name, latent_channels, scaling_factor, shift_factor, latents_mean, latents_std, dtype: as in `AutoencoderConfig`.
       encoder_width, decoder_width: channels of all hidden layers.
       encoder_blocks: residual blocks in each of the encoder's levels, from full resolution down.
       decoder_blocks: residual blocks in each of the decoder's levels, from the latent up.
@@ -135,6 +182,8 @@ class TinyAutoencoderConfig:
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
     midblock_norm: bool = False
     dtype: str = "float32"
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
         _check_dtype(self.dtype)
@@ -154,4 +203,9 @@ class TinyAutoencoderConfig:
     @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: one for each resolution."""
-        return len(self.decoder_blocks)
+        return len(self.tap_names)
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of these maps, in order: level_0, level_1, ..."""
+        return tuple(f"level_{level}" for level in range(len(self.decoder_blocks)))

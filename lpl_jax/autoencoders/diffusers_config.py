@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.errors import InputError
 
@@ -38,8 +40,20 @@ def _widths(config: Mapping[str, Any], name: str, field: str) -> tuple:
 
 
 def _common(config: Mapping[str, Any], name: str, dtype: str) -> dict[str, Any]:
-    _expect(config, name, in_channels=(3,), out_channels=(3,), latents_mean=(None,), latents_std=(None,))
-    return dict(name=name, latent_channels=config["latent_channels"], dtype=dtype)
+    _expect(config, name, in_channels=(3,), out_channels=(3,))
+    statistics = {field: _statistic(config, name, field) for field in ("latents_mean", "latents_std")}
+    return dict(name=name, latent_channels=config["latent_channels"], dtype=dtype, **statistics)
+
+
+def _statistic(config: Mapping[str, Any], name: str, field: str) -> tuple[float, ...] | None:
+    """A number for each channel, however it is nested: (C,), or (1, C, 1, 1)."""
+    given = config.get(field)
+    if given is None:
+        return None
+    try:
+        return tuple(np.asarray(given, np.float64).ravel().tolist())
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: config.json has {field}={given!r}; possible: a number for each channel") from None
 
 
 def _kl_common(config: Mapping[str, Any], name: str, dtype: str, encoder: tuple, decoder: tuple) -> dict[str, Any]:
@@ -106,6 +120,7 @@ _READERS = {
     "AutoencoderTiny": _read_tiny,
     TINY_MIDBLOCK: _read_tiny,
 }
+CLASSES = tuple(_READERS)
 
 
 def to_diffusers(config: AutoencoderConfig | TinyAutoencoderConfig) -> dict[str, Any]:
@@ -116,6 +131,8 @@ def to_diffusers(config: AutoencoderConfig | TinyAutoencoderConfig) -> dict[str,
         "out_channels": 3,
         "scaling_factor": config.scaling_factor,
     }
+    if config.latents_mean is not None and config.latents_std is not None:
+        common |= {"latents_mean": list(config.latents_mean), "latents_std": list(config.latents_std)}
     if isinstance(config, TinyAutoencoderConfig):
         levels = len(config.encoder_blocks)
         return common | {

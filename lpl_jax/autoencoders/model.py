@@ -182,7 +182,8 @@ def _blend(x, known, mask):
 class Decoder(nn.Module):
     """Raw latents (B, h, w, C) -> images (B, 8h, 8w, 3), or the first feature maps on the way there.
 
-    The taps are the output of the middle block and of every up block after its upsampler: sides h, 2h, 4h, 8h, 8h.
+    The taps are the output of the middle block and of every up block after its upsampler: sides h, 2h, 4h, 8h, 8h
+    with four levels. Any number of levels has one tap more.
     """
 
     config: AutoencoderConfig

@@ -1,6 +1,6 @@
-"""Autoencoders from and to files: diffusers folders of every family, and the pair of .pth files that TAESD comes as."""
+"""Autoencoders from and to files: folders of diffusers' families, single files, and the pair that TAESD comes as."""
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from lpl_jax.autoencoders import inferred
 from lpl_jax.autoencoders.autoencoder import Autoencoder, init
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
-from lpl_jax.autoencoders.diffusers_config import from_diffusers, to_diffusers
-from lpl_jax.autoencoders.files import FORMATS, WEIGHTS, find_folder, taesd_pair
+from lpl_jax.autoencoders.diffusers_config import CLASSES, from_diffusers, to_diffusers
+from lpl_jax.autoencoders.files import WEIGHTS, find, taesd_pair
+from lpl_jax.autoencoders.old_names import modern_names
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
+from lpl_jax.io.tensors import Tensor, read_json, write_tensors
+from lpl_jax.io.weight_files import open_weights, read_weights
 
 KL_RULES = (
     Rule("quant_conv", "encoder/quant_conv"),
@@ -37,36 +40,73 @@ TINY_RULES = (
     Rule("{side}.layers.{i}.pool.{j}", "{side}/layers_{i}/pool_{j}"),
     Rule("{side}.layers.{i}", "{side}/layers_{i}"),
 )
-# Attention names of diffusers before version 0.17, still found in published files.
-OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+# A tensor that every autoencoder of a family has, by its name in files.
+KL_ANCHOR, TINY_ANCHOR = "decoder.conv_in.weight", "decoder.layers.0.weight"
+TAESD_ANCHORS = {"encoder": "1.conv.0.weight", "decoder": "3.conv.0.weight"}  # the first block, in its two files
 
 
-def load(source: str | Path, *, subfolder: str | None = None, dtype: DTypeLike = jnp.float32) -> Autoencoder:
+def load(
+    source: str | Path,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Autoencoder:
     """Load a frozen autoencoder.
 
     Args:
-      source: "bundled" (the small one that comes with this package), a local folder, or a hub id such as
+      source: "bundled" (the small one that comes with this package), a local folder or file, or a hub id such as
         "stabilityai/sdxl-vae" (fetched through huggingface_hub). A folder is in diffusers layout, of the class
-        AutoencoderKL, AsymmetricAutoencoderKL or AutoencoderTiny, in one file or several, safetensors or .bin (the
-        latter needs PyTorch); or it holds NAME_encoder.pth and NAME_decoder.pth as TAESD is published.
+        AutoencoderKL, AsymmetricAutoencoderKL or AutoencoderTiny; or it holds NAME_encoder.pth and NAME_decoder.pth as
+        TAESD is published. A file holds tensors under diffusers' names or those of the original LDM code, alone or in
+        a checkpoint with more in it. Weights may be in any form of `io.weight_files` (.bin, .pt, .pth and .ckpt need
+        PyTorch). Without a config.json beside them the architecture is read off the tensors (`inferred`).
       subfolder: the autoencoder's folder inside a pipeline's, such as "vae".
+      variant: which weights, where there are several and none in full precision: "fp16", "non_ema", "ema", ...
       dtype: compute type, float32 or bfloat16. Parameters are float32 in both, so that their hash is that of the file,
         and a latent store encoded in one is good for the other.
 
     Raises:
-      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
+      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (they are named).
     """
-    folder = find_folder(source, subfolder)
+    path = find(source, subfolder)
     name = str(source) if subfolder is None else f"{source}/{subfolder}"
-    if (folder / "config.json").is_file() or not (pair := taesd_pair(folder)):
-        config = from_diffusers(read_json(folder / "config.json"), name=name, dtype=jnp.dtype(dtype).name)
-        tensors = modern_names(read_folder(folder, FORMATS, torch_files=True), folder)
+    options = dict(name=name, dtype=jnp.dtype(dtype).name)
+    raw = _config_beside(path)
+    if raw is not None:
+        config, tensors = from_diffusers(raw, **options), read_tensors(path, variant=variant)
     else:
-        tensors = read_taesd(*pair)
-        config = taesd_config(tensors, name=name, dtype=jnp.dtype(dtype).name)
+        tensors, everything = _read_all(path, variant)
+        config = inferred.config(tensors, everything, **options)
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
-    params = import_params(tensors, rules(config), shapes, where=str(folder))
+    params = import_params(tensors, rules(config), shapes, where=str(path))
     return Autoencoder(jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params), config)
+
+
+def read_tensors(path: Path, *, variant: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of an autoencoder in a folder or file, under the names that diffusers gives them today.
+
+    Raises:
+      InputError: as of `load`, but for tensors that do not fit each other.
+    """
+    return _read_all(path, variant)[0]
+
+
+def _read_all(path: Path, variant: str | None) -> tuple[dict[str, np.ndarray], Mapping[str, Tensor]]:
+    """The tensors of the autoencoder, and all that is in the files."""
+    if path.is_dir() and not (path / "config.json").is_file() and (pair := taesd_pair(path)):
+        return read_taesd(*pair), {}
+    weights = open_weights(path, variant=variant)
+    return modern_names(weights.read((KL_ANCHOR, TINY_ANCHOR)), str(path)), weights.tensors
+
+
+def _config_beside(path: Path) -> dict | None:
+    """The config.json in a folder, or beside a file where it is an autoencoder's; None where there is none."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    if not config.is_file():
+        return None
+    raw = read_json(config)
+    return raw if path.is_dir() or raw.get("_class_name") in CLASSES else None
 
 
 def save(autoencoder: Autoencoder, folder: str | Path) -> None:
@@ -93,19 +133,6 @@ def rules(config: AutoencoderConfig | TinyAutoencoderConfig) -> tuple[Rule, ...]
     return TINY_RULES if isinstance(config, TinyAutoencoderConfig) else KL_RULES
 
 
-def modern_names(tensors: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    """The same tensors under the names that diffusers uses today."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        modern = name
-        for old, new in OLD_ATTENTION.items():
-            modern = modern.replace(old, new)
-        if modern in renamed:
-            raise InputError(f"{folder} has {modern} twice, under its old name and its new one")
-        renamed[modern] = tensor
-    return renamed
-
-
 def read_taesd(encoder: Path, decoder: Path) -> dict[str, np.ndarray]:
     """The tensors of TAESD's original two files, under the names that diffusers gives them.
 
@@ -113,34 +140,8 @@ def read_taesd(encoder: Path, decoder: Path) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for side, path, first in (("encoder", encoder, 0), ("decoder", decoder, 1)):
-        for name, tensor in read_file(path, torch_files=True).items():
+        for name, tensor in read_weights(path, (TAESD_ANCHORS[side],)).items():
             layer, _, rest = name.partition(".")
             number = int(layer) - first if layer.isdecimal() else layer
             tensors[f"{side}.layers.{number}.{rest}"] = tensor
     return tensors
-
-
-def taesd_config(tensors: dict[str, np.ndarray], *, name: str, dtype: str = "float32") -> TinyAutoencoderConfig:
-    """The architecture that TAESD's tensors imply: the original files have no configuration beside them.
-
-    Latents are taken as they are (scaling factor 1), as diffusers does for this family.
-    """
-    blocks = {}
-    for side in ("encoder", "decoder"):
-        found = re.findall(rf"^{side}\.layers\.(\d+)\.(conv\.0\.)?weight$", "\n".join(tensors), re.MULTILINE)
-        layers = sorted((int(number), bool(inside)) for number, inside in found)
-        sequence = "".join("b" if inside else "|" for _, inside in layers)  # such as |b|bbb|bbb|bbb|
-        blocks[side] = tuple(len(level) for level in sequence.split("|")[1:-1])
-    ends = [tensors[key] for side in blocks if (key := f"{side}.layers.0.weight") in tensors]
-    if [end.ndim for end in ends] != [4, 4] or not all(blocks.values()):
-        raise InputError(f"{name}: the .pth files are not TAESD's: no convolution at the head of encoder and decoder")
-    return TinyAutoencoderConfig(
-        name=name,
-        latent_channels=ends[1].shape[1],
-        encoder_width=ends[0].shape[0],
-        decoder_width=ends[1].shape[0],
-        encoder_blocks=blocks["encoder"],
-        decoder_blocks=blocks["decoder"],
-        midblock_norm=any(".pool." in key for key in tensors),
-        dtype=dtype,
-    )

@@ -128,7 +128,7 @@ def step_flops(
         raise InputError(f"decoded={decoded} is not a share of the batch, 0 to 1")
     side = _latent_side(autoencoder, resolution)
     denoiser = denoiser_work(model, side, autoencoder.latent_channels, context_tokens)
-    taps = autoencoder.num_taps if lpl is None else lpl.taps
+    taps = autoencoder.num_taps if lpl is None or lpl.taps == "all" else lpl.taps
     decoder = decoder_work(autoencoder, resolution, taps, post_quant_conv=lpl is None or lpl.post_quant_conv)
     return StepFlops(
         encoder=convention.forward(encoder_work(autoencoder, resolution)) if convention.encode else 0.0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +23,9 @@ class TextOptions:
     Attributes:
       tokenizer, tokenizer_subfolder: what `lpl_jax.text.load_tokenizer` takes.
       length: T, numbers per caption; a longer caption loses its end.
-      encoder, encoder_subfolder: what `lpl_jax.text.load` takes: also keep what this tower makes of each caption, its
-        states and the pooled one in float16, which takes 2 T D bytes for each caption. None: token ids only.
+      encoder, encoder_subfolder, encoder_variant: what `lpl_jax.text.load` takes: also keep what this tower
+        makes of each caption, its states and the pooled one in float16, which takes 2 T D bytes for each caption. None:
+        token ids only.
       layer: the states that are kept: "last" (final norm applied) or "penultimate".
     """
 
@@ -32,6 +34,7 @@ class TextOptions:
     length: int = 77
     encoder: str | None = None
     encoder_subfolder: str | None = None
+    encoder_variant: str | None = None
     layer: str = "last"
 
     def __post_init__(self):
@@ -81,7 +84,8 @@ class _Tower:
 
     def __init__(self, options: TextOptions, info: TextInfo):
         assert options.encoder is not None
-        clip = text_models.load(options.encoder, subfolder=options.encoder_subfolder, tower="text")
+        where: dict[str, Any] = dict(subfolder=options.encoder_subfolder, variant=options.encoder_variant)
+        clip = text_models.load(options.encoder, tower="text", **where)
         config = clip.text_config
         if info.length > config.positions or info.vocab_size > config.vocab_size:
             raise InputError(

@@ -42,6 +42,8 @@ def encode(loaded: Iterator[Loaded], autoencoder: Autoencoder, *, batch_size: in
     The batch size is rounded up to a multiple of the local devices and the last batch is padded, so that one program
     serves all. A batch is encoded while the next one is being read.
     """
+    # One encoding serves every later run, and rounding to bfloat16 would stay in it: this is done once, in float32.
+    autoencoder = autoencoder.with_dtype("float32")
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("data",))
     over_devices = NamedSharding(mesh, PartitionSpec("data"))

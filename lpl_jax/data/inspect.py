@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lpl_jax.autoencoders import latent_scale
 from lpl_jax.data.records import faults, unpack
 from lpl_jax.data.store import LatentStore
 from lpl_jax.errors import InputError
@@ -96,7 +97,7 @@ def statistics(store: LatentStore, records: int | None = None, seed: int = 0) ->
     indices = np.arange(len(store))
     if records is not None and records < len(store):
         indices = np.sort(np.random.default_rng(seed).permutation(len(store))[:records])
-    shift, scale = manifest.shift_factor, manifest.scaling_factor
+    shift, scale = latent_scale(manifest)
     classes = np.zeros(max(1, manifest.num_classes), np.int64)
     sums = np.zeros((4, manifest.latent_channels))
     absmax, words, tokens = 0.0, [], []

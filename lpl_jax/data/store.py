@@ -118,6 +118,7 @@ class Manifest:
       shards: the files, in order of the records.
       text: how its captions became numbers; None for a store without captions.
       skipped: images that were left out, listed in the report.
+      latents_mean, latents_std: of the autoencoder, as its scaling_factor and shift_factor.
       format: `FORMAT`.
     """
 
@@ -139,6 +140,8 @@ class Manifest:
     text: TextInfo | None = None
     skipped: int = 0
     source_identity: Mapping[str, str] | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     @property
     def num_records(self) -> int:
@@ -210,6 +213,9 @@ class Manifest:
             counts = {name: fields.pop(name) for name in ("num_records", "num_bytes", "num_classes")}
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             fields["class_names"] = tuple(fields["class_names"])
+            for name in ("latents_mean", "latents_std"):
+                if fields.get(name) is not None:
+                    fields[name] = tuple(fields[name])
             if (info := fields.get("text")) is not None:
                 fields["text"] = TextInfo(**{**info, "columns": tuple(info["columns"])})
             manifest = cls(**fields)
@@ -351,7 +357,7 @@ def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:
             f"latent store {store.path} was made with autoencoder {manifest.autoencoder} (weights {made_with[:12]}), "
             f"not with {config.name} (weights {given[:12]}); prepare a store for {config.name} or configure the other"
         )
-    for field in ("scaling_factor", "shift_factor"):
+    for field in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
         if getattr(manifest, field) != getattr(config, field):
             raise InputError(
                 f"latent store {store.path} was made with {field}={getattr(manifest, field)} of autoencoder "

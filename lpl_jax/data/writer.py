@@ -298,6 +298,8 @@ def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: Captio
         weights_hash=fingerprint(autoencoder.params),
         scaling_factor=config.scaling_factor,
         shift_factor=config.shift_factor,
+        latents_mean=config.latents_mean,
+        latents_std=config.latents_std,
         latent_channels=config.latent_channels,
         downsample=config.downsample,
         resolution=resolution,

@@ -13,10 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import init
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.porting import Rule, export_params, import_params
 
 CLASS_NAME = "SD3Transformer2DModel"
+ANCHOR = "pos_embed.proj.weight"  # a tensor that every network has
 POSITIONS = "pos_embed.pos_embed"  # the one tensor that is not the weight or bias of a module
 
 # In a block: their module, ours.
@@ -95,7 +96,7 @@ def from_diffusers(raw: Mapping[str, Any], *, where: str) -> MMDiTConfig:
     """
     given = {name: value for name, value in raw.items() if not name.startswith("_")}
     if unknown := sorted(set(given) - set(DEFAULTS)):
-        raise InputError(f"{where}: field {', '.join(unknown)} given, possible is one of {', '.join(DEFAULTS)}")
+        raise InputError(f"{where}: field {some(unknown)} given, possible is one of {', '.join(DEFAULTS)}")
     cfg = DEFAULTS | given
 
     def require(holds: bool, name: str, possible: str) -> None:

@@ -13,7 +13,8 @@ two-stream form with a pooled text vector (Stable Diffusion 3 and 3.5, and those
   MLP, the same of the second attention; the rows of a patch are in the order row, column, channel.
 
 A single file is the model.safetensors of the second layout with the text of its config.json in the metadata, under the
-name "lpl_jax.MMDiT".
+name "lpl_jax.MMDiT"; or it has the config.json of either layout beside it. Weights of others are read in any form of
+`io.weight_files`.
 
 Fields of config.json that begin with an underscore say where the weights come from; nothing depends on them.
 """
@@ -33,15 +34,17 @@ from safetensors import SafetensorError, safe_open
 from lpl_jax.denoisers import diffusers_layout
 from lpl_jax.denoisers.config import MMDiTConfig
 from lpl_jax.denoisers.mmdit import MMDiT, init
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some, some_of_each
 from lpl_jax.io.atomic import atomic_path, check_free, write_text
 from lpl_jax.io.hub import find
 from lpl_jax.io.paths import PathLike, to_path
-from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
+from lpl_jax.io.tensors import read_json, write_tensors
+from lpl_jax.io.weight_files import PATTERNS, PICKLES, open_weights, read_weights
 
 CLASS_NAME = "lpl_jax.MMDiT"
 # Layout -> file of the weights.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "lpl_jax": "model.safetensors"}
+OUR_ANCHOR = "head/out/kernel"  # a parameter that every network has
 # Fields that say how to compute, not what: weights fit whatever they are.
 HOW = ("attention", "remat", "dtype")
 # Fields that parameters grow with.
@@ -49,51 +52,51 @@ SIZES = ("hidden", "depth", "latent_channels", "patch_size", "mlp_ratio", "num_c
 SIZES += ("position_table",)
 
 
-def load(source: str | Path, *, subfolder: str | None = None) -> tuple[MMDiT, dict]:
+def load(source: str | Path, *, subfolder: str | None = None, variant: str | None = None) -> tuple[MMDiT, dict]:
     """Load a denoiser and its parameters, in float32 whatever the file has.
 
     Args:
-      source: a folder with config.json beside the weights in safetensors, one file or shards with an index, in one of
-        the two layouts; a single .safetensors file with the config inside; or a hub id such as
-        "stabilityai/stable-diffusion-3.5-medium".
+      source: a folder with config.json beside the weights, in one of the two layouts; a file of weights with its config
+        inside or beside it; or a hub id such as "stabilityai/stable-diffusion-3.5-medium".
       subfolder: the denoiser's folder inside a pipeline's: "transformer" in one of Stable Diffusion 3.
+      variant: which weights, where there are several and none in full precision (see `io.weight_files`).
 
     Raises:
-      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
+      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (they are named).
     """
-    path = to_path(source, "a denoiser's weights")
-    if path.suffix == ".safetensors" and not path.is_dir():
-        config, params = _load_file(path)
-        return MMDiT(config), jax.tree.map(jnp.asarray, params)
-    if path.is_file():
-        raise InputError(f"{path} is not read: only safetensors files are, as a pickle (.bin, .pth) can run code")
-    folder = find(source, ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*"), subfolder)
-    raw = _read_config(folder)
+    path = find(source, ("config.json", *PATTERNS), subfolder, field="a denoiser's weights", unless_there=PICKLES)
+    if (path.suffix == ".safetensors" and not path.is_dir()) or path.is_file():
+        weights, inside = open_weights(path, variant=variant), _config_inside(path)
+        if inside is not None:
+            config = _config_from_fields(inside, where=f"{path}: metadata {CLASS_NAME}")
+            return MMDiT(config), jax.tree.map(jnp.asarray, _tree(config, weights.read((OUR_ANCHOR,)), where=str(path)))
+    folder = path.parent if path.is_file() else path
+    raw = _read_config(folder, of=path)
     kind, where = raw.get("_class_name"), str(folder / "config.json")
     if kind == diffusers_layout.CLASS_NAME:
         config = diffusers_layout.from_diffusers(raw, where=where)
-        tensors = read_folder(folder, _files("diffusers"))
+        tensors = read_weights(path, (diffusers_layout.ANCHOR,), variant=variant)
         if absurd := _out_of_proportion(config, tensors):
             raise InputError(f"{where}: {absurd}")
         if config.depth > max(len(tensors), 1000):
             raise InputError(f"{where}: num_layers = {config.depth} given, the weights are {len(tensors)} tensors")
-        params = diffusers_layout.from_tensors(config, tensors, where=str(folder))
+        params = diffusers_layout.from_tensors(config, tensors, where=str(path))
     elif kind == CLASS_NAME:
         config = _config_from_fields(raw, where=where)
-        params = _tree(config, read_folder(folder, _files("lpl_jax")), where=str(folder))
+        params = _tree(config, read_weights(path, (OUR_ANCHOR,), variant=variant), where=str(path))
     else:
         raise InputError(f"{where}: class {kind!r} given, possible is {diffusers_layout.CLASS_NAME} or {CLASS_NAME}")
     return MMDiT(config), jax.tree.map(jnp.asarray, params)
 
 
-def load_params(config: MMDiTConfig, source: str | Path) -> dict:
-    """The parameters in `source` (see `load`) for the network that `config` describes.
+def load_params(config: MMDiTConfig, source: str | Path, *, variant: str | None = None) -> dict:
+    """The parameters in `source` (see `load`, as for `variant`) for the network that `config` describes.
 
     Raises:
-      InputError: as `load`, or a config that is another network's: every field that differs, and every parameter that
-        is missing, surplus or of another shape, is named. How to compute (attention, remat, dtype) may differ.
+      InputError: as `load`, or a config that is another network's: the fields that differ, and the parameters that
+        are missing, surplus or of another shape, are named. How to compute (attention, remat, dtype) may differ.
     """
-    model, params = load(source)
+    model, params = load(source, variant=variant)
     there, here = (dataclasses.asdict(each) for each in (model.config, config))
     problems = [
         f"{name} = {there[name]!r} there, {here[name]!r} in the config"
@@ -101,8 +104,9 @@ def load_params(config: MMDiTConfig, source: str | Path) -> dict:
         if name not in HOW and there[name] != here[name]
     ]
     if problems:
-        problems += _misfits(config, flatten_dict(params, sep="/"))
-        raise InputError(f"{source} is not of the network that is configured: {'; '.join(problems)}")
+        misfits = some_of_each(*_misfits(config, flatten_dict(params, sep="/")))
+        text = "; ".join([*problems, misfits] if misfits else problems)
+        raise InputError(f"{source} is not of the network that is configured: {text}")
     return params
 
 
@@ -143,7 +147,7 @@ def save(
     flat: Any = flatten_dict(params, sep="/")
     _check(config, flat, where="parameters to save")
     if broken := sorted(name for name, array in flat.items() if not np.isfinite(array).all()):
-        raise InputError(f"parameters to save: infinite or undefined values in {', '.join(broken)}")
+        raise InputError(f"parameters to save: infinite or undefined values in {some(broken)}")
     if layout == "diffusers":
         fields, tensors = _for_diffusers(config, params)
     else:
@@ -170,30 +174,23 @@ def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any]
     return fields, diffusers_layout.to_tensors(config, params)
 
 
-def _load_file(path: Path) -> tuple[MMDiTConfig, dict]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+def _config_inside(path: Path) -> dict | None:
+    """The config in the metadata of a safetensors file that can be opened; None where there is none."""
     where = f"{path}: metadata {CLASS_NAME}"
     try:
         with safe_open(path, "np") as file:
             text = (file.metadata() or {}).get(CLASS_NAME)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+    except SafetensorError:  # a file of PyTorch's, or an index
+        return None
     if text is None:
-        raise InputError(f"{path} has no config ({CLASS_NAME}) in its metadata: give the folder with its config.json")
+        return None
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{where} holds a JSON {type(raw).__name__}; an object is needed")
-    config = _config_from_fields(raw, where=where)
-    return config, _tree(config, read_file(path), where=str(path))
-
-
-def _files(layout: str) -> tuple[str, str]:
-    """The file of the weights, and the index of the shards that can be there in its place."""
-    return WEIGHTS[layout], f"{WEIGHTS[layout]}.index.json"
+    return raw
 
 
 def _config_from_fields(raw: Mapping, *, where: str) -> MMDiTConfig:
@@ -201,10 +198,10 @@ def _config_from_fields(raw: Mapping, *, where: str) -> MMDiTConfig:
     fields = dataclasses.fields(MMDiTConfig)
     known = [field.name for field in fields]
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    problems = [f"unknown field {name}" for name in sorted(set(given) - set(known))]
-    problems += [f"missing field {name}" for name in required if name not in given]
-    if problems:
-        raise InputError(f"{where}: {'; '.join(problems)}; the fields are {', '.join(known)}")
+    unknown = [f"unknown field {name}" for name in sorted(set(given) - set(known))]
+    missing = [f"missing field {name}" for name in required if name not in given]
+    if unknown or missing:
+        raise InputError(f"{where}: {some_of_each(unknown, missing)}; the fields are {', '.join(known)}")
     try:
         return MMDiTConfig(**given)
     except InputError as error:
@@ -217,23 +214,25 @@ def _tree(config: MMDiTConfig, tensors: Mapping[str, np.ndarray], *, where: str)
 
 
 def _check(config: MMDiTConfig, flat: Mapping, *, where: str) -> None:
-    """Raises InputError that names every parameter that is missing, surplus or of another shape than the config's."""
-    if problems := _misfits(config, flat):
-        raise InputError(f"{where}: {len(problems)} parameters do not fit: {'; '.join(problems)}")
+    """Raises InputError that names parameters that are missing, surplus or of another shape than the config's."""
+    groups = _misfits(config, flat)
+    if count := sum(map(len, groups)):
+        raise InputError(f"{where}: {count} parameters do not fit: {some_of_each(*groups)}")
 
 
-def _misfits(config: MMDiTConfig, flat: Mapping) -> list[str]:
+def _misfits(config: MMDiTConfig, flat: Mapping) -> list[list[str]]:
+    """What does not fit, by kind."""
     if absurd := _out_of_proportion(config, flat):
-        return [absurd]
+        return [[absurd]]
     expected: Any = flatten_dict(jax.eval_shape(lambda: init(config, jax.random.key(0))), sep="/")
-    problems = [f"surplus {path}" for path in flat if path not in expected]
-    problems += [f"missing {path}" for path in expected if path not in flat]
-    problems += [
+    surplus = [f"surplus {path}" for path in flat if path not in expected]
+    missing = [f"missing {path}" for path in expected if path not in flat]
+    odd = [
         f"{path} has shape {np.shape(array)}, the config needs {expected[path].shape}"
         for path, array in flat.items()
         if path in expected and np.shape(array) != expected[path].shape
     ]
-    return problems
+    return [surplus, missing, odd]
 
 
 def _out_of_proportion(config: MMDiTConfig, tensors: Mapping) -> str | None:
@@ -251,9 +250,13 @@ def _out_of_proportion(config: MMDiTConfig, tensors: Mapping) -> str | None:
     return f"the config ({sizes}) is out of all proportion to {there} parameters"
 
 
-def _read_config(folder: Path) -> dict:
+def _read_config(folder: Path, of: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
+        if of.is_file():
+            raise InputError(
+                f"{of} has no config ({CLASS_NAME}) in its metadata, nor a config.json beside it: give the folder"
+            )
         inside = (folder / "transformer" / "config.json").is_file()
         hint = f"; the denoiser of this pipeline is {folder / 'transformer'}" if inside else ""
         raise InputError(f"{path} does not exist: not a folder with a denoiser{hint}")

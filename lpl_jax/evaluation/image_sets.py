@@ -24,7 +24,7 @@ from PIL import Image
 from lpl_jax.data import decoding
 from lpl_jax.data.images import IMAGE_SUFFIXES, LONG, Crop
 from lpl_jax.data.listing import SIDE_SUFFIXES, list_files
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.npy import read_header
 from lpl_jax.io.paths import AnyPath, PathLike, read_bounded, to_path
@@ -244,7 +244,7 @@ def _open_array(path: Path) -> tuple[IO[bytes], int]:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if "arr_0" not in names:
             reason = " (statistics, no images)" if {"mu", "sigma"} <= set(names) else ""
-            raise InputError(f"{_shown(path)} has the arrays {', '.join(names)}{reason}: needed: arr_0")
+            raise InputError(f"{_shown(path)} has the arrays {some(names)}{reason}: needed: arr_0")
         return archive.open("arr_0.npy"), archive.getinfo("arr_0.npy").file_size  # open until it is closed itself
 
 

@@ -9,7 +9,8 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.inception import CLASSES, Inception, shapes
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, write_file
+from lpl_jax.io.tensors import write_file
+from lpl_jax.io.weight_files import has_weights, read_weights
 
 __all__ = ["PUBLISHED", "find_weights", "load", "save"]
 
@@ -19,7 +20,7 @@ PUBLISHED = {
     "weights-inception-2015-12-05-6726825d.pth": ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"),
 }
 FOLDERS = ("~/.cache/lpl_jax", "~/.cache/torch/hub/checkpoints")  # the second is where PyTorch's ports download to
-IGNORED = ".num_batches_tracked"
+ANCHOR = "Conv2d_1a_3x3.conv.weight"
 
 RULES = (
     Rule("fc", "fc"),
@@ -31,10 +32,11 @@ RULES = (
 
 
 def find_weights(path: str | Path | None = None) -> Path:
-    """The file with the FID network's weights.
+    """The file with the FID network's weights, or a folder that holds them.
 
     Args:
-      path: the file, or a folder that holds it under one of the published names; None looks into ~/.cache/lpl_jax and
+      path: the file, or a folder that holds it, under one of the published names or as weights are named
+        (`io.weight_files`); None looks into ~/.cache/lpl_jax and
         into the folder where PyTorch's ports download to.
 
     Raises:
@@ -43,6 +45,8 @@ def find_weights(path: str | Path | None = None) -> Path:
     given = None if path is None else to_path(path, "evaluation.inception")
     if given is not None and not given.is_dir():
         places = [given]
+    elif given is not None and not any((given / name).is_file() for name in PUBLISHED) and has_weights(given):
+        return given
     else:
         folders = map(to_path, FOLDERS) if given is None else [given]
         places = [folder / name for folder in folders for name in PUBLISHED]
@@ -66,10 +70,10 @@ def load(path: str | Path | None = None) -> Inception:
 
     Raises:
       InputError: nothing there, a damaged file, another network's (torchvision's Inception v3 is one), or tensors that
-        do not fit (all are named).
+        do not fit (they are named).
     """
     path = find_weights(path)
-    tensors = read_file(path, torch_files=True, ignore=IGNORED)
+    tensors = read_weights(path, (ANCHOR,))
     classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else CLASSES
     if classes != CLASSES or any(name.startswith("AuxLogits.") for name in tensors):
         raise InputError(

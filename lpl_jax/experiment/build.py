@@ -84,9 +84,11 @@ def build(config: ConfigDict | Mapping[str, Any], *, platform: str | None = None
     check_names(config, [*SCALARS, *SECTIONS], "config section {!r}")
     values = {section: dict(config.get(section) or {}) for section in SECTIONS}
     text = _text(_given(values["text"]))
+    platform = platform or current_platform()
     special = {
+        "autoencoder": _typed(AutoencoderSource, _computed(values["autoencoder"], platform)),
         "text": text,
-        "model": _model(_given(values["model"]), text, platform or current_platform()),
+        "model": _model(_given(values["model"]), text, platform),
         "paradigm": _paradigm(_given(values["paradigm"])),
         "lpl": _lpl(_given(values["lpl"])),
         "comparison": _comparison(_given(values["comparison"])),
@@ -105,7 +107,8 @@ def resolve(
     tower: of a run on text; None leaves these widths as they are.
 
     Raises:
-      InputError: a resolution that the autoencoder does not take, or patches that do not tile the latents.
+      InputError: a resolution that the autoencoder does not take, patches that do not tile the latents, or taps that
+        its decoder does not have.
     """
     model = dataclasses.replace(experiment.model, latent_channels=autoencoder.latent_channels)
     if tower is not None and experiment.text is not None:
@@ -118,6 +121,8 @@ def resolve(
             f"of autoencoder {autoencoder.name}"
         )
     model.grid(side, side)
+    if experiment.lpl is not None:
+        experiment.lpl.tap_names(autoencoder.tap_names)
     return dataclasses.replace(experiment, model=model)
 
 
@@ -175,14 +180,19 @@ def _model(values: dict[str, Any], text: TextSource | None, platform: str) -> MM
         values = {"context_dim": CLIP_L_WIDTH, "pooled_dim": CLIP_L_WIDTH * text.pooled, **values, "num_classes": 0}
     automatic = values.get("attention") == "auto"
     values = {name: value for name, value in values.items() if name != "attention" or not automatic}
-    if values.get("dtype") == "auto":
-        values["dtype"] = "float32" if platform == "cpu" else "bfloat16"
+    values = _computed(values, platform)
     model = _typed(MMDiTConfig, values) if name == "fields" else preset(name, **values)
     given = platform, model.head_dim, model.dtype
     if automatic:
         return dataclasses.replace(model, attention=choose_attention(*given))
     check_attention(model.attention, *given)
     return model
+
+
+def _computed(values: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    """With the compute type that "auto" is on this platform."""
+    automatic = {"dtype": "float32" if platform == "cpu" else "bfloat16"} if values.get("dtype") == "auto" else {}
+    return {**values, **automatic}
 
 
 def _paradigm(values: dict[str, Any]) -> Paradigm:

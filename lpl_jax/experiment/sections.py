@@ -54,7 +54,10 @@ class Section(NamedTuple):
 
 SECTIONS: dict[str, Section] = {
     "data": Section((DataConfig,)),
-    "autoencoder": Section((AutoencoderSource,)),
+    "autoencoder": Section(
+        (AutoencoderSource,),
+        automatic={"dtype": "compute type: float32 | bfloat16 | auto (bfloat16 on accelerators; stores are float32)"},
+    ),
     "text": Section((TextSource,), Chooser("source", None, "")),
     "model": Section(
         (MMDiTConfig,),

@@ -5,23 +5,31 @@ from pathlib import Path
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.paths import to_path
+from lpl_jax.io.weight_files import ENDINGS
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether `source` reads as owner/name and is nothing on this machine."""
+    """Whether `source` reads as owner/name, not as a file of weights, and is nothing on this machine."""
     text = str(source)
+    if text.endswith(tuple(f".{ending}" for ending in ENDINGS)):
+        return False
     return text.count("/") == 1 and ":" not in text and not text.startswith((".", "~", "/")) and not Path(text).exists()
 
 
 def find(
-    source: str | Path, names: Sequence[str], subfolder: str | None = None, *, field: str = "a source of weights"
+    source: str | Path,
+    names: Sequence[str],
+    subfolder: str | None = None,
+    *,
+    field: str = "a source of weights",
+    unless_there: Sequence[str] = (),
 ) -> Path:
     """The path that `source` names, or the local copy of that hub repository (see `fetch`), with `subfolder` inside.
 
-    field: what the source was given as, for messages.
+    field: what the source was given as, for messages. unless_there: see `fetch`.
     """
     if is_hub_id(source):
-        return fetch(str(source), names, subfolder=subfolder)
+        return fetch(str(source), names, subfolder=subfolder, unless_there=unless_there)
     path = to_path(source, field)
     return path / subfolder if subfolder else path
 

@@ -16,8 +16,8 @@ names modules; their tensors follow from the number of dimensions and from what 
 A tensor that is not the weight or bias of a module (a running mean, a table of positions) is named by a rule itself,
 and is carried over as it is.
 
-Every tensor on either side must be covered, with the shape that the network expects: whatever is missing, surplus or
-misshapen is listed by name, all of it, in one `InputError`.
+Every tensor on either side must be covered, with the shape that the network expects: what is missing, surplus or
+misshapen is listed by name, the first few and how many more there are, in one `InputError`.
 """
 
 import re
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some, some_of_each
 
 
 class Rule(NamedTuple):
@@ -92,25 +92,25 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shap
       where: what the tensors came from, for messages.
 
     Raises:
-      InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; all
+      InputError: tensors that no rule knows, parameters that nothing or two tensors fill, or shapes that differ; they
         are named.
     """
     compiled = [(_pattern(rule.theirs), rule.ours) for rule in rules]
     expected: dict[str, Any] = flatten_dict(shapes, sep="/")  # pyright: ignore[reportAssignmentType]  # of leaves alone
-    found, problems = {}, []
+    found, surplus, odd = {}, [], []
     for name, tensor in tensors.items():
         path, array = _to_ours(name, np.asarray(tensor), compiled, expected)
         if path not in expected:
-            problems.append(f"surplus {name}")
+            surplus.append(f"surplus {name}")
             continue
         if path in found:
-            problems.append(f"{name} repeats {path}")
+            odd.append(f"{name} repeats {path}")
         elif array.shape != tuple(expected[path].shape):
-            problems.append(f"{name} has shape {tuple(tensor.shape)}, {path} needs {tuple(expected[path].shape)}")
+            odd.append(f"{name} has shape {tuple(tensor.shape)}, {path} needs {tuple(expected[path].shape)}")
         found[path] = array
-    problems += [f"missing {path}" for path in expected if path not in found]
-    if problems:
-        raise InputError(f"{where}: {len(problems)} parameters do not fit: " + "; ".join(problems))
+    missing = [f"missing {path}" for path in expected if path not in found]
+    if count := len(surplus) + len(odd) + len(missing):
+        raise InputError(f"{where}: {count} parameters do not fit: {some_of_each(surplus, odd, missing)}")
     return unflatten_dict(found, sep="/")
 
 
@@ -128,5 +128,5 @@ def export_params(params: Mapping, rules: Sequence[Rule]) -> dict[str, np.ndarra
             unknown.append(path)
         tensors[name] = tensor
     if unknown:
-        raise InputError("no rule to export the parameters " + ", ".join(unknown))
+        raise InputError(f"no rule to export the parameters {some(unknown)}")
     return tensors

@@ -1,101 +1,206 @@
 """JSON objects and named tensors from files of others, of which nothing is ever executed; tensors into files."""
 
 import json
-import re
-from collections.abc import Collection, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import atomic_path
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 # Name in safetensors -> name in PyTorch.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Types of numbers that count or index; no parameter of a network here is of one.
+COUNTS = ("I64", "I32", "BOOL", "int64", "int32", "bool")
+# Last part of the name of a tensor that a trainer keeps beside the parameters, or a constant of older files.
+COUNTERS = (
+    "num_batches_tracked",
+    "position_ids",
+    "step",
+    "global_step",
+    "num_updates",
+    "decay",
+    "initted",
+    "n_averaged",
+)
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file: its type, as the file's format names it, and how its values are read."""
+
+    dtype: str
+    read: Callable[[], np.ndarray]  # as float32
 
 
 def read_json(path: AnyPath) -> dict:
     """The JSON object in a file. Raises InputError where the file is missing, damaged or holds something else."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())  # of bytes, it finds the encoding and skips a byte order mark
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+        reason = f"it is {kind}" if (kind := _something_else(path)) else error
+        raise InputError(f"{path} cannot be read as JSON: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
     return content
 
 
-def read_folder(
-    folder: Path, names: Sequence[str], *, torch_files: bool = False, ignore: str | tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    """All tensors of a folder, as float32.
-
-    Args:
-      names: possible files in the order of preference, of which the first that exists is read; one that ends in .json
-        is an index, with a `weight_map` from tensors to the files beside it over which they are spread.
-      torch_files, ignore: see `read_file`.
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """The parameters in one file, as float32: safetensors or, where PyTorch is installed, what `torch.save` writes.
 
     Raises:
-      InputError: no such file, an index that does not fit its files, or a file that `read_file` refuses.
+      InputError: missing, damaged, a type of numbers that is not read, or values that are not finite (all are named).
     """
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        only = "" if torch_files else " (only safetensors are read)"
-        raise InputError(f"{folder} has neither {' nor '.join(names)}{only}")
-    if path.suffix != ".json":
-        return read_file(path, torch_files=torch_files, ignore=ignore)
-    files = _read_index(path, torch_files)
-    tensors, found = {}, set()
-    for shard in sorted(set(files.values())):
-        part = read_file(folder / shard, torch_files=torch_files, ignore=ignore)
-        if twice := sorted(tensors.keys() & part.keys()):
-            raise InputError(f"{folder / shard} repeats tensors of another part: {', '.join(twice)}")
-        tensors |= part
-        found |= {(name, shard) for name in part}
-    if astray := sorted(name for name, shard in files.items() - found if not name.endswith(ignore)):
-        raise InputError(f"{path} names tensors that are not where it says: {', '.join(astray)}")
-    return tensors
+    return read_tensors(parameters(open_file(path)), str(path))
 
 
-def _read_index(path: Path, torch_files: bool) -> dict[str, str]:
-    """Tensor name -> name of the file beside the index, which exists."""
-    files = read_json(path).get("weight_map")
-    if not isinstance(files, dict) or not files or not all(isinstance(shard, str) for shard in files.values()):
-        raise InputError(f"{path} has no weight_map of tensor names to file names")
-    endings = ("safetensors", "bin") if torch_files else ("safetensors",)
-    shards = sorted(set(files.values()))
-    pattern = rf"[\w.-]+\.({'|'.join(endings)})"  # a path would leave the folder
-    if outside := [shard for shard in shards if not re.fullmatch(pattern, shard)]:
-        possible = " or ".join(f".{ending}" for ending in endings)
-        raise InputError(f"{path} names {', '.join(map(repr, outside))}; possible: {possible} files beside it")
-    if absent := [shard for shard in shards if not (path.parent / shard).is_file()]:
-        raise InputError(f"{path.parent} lacks {', '.join(absent)}, which {path.name} names")
-    return files
+def parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without counters and indices (`COUNTS`, `COUNTERS`), which are no parameters of a network."""
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.dtype not in COUNTS and name.rpartition(".")[2] not in COUNTERS
+    }
 
 
-def read_file(path: Path, *, torch_files: bool = False, ignore: str | tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The tensors of one file, as float32.
-
-    Args:
-      torch_files: whether a file that is not named .safetensors is read with PyTorch, as .bin and .pth files need;
-        otherwise every file has to be a safetensors file.
-      ignore: ending, or endings, of the names of tensors that are left out, whatever they are.
+def read_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, np.ndarray]:
+    """The values of tensors in files, float32; `where` they are, for messages.
 
     Raises:
-      InputError: missing, damaged, holding something else than floating-point tensors, or with values that are not
-        finite (all are named).
+      InputError: another type than floating-point numbers of 16, 32 or 64 bits, or values that are not finite.
+    """
+    possible = (*DTYPES, *DTYPES.values())
+    if odd := [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in possible]:
+        raise InputError(f"{where}: {some(odd)} given, possible dtypes are {', '.join(DTYPES)}")
+    result = {name: tensor.read() for name, tensor in tensors.items()}
+    if broken := sorted(name for name, array in result.items() if not np.isfinite(array).all()):
+        raise InputError(f"{where} has infinite or undefined values in {some(broken)}")
+    return result
+
+
+def open_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, to be read one by one; dictionaries in dictionaries become names with dots.
+
+    What the file is shows in its first bytes, not in its name.
+
+    Raises:
+      InputError: missing, damaged, not a file of tensors, or one of PyTorch where that is not installed.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    by_torch = torch_files and path.suffix != ".safetensors"
-    tensors = (_read_torch if by_torch else _read_safetensors)(path, ignore)
-    if broken := sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all()):
-        raise InputError(f"{path} has infinite or undefined values in {', '.join(broken)}")
-    return tensors
+    if kind := _something_else(path):
+        raise InputError(f"{path} is {kind}")
+    return _open_torch(path) if _is_torch(path) else _open_safetensors(path)
+
+
+def _something_else(path: AnyPath) -> str | None:
+    """What a file is that was to be downloaded and was not, in words."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return None
+    if not head:
+        return "an empty file: download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself: run git lfs pull, or download it again"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not the file itself: download it again"
+    return None
+
+
+def _is_torch(path: Path) -> bool:
+    """Whether the first bytes are of a zip file or a pickle, the two forms of `torch.save`; else it is safetensors."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] != b"{" and head.startswith((b"PK", b"\x80"))
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        file = safe_open(path, "np").__enter__()  # stays open as long as a tensor of it is wanted
+        names = file.keys()
+        dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged, cut short or not a file of weights, of safetensors or PyTorch: {error}"
+        ) from error
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        return lambda: np.asarray(file.get_tensor(name), np.float32)
+
+    return {name: Tensor(dtype, reader(name)) for name, dtype in dtypes.items()}
+
+
+class _Inert:
+    """Stands in a pickle for whatever is not a tensor: it takes everything and does nothing."""
+
+    def __new__(cls, *_args, **_kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _open_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{path} can only be read with PyTorch: pip install torch, or use a safetensors file"
+        ) from None
+    try:
+        content = _load_torch(path)
+    except Exception as error:  # whatever the restricted unpickler meets in a damaged or hostile file
+        # Before what it met, PyTorch advises to run the code.
+        text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[0].partition(". ")[0][:200]
+        raise InputError(
+            f"{path} is damaged or holds more than tensors; code in it is not run ({reason}): use safetensors"
+        ) from error
+    tensors = dict(_flat(content, "", torch.Tensor)) if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise InputError(f"{path} is not a state dict: names with tensors are needed; code in it is not run")
+
+    def reader(tensor: Any) -> Callable[[], np.ndarray]:
+        return lambda: tensor.detach().to(torch.float32).numpy()
+
+    names = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return {name: Tensor(names[name], reader(tensor)) for name, tensor in tensors.items()}
+
+
+def _load_torch(path: Path) -> Any:
+    """What `torch.save` wrote, with nothing run: objects that are no tensors (a trainer's options) come as `_Inert`."""
+    import torch
+
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    with path.open("rb") as file:  # given a path, PyTorch goes by the ending
+        if not zipfile.is_zipfile(path):  # as PyTorch wrote before 1.6
+            return torch.load(file, **options)
+        others: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)]
+        file.seek(0)
+        source = dict(f=file) if path.suffix == ".safetensors" else dict(f=path, mmap=True)
+        with torch.serialization.safe_globals(others):
+            return torch.load(**source, **options)
+
+
+def _flat(content: Mapping, prefix: str, kind: type) -> Any:
+    """(name, tensor) of all tensors in dictionaries in dictionaries."""
+    for name, value in content.items():
+        if isinstance(value, kind):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.", kind)
 
 
 def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
@@ -108,41 +213,6 @@ def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     if path.suffix != ".safetensors" or path.exists():
         raise InputError(f"{path}: a new file is needed, with the ending .safetensors")
     write_tensors(path, tensors)
-
-
-def _read_safetensors(path: Path, ignore: str | tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, "np") as file:
-            names = [name for name in file.keys() if not name.endswith(ignore)]  # noqa: SIM118
-            _check_dtypes(path, {name: file.get_slice(name).get_dtype() for name in names}, DTYPES)
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def _read_torch(path: Path, ignore: str | tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise InputError(
-            f"{path} can only be read with PyTorch: pip install torch, or use a safetensors file"
-        ) from None
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the restricted unpickler meets in a damaged or hostile file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is damaged or holds more than tensors; code in it is not run: {reason}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path} is not a state dict: names with tensors are needed and nothing else")
-    tensors = {str(name): tensor for name, tensor in tensors.items() if not str(name).endswith(ignore)}
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-    _check_dtypes(path, dtypes, DTYPES.values())
-    return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
-
-
-def _check_dtypes(path: Path, dtypes: dict[str, str], possible: Collection[str]) -> None:
-    if odd := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in possible]:
-        raise InputError(f"{path}: {', '.join(odd)} given, possible dtypes are {', '.join(possible)}")
 
 
 def write_tensors(

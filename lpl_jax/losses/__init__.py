@@ -3,7 +3,7 @@
 from lpl_jax.losses.calibration import calibrate_weight, calibrate_weight_by_variance, perceptual_share
 from lpl_jax.losses.chunked import latent_perceptual_loss
 from lpl_jax.losses.comparison import ComparisonConfig, comparison_losses
-from lpl_jax.losses.config import TAP_NAMES, LPLConfig
+from lpl_jax.losses.config import LPLConfig
 from lpl_jax.losses.gate import active_samples, gated_perceptual_loss
 from lpl_jax.losses.latent_lpips import LatentLPIPS, latent_lpips
 from lpl_jax.losses.lpl import perceptual_distance
@@ -12,7 +12,6 @@ from lpl_jax.losses.reweighting import LossVariances, init_variances, reweighted
 from lpl_jax.losses.self_perceptual import block_features, self_perceptual_loss
 
 __all__ = [
-    "TAP_NAMES",
     "ComparisonConfig",
     "LPLConfig",
     "LatentLPIPS",

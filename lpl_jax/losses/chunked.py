@@ -46,15 +46,15 @@ def latent_perceptual_loss(
       chunk: images that are decoded at a time; None is `auto_chunk`.
 
     Returns:
-      loss (B,) float32, and scalar metrics averaged over the batch for each of `config.tap_names`: `{tap}/term`
-      (before the depth weight), `{tap}/omega` (depth weight), `{tap}/masked` (share of pixels) and
-      `{tap}/log_variance_ratio` (log of predicted over clean variance).
+      loss (B,) float32, and scalar metrics averaged over the batch for each tap, by its name: `{tap}/term` (before the
+      depth weight), `{tap}/omega` (depth weight), `{tap}/masked` (share of pixels) and `{tap}/log_variance_ratio` (log
+      of predicted over clean variance).
 
     Raises:
       InputError: latents of different shapes, or not those of this autoencoder.
     """
     loss, taps, _ = decoded_distance(autoencoder, config, z0_hat=z0_hat, z0=z0, chunk=chunk)
-    return loss, tap_metrics(taps, jnp.ones_like(loss), config)
+    return loss, tap_metrics(taps, jnp.ones_like(loss), config.tap_names(autoencoder.config.tap_names))
 
 
 def auto_chunk(autoencoder: Autoencoder, height: int, width: int) -> int:
@@ -202,4 +202,5 @@ def _value_and_gradient(autoencoder, z0_hat, z0, config):
 def _features(autoencoder, latents, config):
     if config.taps == "rgb":
         return (autoencoder.decode(latents),)
-    return autoencoder.features(latents, num_taps=config.taps, post_quant_conv=config.post_quant_conv)
+    count = len(config.tap_names(autoencoder.config.tap_names))
+    return autoencoder.features(latents, num_taps=count, post_quant_conv=config.post_quant_conv)

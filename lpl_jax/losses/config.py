@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from typing_extensions import override
@@ -11,16 +12,21 @@ from lpl_jax.fields import POSITIVE, Check, Part, between, check_names, field, o
 from lpl_jax.losses.outliers import kernel_sizes
 from lpl_jax.losses.quantiles import METHODS
 
-TAP_NAMES = ("mid", "up_0", "up_1", "up_2", "up_3")
-DEEP_TAPS = (2, 3, 4)
-
-# Outlier filters are stated for the largest maps of a 512 px image; there the taps are this many times smaller.
+# Taps from this number on, counted from 0, are the deep ones: upscaled at least fourfold over the first.
+FIRST_DEEP_TAP = 2
+# The public code counts the upscaling of taps by their number: 1, 2, 4, 8 and no more (2^min(i, 3)).
+_LAST_UPSCALED_TAP = 3
+# Outlier filters are stated for the largest maps of a 512 px image.
 _REFERENCE_MAP_SIZE = 512
-_FIXED_DOWN_FACTORS = (8, 4, 2, 1, 1)
 
 
 def _taps(value) -> bool:
-    return value == "rgb" or (type(value) is int and 1 <= value <= len(TAP_NAMES))
+    return value in ("all", "rgb") or (type(value) is int and value >= 1)
+
+
+def upscaling_by_number(tap: int) -> int:
+    """Upscaling of a tap, counted from 0, over the first, as far as its number tells it: 1, 2, 4, 8, 8, ..."""
+    return 2 ** min(tap, _LAST_UPSCALED_TAP)
 
 
 def _odd(value) -> bool:
@@ -52,10 +58,10 @@ class LPLConfig(Part, section="lpl"):
 
     # --- which features ---
     taps: int | str = field(
-        5,
-        "maps that are compared: the first 1 to 5 of mid, up_0, .. up_3, or rgb: decoded images, compared as they are "
-        "(statistics, masks, omega and post_quant_conv=False do not apply)",
-        Check(_taps, f"1 to {len(TAP_NAMES)} or 'rgb'"),
+        "all",
+        "maps that are compared: all of the decoder (mid, up_0, ..) | a number: the first so many | rgb: decoded "
+        "images, compared as they are (statistics, masks, omega and post_quant_conv=False do not apply)",
+        Check(_taps, "'all', the number of maps of the decoder or fewer, or 'rgb'"),
     )
     post_quant_conv: bool = field(
         True, "latents pass through the decoder's 1x1 convolution (the public example leaves it out)"
@@ -76,7 +82,7 @@ class LPLConfig(Part, section="lpl"):
     # --- outlier mask ---
     mask_on: Literal["predicted", "clean"] = field("predicted", "outliers are looked for in predicted | clean features")
     mask_layers: str | tuple[int, ...] = field(
-        "deep", "masked taps: deep (up_1, up_2, up_3) | all | none | tap numbers counted from 0 = mid"
+        "deep", "masked taps: deep (up_1 and all after it) | all | none | tap numbers counted from 0 = mid"
     )
     mask_zero_input: bool = field(False, "zero the masked map before it is measured (channel_vector only)")
     kernel_scaling: Literal["auto", "fixed"] = field(
@@ -92,8 +98,10 @@ class LPLConfig(Part, section="lpl"):
     # --- reductions; channels are always averaged, masked maps counting as zero ---
     metric: Literal["mse", "l1"] = field("mse", "mse | l1")
     spatial: Literal["mean", "sum"] = field("mean", "over the kept pixels of a map: mean | sum")
-    omega: Literal["inverse", "uniform", "literal"] = field(
-        "inverse", "weight of a tap with upscaling r over the first: inverse 1/r | uniform 1 | literal 2^-r, as printed"
+    omega: Literal["inverse", "number", "uniform", "literal"] = field(
+        "inverse",
+        "weight of tap i = 0, 1, .. with upscaling r over the first: inverse 1/r | number 2^-min(i,3), as the public "
+        "code, the same in decoders of factor 8 | uniform 1 | literal 2^-r, as printed",
     )
     layers: Literal["sum", "mean"] = field("sum", "over taps: sum | mean")
 
@@ -142,6 +150,7 @@ class LPLConfig(Part, section="lpl"):
             mask_on="clean",
             mask_zero_input=True,
             kernel_scaling="fixed",
+            omega="number",
             layers="mean",
             weight=1.0,
         )
@@ -180,21 +189,41 @@ class LPLConfig(Part, section="lpl"):
             raise InputError(f"resolution={resolution} is not a positive number of pixels")
         return self.tau * resolution / self.tau_ref_resolution
 
-    @property
-    def tap_names(self) -> tuple[str, ...]:
-        """Names of the compared maps, in order."""
-        return TAP_NAMES[: self.taps] if isinstance(self.taps, int) else ("rgb",)
+    def tap_names(self, of_decoder: Sequence[str]) -> tuple[str, ...]:
+        """Names of the compared maps, in order, of a decoder that has maps with these names (`config.tap_names`).
+
+        Raises:
+          InputError: more taps than the decoder has, or a masked one that is not among those compared.
+        """
+        if self.taps == "rgb":
+            return ("rgb",)
+        count = len(of_decoder)
+        wanted = self.taps if isinstance(self.taps, int) else count
+        if wanted > count:
+            raise InputError(
+                f"lpl.taps={self.taps}: the decoder has {count} maps ({', '.join(of_decoder)}); possible: all, 1 to "
+                f"{count}, or rgb"
+            )
+        self.check_masked(wanted)
+        return tuple(of_decoder[:wanted])
 
     def masked(self, tap: int) -> bool:
         """Whether outliers are masked in this tap, counted from 0 = mid."""
-        if self.taps == "rgb" or self.mask_layers == "none":
+        if self.taps == "rgb":
             return False
-        named = {"all": range(len(TAP_NAMES)), "deep": DEEP_TAPS}
-        return tap in (named[self.mask_layers] if isinstance(self.mask_layers, str) else self.mask_layers)
+        if isinstance(self.mask_layers, tuple):
+            return tap in self.mask_layers
+        return self.mask_layers == "all" or (self.mask_layers == "deep" and tap >= FIRST_DEEP_TAP)
+
+    def check_masked(self, count: int) -> None:
+        """Raises InputError where a masked tap is not among so many that are compared."""
+        if isinstance(self.mask_layers, tuple) and any(tap >= count for tap in self.mask_layers):
+            raise InputError(f"lpl.mask_layers={self.mask_layers!r}: tap numbers go from 0 to {count - 1}")
 
     def kernels(self, tap: int, size: int) -> tuple[int, int]:
         """(closing, opening) filter widths of this tap for maps with `size` pixels on the shorter side."""
-        factor = _FIXED_DOWN_FACTORS[tap] if self.kernel_scaling == "fixed" else _REFERENCE_MAP_SIZE / size
+        by_number = 2**_LAST_UPSCALED_TAP / upscaling_by_number(tap)
+        factor = by_number if self.kernel_scaling == "fixed" else _REFERENCE_MAP_SIZE / size
         return kernel_sizes(self.closing, self.opening, factor)
 
     def _check_gate(self):
@@ -214,12 +243,11 @@ class LPLConfig(Part, section="lpl"):
                     f"lpl.mask_layers={self.mask_layers!r} is not 'deep', 'all', 'none' or a tuple of tap numbers"
                 )
         elif not isinstance(self.mask_layers, tuple) or not all(
-            type(tap) is int and 0 <= tap < len(self.tap_names) for tap in self.mask_layers
+            type(tap) is int and tap >= 0 for tap in self.mask_layers
         ):
-            raise InputError(
-                f"lpl.mask_layers={self.mask_layers!r}: tap numbers go from 0 to {len(self.tap_names) - 1} "
-                f"with taps={self.taps!r}"
-            )
+            raise InputError(f"lpl.mask_layers={self.mask_layers!r}: tap numbers are 0 (mid), 1, 2, ...")
+        elif isinstance(self.taps, int):
+            self.check_masked(self.taps)
         if self.taps == "rgb" and isinstance(self.mask_layers, tuple):
             raise InputError(f"lpl.mask_layers={self.mask_layers} with taps='rgb': decoded images are not masked")
 

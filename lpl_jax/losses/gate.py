@@ -120,7 +120,7 @@ def gated_perceptual_loss(
     metrics = {
         "active_fraction": count / batch,
         "decoded": jnp.asarray(batch if capacity is None else capacity, jnp.float32),
-        **tap_metrics(taps, weights, config),
+        **tap_metrics(taps, weights, config.tap_names(autoencoder.config.tap_names)),
     }
     return total, metrics
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from lpl_jax.errors import InputError
-from lpl_jax.losses.config import LPLConfig
+from lpl_jax.losses.config import LPLConfig, upscaling_by_number
 from lpl_jax.losses.outliers import outlier_mask
 
 _SPACE = (1, 2)
@@ -49,10 +49,10 @@ def perceptual_distance(
       InputError: maps that do not pair up with each other and with `config.taps`.
     """
     shapes = [tuple(feature.shape for feature in features) for features in (predicted, clean)]
-    if shapes[0] != shapes[1] or len(shapes[0]) != len(config.tap_names):
-        raise InputError(
-            f"features must be {len(config.tap_names)} pairs of equal maps, given {shapes[0]} and {shapes[1]}"
-        )
+    count = {"all": max(1, len(shapes[0])), "rgb": 1}.get(str(config.taps), config.taps)
+    if shapes[0] != shapes[1] or len(shapes[0]) != count:
+        raise InputError(f"features must be {count} pairs of equal maps, given {shapes[0]} and {shapes[1]}")
+    config.check_masked(len(predicted))
     terms, masked, ratios = [], [], []
     for tap, (pred, target) in enumerate(zip(predicted, lax.stop_gradient(tuple(clean)), strict=True)):
         keep = _keep(pred, target, tap, config)
@@ -68,16 +68,19 @@ def perceptual_distance(
     return loss, TapTerms(*lax.stop_gradient((term, masked, ratios)), omega)
 
 
-def tap_metrics(taps: TapTerms, weights: Float[Array, "b"], config: LPLConfig) -> dict[str, Float32[Array, ""]]:
-    """Averages over samples with these weights (B,), as scalars named `{tap}/{part}`; zero without any weight."""
+def tap_metrics(taps: TapTerms, weights: Float[Array, "b"], names: Sequence[str]) -> dict[str, Float32[Array, ""]]:
+    """Averages over samples with these weights (B,), as scalars named `{tap}/{part}`; zero without any weight.
+
+    names: of the taps (`LPLConfig.tap_names`).
+    """
     weights = lax.stop_gradient(weights.astype(jnp.float32))
     total = jnp.sum(weights)
     weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)[:, None]
     metrics = {}
     for name in ("term", "masked", "log_variance_ratio"):
         averages = jnp.sum(jnp.where(weights > 0, weights * getattr(taps, name), 0.0), axis=0)
-        metrics.update({f"{tap}/{name}": averages[i] for i, tap in enumerate(config.tap_names)})
-    metrics.update({f"{tap}/omega": taps.omega[i] for i, tap in enumerate(config.tap_names)})
+        metrics.update({f"{tap}/{name}": averages[i] for i, tap in enumerate(names)})
+    metrics.update({f"{tap}/omega": taps.omega[i] for i, tap in enumerate(names)})
     return metrics
 
 
@@ -173,7 +176,10 @@ def _log_variance_ratio(pred, target, keep):
 
 
 def _depth_weights(sizes, config):
-    """omega_l from the upscaling r_l / r_1 of each map over the first."""
-    upscaling = [size / sizes[0] for size in sizes]
+    """omega_l from the upscaling r_l / r_1 of each map over the first, or from its number."""
+    if config.taps == "rgb":
+        return [1.0]
+    if config.omega == "number":
+        return [1 / upscaling_by_number(tap) for tap in range(len(sizes))]
     weight = {"inverse": lambda r: 1 / r, "uniform": lambda r: 1.0, "literal": lambda r: 2.0**-r}[config.omega]
-    return [1.0] if config.taps == "rgb" else [weight(r) for r in upscaling]
+    return [weight(size / sizes[0]) for size in sizes]

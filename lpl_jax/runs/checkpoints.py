@@ -29,7 +29,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 import lpl_jax
 from lpl_jax import distributed
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import entries, files_below, is_remote, to_path
@@ -361,7 +361,7 @@ def _check_same(path: epath.Path, saved, target) -> None:
         if there.get(name) != here.get(name)
     ]
     if problems:
-        raise InputError(f"checkpoint {path} does not fit: {'; '.join(problems)}")
+        raise InputError(f"checkpoint {path} does not fit: {some(problems, '; ')}")
 
 
 def _text(values) -> str:

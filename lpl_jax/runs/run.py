@@ -13,7 +13,7 @@ from lpl_jax import autoencoders, denoisers, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import LatentStore, Source
 from lpl_jax.data.configured import data_source
-from lpl_jax.errors import InputError, nearest
+from lpl_jax.errors import InputError, nearest, some
 from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.fields import check_names
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
@@ -120,7 +120,7 @@ class Run:
         if not steps:
             raise InputError(f"{self.workdir} has no checkpoint yet")
         if step is not None and step not in steps:
-            there = ", ".join(map(str, steps))
+            there = some(steps)
             raise InputError(f"{self.workdir} has no checkpoint of step {step}; there are {there}")
         return steps[-1] if step is None else step
 

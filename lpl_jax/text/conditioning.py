@@ -8,7 +8,7 @@ A prompt that is dropped (classifier-free guidance) becomes the empty one, in bo
 import dataclasses
 import math
 from dataclasses import MISSING
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -43,6 +43,7 @@ class TextSource(Part, section="text"):
 
     source: str = field(MISSING, "bundled (knows no language) | CLIP folder or hub id; None: class labels")
     subfolder: str | None = field(None, "the tower's folder inside a pipeline, such as text_encoder")
+    variant: str | None = field(None, "which weights, where there are several and none in full precision, such as fp16")
     tokenizer: str | None = field(None, "tokeniser, where it is not beside the tower")
     tokenizer_subfolder: str | None = field(None, "its folder inside a pipeline, such as tokenizer")
     dtype: Literal["float32", "bfloat16", "auto"] = field(
@@ -172,7 +173,8 @@ def load_conditioner(source: TextSource) -> tuple[TextConditioner, WordTokenizer
     Raises:
       InputError: nothing there, files that do not fit, prompts longer than the tower takes, or another's tokeniser.
     """
-    clip = load(source.source, subfolder=source.subfolder, tower="text", dtype=source.compute_dtype)
+    options: dict[str, Any] = dict(subfolder=source.subfolder, variant=source.variant, dtype=source.compute_dtype)
+    clip = load(source.source, tower="text", **options)
     clip = _without_projection(clip)
     name, folder = source.tokenizer or source.source, source.tokenizer_subfolder
     tokenizer = load_tokenizer(name, subfolder=folder)

@@ -1,7 +1,6 @@
-"""CLIP weights in transformers' layout: config.json beside model.safetensors, whole or in shards."""
+"""CLIP weights in transformers' layout: config.json beside the weights, in any form of `io.weight_files`."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,15 +12,19 @@ from lpl_jax.io.atomic import write_json
 from lpl_jax.io.hub import find
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_folder, read_json, write_tensors
+from lpl_jax.io.tensors import read_json, write_tensors
+from lpl_jax.io.weight_files import PATTERNS, PICKLES, read_weights
 from lpl_jax.text import bundled
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers
 from lpl_jax.text.model import Clip, init
 from lpl_jax.text.tokenizer import Tokenizer, WordTokenizer
 
 WEIGHTS = "model.safetensors"
-NAMES = (WEIGHTS, "model.fp16.safetensors", f"{WEIGHTS}.index.json")
-IGNORED = ".position_ids"  # the constant 0, 1, 2.. of older files
+# A tensor that every tower has; transformers 5 leaves out the first part of the name in single towers.
+ANCHORS = {
+    "text": ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"),
+    "vision": ("vision_model.embeddings.class_embedding", "embeddings.class_embedding"),
+}
 
 RULES = (
     Rule("logit_scale", "logit_scale"),
@@ -41,6 +44,7 @@ def load(
     *,
     subfolder: str | None = None,
     tower: str | None = None,
+    variant: str | None = None,
     config: ClipConfig | None = None,
     dtype=jnp.float32,
 ) -> Clip:
@@ -48,24 +52,24 @@ def load(
 
     Args:
       source: a folder in transformers layout (CLIPModel, CLIPTextModel or CLIPVisionModel, with or without projection),
-        one safetensors file with such tensors, a hub id such as "openai/clip-vit-large-patch14", or "bundled": a small
+        one file with such tensors, a hub id such as "openai/clip-vit-large-patch14", or "bundled": a small
         text tower that needs no files and knows no language (`lpl_jax.text.bundled`).
       subfolder: the model's folder inside a pipeline's, such as "text_encoder".
+      variant: which weights, where there are several and none in full precision (see `io.weight_files`).
       tower: "text" or "vision" reads one tower of a CLIPModel, with its projection; None reads all that is there.
       config: what the tensors are of, instead of the config.json in the folder or beside the file (`tower` and `dtype`
         are then not looked at).
       dtype: compute type, float32 or bfloat16; in bfloat16 the matrices are stored so, too.
 
     Raises:
-      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (all are named).
+      InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (they are named).
     """
     if source == bundled.NAME:
         return bundled.load(tower=tower, dtype=dtype)
-    path = find(source, (*NAMES, "model-*.safetensors", "config.json"), subfolder, field="text.source")
+    path = find(source, ("config.json", *PATTERNS), subfolder, field="text.source", unless_there=PICKLES)
     if config is None:
         config = _read_config(path, tower, jnp.dtype(dtype).name)
-    read = partial(read_file, path) if path.is_file() else partial(read_folder, path, NAMES)
-    tensors = _named_as_now(read(ignore=IGNORED), config)
+    tensors = _named_as_now(read_weights(path, ANCHORS["text" if config.text else "vision"], variant=variant), config)
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
     params = import_params(tensors, RULES, shapes, where=str(path))
 
@@ -113,7 +117,7 @@ def _read_config(path: Path, tower: str | None, dtype: str) -> ClipConfig:
     if not path.exists() or not (folder / "config.json").is_file():
         found = "no config.json" if path.exists() else "nothing"
         raise InputError(
-            f"{found} at {folder if path.exists() else path}: give a folder in transformers layout, or a safetensors "
-            f"file with config.json beside it or config=; possible classes: {', '.join(CLASSES)}"
+            f"{found} at {folder if path.exists() else path}: give a folder in transformers layout, or a file of "
+            f"weights with config.json beside it or config=; possible classes: {', '.join(CLASSES)}"
         )
     return from_transformers(read_json(folder / "config.json"), name=str(path), tower=tower, dtype=dtype)

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpl_jax import autoencoders
 from lpl_jax.analysis import interpolation, irregularity, latent_plots, outlier_maps
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import open_source
@@ -45,10 +44,10 @@ def main(argv: Sequence[str]) -> int:
 def autoencoder_of(args) -> Autoencoder:
     """That of a run, or the one that is named."""
     if args.workdir is None:
-        return autoencoders.load(args.autoencoder or "bundled", subfolder=args.autoencoder_subfolder)
-    if args.autoencoder or args.autoencoder_subfolder:
+        return flags.load_autoencoder(args)
+    if args.autoencoder or args.autoencoder_subfolder or args.autoencoder_variant:
         raise InputError("give one of --workdir (its autoencoder is taken) and --autoencoder")
-    return open_run(args.workdir).autoencoder
+    return open_run(args.workdir).autoencoder.with_dtype("float32")
 
 
 def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -73,7 +72,7 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
     factors = _numbers("--factors", args.factors, float)
     if not all(1 <= factor < math.inf for factor in factors):
         raise InputError(f"--factors {args.factors}: must be numbers of 1 or more (sizes are divided by them)")
-    config = interpolation.distance_config(autoencoder)
+    config = interpolation.distance_config()
     keys = [(method, factor) for method in methods for factor in factors]
     errors, shown, original = {key: [] for key in keys}, {}, None
     batches = _batches(len(images), args.batch_size)
@@ -167,7 +166,10 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
 
 def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
     """Fig. 13: outliers_channels.csv, outliers_taps.csv, and outliers_TAP.png of one image for each tap."""
-    taps, config = outlier_maps.parse_taps(autoencoder, args.taps.split(",")), LPLConfig.preset(args.preset)
+    taps, config = (
+        outlier_maps.parse_taps(autoencoder, args.taps.split(",") if args.taps else ()),
+        LPLConfig.preset(args.preset),
+    )
     asked = _numbers("--channels", args.channels, int) if args.channels else ()
     if not 0 <= args.show < len(images):
         raise InputError(f"--show {args.show}: must be 0 to {len(images) - 1}, the number of an image")
@@ -177,7 +179,7 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
     shown = outlier_maps.features(autoencoder, interpolation.encode(autoencoder, image), taps)
     for tap, maps in zip(taps, shown, strict=True):
         if unknown := [channel for channel in asked if not 0 <= channel < maps.shape[-1]]:
-            name = outlier_maps.tap_names(autoencoder)[tap]
+            name = autoencoder.config.tap_names[tap]
             raise InputError(f"--channels {unknown[0]}: {name} has channels 0 to {maps.shape[-1] - 1}")
     parts = {tap: [] for tap in taps}
     for rows, valid in progress_bar(_batches(len(images), args.batch_size), desc="outliers", unit="batch"):
@@ -189,7 +191,7 @@ def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.nd
     for tap, maps in zip(taps, shown, strict=True):
         columns: Any = map(np.concatenate, zip(*parts[tap], strict=True))
         measured = outlier_maps.TapStatistics(*columns)
-        name = outlier_maps.tap_names(autoencoder)[tap]
+        name = autoencoder.config.tap_names[tap]
         channel_rows += _channel_rows(name, measured)
         tap_rows.append(_tap_row(name, tap, maps.shape, measured, config))
         path = args.out / f"outliers_{name}.png"
@@ -299,8 +301,8 @@ def parser() -> cli.Parser:
     add("--draws", type=cli.positive, metavar="N", default=4, help="draws of noise that are averaged")
     about = "Fig. 13: extreme values in decoder features and their masks"
     add = _command(verbs, "outliers", outliers, about, batch_size=8)
-    add("--taps", type=cli.text, metavar="TAP[,...]", default=str(outlier_maps.DEFAULT_TAP),
-        help="names (mid, up_0 ...) or numbers from 0")  # fmt: skip
+    text = f"names (mid, up_0 ...) or numbers from 0, or all (default: {outlier_maps.DEFAULT_TAP}, or the last one)"
+    add("--taps", type=cli.text, metavar="TAP[,...]", help=text)
     add("--channels", type=cli.text, metavar="N[,...]", help="show these channels, too, by their numbers from 0")
     add("--top", type=cli.not_negative, metavar="N", default=2, help="channels with the largest max/median ratio shown")
     add("--show", type=cli.not_negative, metavar="N", default=0, help="number of the image that is shown, from 0")
@@ -317,6 +319,7 @@ def _command(verbs, name: str, run: Callable, about: str, batch_size: int) -> Ca
     flags.add(result, "out", required=True)
     flags.add(result, "autoencoder", note="bundled")
     flags.add(result, "autoencoder-subfolder")
+    flags.add(result, "autoencoder-variant")
     flags.add(result, "workdir", note="none: --autoencoder counts")
     flags.add(result, "resolution", note=f"{PHOTO_RESOLUTION} for photos, else as they are")
     flags.add(result, "count", default=8)

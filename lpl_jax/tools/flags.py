@@ -7,7 +7,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lpl_jax import distributed
+from lpl_jax import autoencoders, distributed
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
 from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.tools import cli
@@ -62,8 +63,9 @@ FLAGS = {
     "batch-size": Flag(cli.positive, "N", "images at a time, over all devices"),
     "seed": Flag(cli.not_negative, "N", "every random choice follows from it"),
     # networks and samplers
-    "autoencoder": Flag(cli.text, "SOURCE", "bundled, a folder in diffusers layout, or a hub id"),
+    "autoencoder": Flag(cli.text, "SOURCE", "bundled, a folder in diffusers layout, a file of weights, or a hub id"),
     "autoencoder-subfolder": Flag(cli.text, "NAME", "the autoencoder's folder inside a pipeline, such as vae"),
+    "autoencoder-variant": Flag(cli.text, "NAME", "which of its weights, where none are plain, such as fp16"),
     "guidance": Flag(cli.number, "SCALE", "guidance scale; 1: none"),
     "steps": Flag(cli.positive, "N", "steps of the sampler"),
     # several processes
@@ -90,6 +92,12 @@ def add(parser, name: str, *, several: bool = False, words: Sequence[str] = (), 
         kind = cli.Several(flag.type, words) if several else flag.type
         metavar = f"{flag.metavar}[,...]" if several else flag.metavar
         parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text, **options)
+
+
+def load_autoencoder(args: argparse.Namespace) -> Autoencoder:
+    """What the three flags of an autoencoder name; bundled where none is given. It computes in float32."""
+    where = dict(subfolder=args.autoencoder_subfolder, variant=args.autoencoder_variant)
+    return autoencoders.load(args.autoencoder or "bundled", **where)
 
 
 def add_config(parser: cli.Parser, **options) -> None:

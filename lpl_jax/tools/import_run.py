@@ -2,7 +2,7 @@
 
     lpl import exports/base.safetensors --config quickstart --workdir runs/imported
 
-Its parameters and averages are the weights in SOURCE: a folder, a .safetensors file or a hub id (docs/weights.md).
+Its parameters and averages are the weights in SOURCE: a folder, a file of weights or a hub id (docs/weights.md).
 Nothing is overwritten, and nothing appears under its name before all of it is written.
 """
 
@@ -26,11 +26,11 @@ from lpl_jax.training import create_state
 from lpl_jax.training.optimizer import make_optimizer
 
 
-def import_run(source: str, experiment: Experiment, workdir: Path) -> str:
+def import_run(source: str, experiment: Experiment, workdir: Path, variant: str | None = None) -> str:
     """Makes a run folder at step 0 with the weights in `source`, and returns a line that says what it is.
 
-    source: what `denoisers.load` takes.
-    Raises InputError: weights that cannot be read or are not of the experiment's model (all that differs is named), or
+    source, variant: what `denoisers.load` takes.
+    Raises InputError: weights that cannot be read or are not of the experiment's model (what differs is named), or
     a folder that exists; nothing has been written then.
     """
     check_free(workdir)
@@ -39,7 +39,7 @@ def import_run(source: str, experiment: Experiment, workdir: Path) -> str:
     autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
     text = load_conditioner(experiment.text)[0] if experiment.text else None
     experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
-    params = load_params(experiment.model, source)
+    params = load_params(experiment.model, source, variant=variant)
     optimizer, _ = make_optimizer(experiment.optimizer)
     # The mesh of the config is that of the machine that will train; a checkpoint is restored on any.
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -56,7 +56,9 @@ def import_run(source: str, experiment: Experiment, workdir: Path) -> str:
 def parser() -> cli.Parser:
     """The flags of `lpl import`."""
     result = cli.Parser(__doc__, prog="lpl import")
-    result.add_argument("source", type=cli.text, metavar="SOURCE", help="a folder, a .safetensors file or a hub id")
+    result.add_argument("source", type=cli.text, metavar="SOURCE", help="a folder, a file of weights or a hub id")
+    text = "which weights, where SOURCE has several and none in full precision, such as fp16 or ema"
+    result.add_argument("--variant", type=cli.text, metavar="NAME", help=text)
     flags.add(result, "workdir", required=True)
     flags.add_config(result, required=True)
     return result
@@ -66,5 +68,5 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
-    print(import_run(args.source, build(config_file.given(args)), args.workdir))
+    print(import_run(args.source, build(config_file.given(args)), args.workdir, args.variant))
     return 0

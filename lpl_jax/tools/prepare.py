@@ -12,7 +12,7 @@ All write into the same folder. See docs/data.md.
 
 from collections.abc import Sequence
 
-from lpl_jax import autoencoders, distributed
+from lpl_jax import distributed
 from lpl_jax.data import TextOptions, open_source, prepare
 from lpl_jax.data.caption_encoder import LAYERS
 from lpl_jax.data.images import CROP_RULES
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         )
         prepare(
             source,
-            autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder),
+            flags.load_autoencoder(args),
             args.out,
             text=_text(args),
             batch_size=args.batch_size,
@@ -97,6 +97,7 @@ def parser() -> cli.Parser:
     flags.add(result, "resolution", required=True)
     flags.add(result, "autoencoder", default="bundled")
     flags.add(result, "autoencoder-subfolder")
+    flags.add(result, "autoencoder-variant")
     add("--crop", **cli.one_of(CROP_RULES),
         help="of images that are not square (default: random_crop for photos, else resize_center_crop)")  # fmt: skip
     add("--crops", type=cli.positive, metavar="N", help="photos: random crops of each photograph (default: 256)")

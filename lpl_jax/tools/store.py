@@ -92,7 +92,7 @@ def _show(store: LatentStore, args) -> int:
         raise InputError(f"latent store {store.path}: holds no image yet")
     if args.out.suffix.lower() != SUFFIX:
         raise InputError(f"--out={args.out}: give the name of a PNG file, such as sheet.png")
-    autoencoder = autoencoders.load(args.autoencoder, subfolder=args.autoencoder_subfolder)
+    autoencoder = flags.load_autoencoder(args)
     check_autoencoder(store, autoencoder)
     indices = np.sort(np.random.default_rng(args.seed).permutation(len(store))[: args.count])
     records = [store[int(index)] for index in indices]
@@ -161,5 +161,6 @@ def parser() -> cli.Parser:
     flags.add(show, "seed", default=0)
     flags.add(show, "autoencoder", default="bundled")
     flags.add(show, "autoencoder-subfolder")
+    flags.add(show, "autoencoder-variant")
     show.add_argument("--mirrored", action="store_true", help="the mirror images")
     return result

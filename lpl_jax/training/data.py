@@ -81,7 +81,8 @@ def _text_options(experiment: Experiment) -> TextOptions | None:
     options = TextOptions(text.tokenizer or text.source, text.tokenizer_subfolder, text.length)
     if text.embeddings == "step":
         return options
-    return dataclasses.replace(options, encoder=text.source, encoder_subfolder=text.subfolder, layer=text.layer)
+    tower = dict(encoder=text.source, encoder_subfolder=text.subfolder, encoder_variant=text.variant)
+    return dataclasses.replace(options, **tower, layer=text.layer)
 
 
 def open_stream(experiment: Experiment, store: LatentStore, mesh: Mesh, start_step: int = 0):

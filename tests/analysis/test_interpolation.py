@@ -56,7 +56,7 @@ def test_factor_one_changes_nothing(mode):
 
 
 def test_errors_of_unchanged_and_changed_latents(autoencoder, images):
-    config = interpolation.distance_config(autoencoder)
+    config = interpolation.distance_config()
     latents = interpolation.encode(autoencoder, images)
     clean = interpolation.reference(autoencoder, latents, config)
     for space in interpolation.SPACES:

@@ -57,7 +57,12 @@ def test_taps_by_name_and_number(tiny_folder):
     with pytest.raises(InputError, match=r"tap 'up_4': .* has mid, up_0, up_1, up_2, up_3 \(or 0 to 4\)"):
         outlier_maps.parse_taps(autoencoder, ["up_4"])
     tiny = autoencoders.Autoencoder({}, autoencoders.TinyAutoencoderConfig())
-    assert outlier_maps.tap_names(tiny) == ("level_0", "level_1", "level_2", "level_3")
+    assert outlier_maps.parse_taps(tiny, ["level_3", "0"]) == (3, 0)
+    shallow = autoencoders.Autoencoder(
+        {}, autoencoders.TinyAutoencoderConfig(encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    )
+    assert [outlier_maps.parse_taps(each, ()) for each in (autoencoder, tiny, shallow)] == [(3,), (3,), (1,)]
+    assert outlier_maps.parse_taps(shallow, ["all"]) == (0, 1)
     latents = jax.random.normal(jax.random.key(0), (1, 2, 2, 4))
     first, last = outlier_maps.features(autoencoder, latents, (0, 3))
     assert first.shape == (1, 2, 2, 16) and last.shape == (1, 16, 16, 8)

@@ -259,3 +259,14 @@ def test_images_are_sampled_from_an_average_that_there_is():
     config.ema.decays = (0.9,)
     with pytest.raises(InputError, match=r"sampling.weights='0.99' with ema.decays=\(0.9,\); possible: params, 0.9"):
         build(config)
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16"), ("tpu", "bfloat16")])
+def test_the_autoencoder_computes_in_bfloat16_on_accelerators(platform, dtype):
+    assert base.get_config().autoencoder.dtype == "auto"
+    experiment = build(base.get_config(), platform=platform)
+    assert experiment.autoencoder.dtype == to_dict(experiment)["autoencoder"]["dtype"] == dtype
+    assert build(to_dict(experiment), platform=platform) == experiment
+    assert build({"autoencoder": {"dtype": "float32"}}, platform=platform).autoencoder.dtype == "float32"
+    with pytest.raises(InputError, match="autoencoder.dtype"):
+        build({"autoencoder": {"dtype": "float16"}}, platform=platform)

@@ -35,7 +35,8 @@ def joint(autoencoder, pred, target, config):
     def features(latents):
         if config.taps == "rgb":
             return (autoencoder.decode(latents),)
-        return autoencoder.features(latents, num_taps=config.taps, post_quant_conv=config.post_quant_conv)
+        count = None if config.taps == "all" else config.taps
+        return autoencoder.features(latents, num_taps=count, post_quant_conv=config.post_quant_conv)
 
     return perceptual_distance(config, predicted=features(pred), clean=features(target))
 

@@ -14,7 +14,7 @@ def test_presets_differ_where_the_two_readings_do():
     same = {name: value for name, value in paper.items() if reference[name] == value}
     assert same == dict(
         extra_weight="none",
-        taps=5,
+        taps="all",
         norm_eps=1e-6,
         mask_layers="deep",
         quantile=0.02,
@@ -23,7 +23,6 @@ def test_presets_differ_where_the_two_readings_do():
         closing=3,
         metric="mse",
         spatial="mean",
-        omega="inverse",
     )
 
 
@@ -56,16 +55,15 @@ def test_kernels_by_map_and_by_tap():
         (dict(tau=0.0, tau_ref_resolution=512), ["lpl.tau=0.0", "positive"]),
         (dict(tau=math.nan, tau_ref_resolution=512), ["lpl.tau=nan", "positive"]),
         (dict(tau_ref_resolution=-1, tau=3.0), ["tau_ref_resolution=-1"]),
-        (dict(taps=6), ["lpl.taps=6", "1 to 5", "'rgb'"]),
-        (dict(taps=0), ["lpl.taps=0"]),
+        (dict(taps=0), ["lpl.taps=0", "'all'", "'rgb'"]),
         (dict(taps="pixels"), ["lpl.taps='pixels'"]),
         (dict(taps=True), ["lpl.taps=True"]),
         (dict(stats="shared"), ["lpl.stats='shared'", "predicted, clean, separate, none"]),
         (dict(norm="batch"), ["lpl.norm='batch'", "channel_std"]),
         (dict(mask_on="both"), ["lpl.mask_on='both'"]),
         (dict(mask_layers="some"), ["lpl.mask_layers='some'", "'deep'"]),
-        (dict(mask_layers=(2, 5)), ["lpl.mask_layers=(2, 5)", "0 to 4"]),
-        (dict(mask_layers=(2, 3), taps=3), ["lpl.mask_layers=(2, 3)", "0 to 2", "taps=3"]),
+        (dict(mask_layers=(2, -1)), ["lpl.mask_layers=(2, -1)", "0 (mid), 1, 2"]),
+        (dict(mask_layers=(2, 3), taps=3), ["lpl.mask_layers=(2, 3)", "0 to 2"]),
         (dict(mask_layers=(0,), taps="rgb"), ["taps='rgb'"]),
         (dict(quantile=0.7), ["lpl.quantile=0.7"]),
         (dict(opening=4), ["lpl.opening=4", "odd"]),

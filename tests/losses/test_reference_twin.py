@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 from lpl_jax import autoencoders
 from lpl_jax.losses import LPLConfig, latent_perceptual_loss
-from lpl_jax.tools.parity.autoencoders import random_torch, torch_taps
+from lpl_jax.tools.parity.autoencoders import random_torch, torch_taps, unscaled
 from lpl_jax.tools.parity.features import feature_pair
 from lpl_jax.tools.parity.loss import (
     latent_twin,
@@ -16,10 +16,9 @@ from lpl_jax.tools.parity.loss import (
     latents,
     reference_masks,
     reference_twin,
-    unscaled,
     value_and_gradient,
 )
-from lpl_jax.tools.parity.torch_side import nhwc, randomize
+from lpl_jax.tools.parity.torch_side import nchw, nhwc, randomize
 from lpl_jax.tools.parity.twins import REFERENCE_OPTIONS, reference_loss
 
 
@@ -81,7 +80,7 @@ def test_end_to_end(f8_pair):
 def test_post_quant_conv_is_an_option(f2_pair):
     theirs, ours = f2_pair
     pair = latents(ours.config, (8, 8))
-    raw = [unscaled(ours.config, each) for each in pair]
+    raw = [unscaled(ours.config, nchw(each)) for each in pair]
     skipped, through = (
         reference_loss(*(torch_taps(theirs, each, conv)[:2] for each in raw)).numpy() for conv in (False, True)
     )
@@ -95,7 +94,7 @@ def test_post_quant_conv_is_an_option(f2_pair):
 def test_image_option_is_the_error_of_decoded_images(f2_pair):
     theirs, ours = f2_pair
     pair = latents(ours.config, (8, 8))
-    z, z0 = (unscaled(ours.config, each) for each in pair)
+    z, z0 = (unscaled(ours.config, nchw(each)) for each in pair)
     z.requires_grad_()
     expected = ((theirs.decode(z).sample - theirs.decode(z0).sample) ** 2).mean((1, 2, 3))
     (wanted,) = torch.autograd.grad(expected.sum(), z)

@@ -81,21 +81,15 @@ def test_text(run):
 def test_loss(run, monkeypatch):
     only(monkeypatch, twins, "REFERENCE_OPTIONS", "paper_settings")
     only(monkeypatch, twins, "PAPER_OPTIONS", "preset")
-    monkeypatch.setattr(loss, "_tiny_end_to_end", lambda settings: end_to_end_of_taesd(settings))
+    monkeypatch.setattr(loss, "TINY", ("TAESD", "KL of three levels"))
     status, rows = run("loss")
     assert status == 0 and verdicts(rows) == {"ok"}
     for preset, option in (("reference", "paper settings"), ("paper", "preset")):
         assert rows[f"preset {preset}: outlier masks of up_1, up_2, up_3"]["tolerance"] == 0
         assert rows[f"preset {preset}: {option}, value"]["tolerance"] == 1e-4
         assert rows[f"preset {preset}: {option}, gradient"]["tolerance"] == 1e-3
-        assert f"end to end, SD (tiny, random): preset {preset}, gradient of the latents" in rows
-
-
-def end_to_end_of_taesd(settings):
-    """The network that compiles fastest."""
-    folder = settings.scratch / "TAESD"
-    model = autoencoders.random_torch("TAESD", folder)
-    yield from loss._end_to_end(lambda: model, folder, settings)
+        for family in loss.TINY:
+            assert f"end to end, {family} (tiny, random): preset {preset}, gradient of the latents" in rows
 
 
 def test_loss_that_is_wrong_fails(run, monkeypatch):
@@ -116,7 +110,7 @@ def test_autoencoders(run, monkeypatch):
     only(monkeypatch, autoencoders, "FAMILIES", "TAESD")
     status, rows = run("autoencoders")
     assert status == 0 and verdicts(rows) == {"ok"}
-    for what in (*FORWARD_ROWS, *(f"tap {name}" for name in autoencoders.TINY_TAPS)):
+    for what in (*FORWARD_ROWS, *(f"tap level_{level}" for level in range(4))):
         assert rows[f"TAESD (tiny, random): {what}"]["tolerance"] == (0.05 if "bfloat16" in what else 1e-4)
     assert rows["TAESD (tiny, random): gradient of the taps"]["tolerance"] == 1e-3
     assert rows["TAESD (tiny, random): tensors written by us, read by diffusers"]["tolerance"] == 0

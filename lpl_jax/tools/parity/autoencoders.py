@@ -1,5 +1,6 @@
 """Autoencoders against diffusers: moments, feature taps, images, inpainting, gradients, bfloat16, and folders."""
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
 
 from lpl_jax import autoencoders
-from lpl_jax.autoencoders.diffusers_config import TINY_MIDBLOCK, to_diffusers
-from lpl_jax.autoencoders.files import FORMATS, find_folder, taesd_pair
-from lpl_jax.autoencoders.weights import read_taesd
-from lpl_jax.io.tensors import read_folder, read_json
+from lpl_jax.autoencoders.diffusers_config import to_diffusers
+from lpl_jax.autoencoders.files import find
+from lpl_jax.autoencoders.weights import read_tensors
+from lpl_jax.io.weight_files import open_weights
 from lpl_jax.tools.parity.comparison import (
     BFLOAT16,
     FORWARD,
@@ -28,7 +29,12 @@ from lpl_jax.tools.parity.comparison import (
 )
 from lpl_jax.tools.parity.torch_side import Model, arrays, cast, nchw, nhwc, randomize
 
-_BLOCKS = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+
+def _blocks(levels: int) -> dict[str, Any]:
+    return dict(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels)
+
+
+_BLOCKS = _blocks(4)
 _TINY_KL = dict(**_BLOCKS, block_out_channels=(8, 16, 16, 24), layers_per_block=1, norm_num_groups=4)
 _FULL_KL = dict(**_BLOCKS, block_out_channels=(128, 256, 512, 512), layers_per_block=2)
 _FULL_ASYMMETRIC = dict(**_BLOCKS, down_block_out_channels=(128, 256, 512, 512), layers_per_down_block=2)
@@ -62,6 +68,17 @@ FAMILIES = {
         ),
     ),
 }
+# Factors 4 and 16: other numbers of taps. `loss` compares them.
+LEVELS = {
+    f"KL of {name} levels": (
+        AutoencoderKL,
+        dict(**_blocks(len(widths)), block_out_channels=widths, layers_per_block=1, norm_num_groups=4, **latents),
+    )
+    for name, widths, latents in (
+        ("three", (8, 16, 24), dict(latent_channels=3)),
+        ("five", (8, 8, 16, 16, 24), dict(latent_channels=6, use_quant_conv=False, use_post_quant_conv=False)),
+    )
+}
 # And at the widths of published weights.
 PUBLISHED = {
     "SD, published widths": (AutoencoderKL, dict(**_FULL_KL, latent_channels=4)),
@@ -77,15 +94,14 @@ PUBLISHED = {
     "TAESD, published widths": (AutoencoderTiny, dict()),
 }
 RELU_GRADIENT = 0.05
-KL_TAPS, TINY_TAPS = ("mid", "up_0", "up_1", "up_2", "up_3"), ("level 0", "level 1", "level 2", "level 3")
 
 
 def groups(settings: Settings) -> list[Group]:
     """What is compared: the model that was given, else a tiny one of each family."""
     if settings.autoencoder:
-        folder, ours = find_folder(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
-        model = load_torch(folder, ours.config)
-        return [Group(ours.config.name, partial(compare, model, ours, folder, settings))]
+        path, ours = find(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
+        model = load_torch(path, ours.config)
+        return [Group(ours.config.name, partial(compare, model, ours, path, settings))]
     return [Group(f"{family} (tiny, random)", partial(_tiny, family, settings)) for family in FAMILIES]
 
 
@@ -97,7 +113,7 @@ def _tiny(family: str, settings: Settings) -> Iterator[Comparison]:
 
 def random_torch(family: str, folder: Path, seed: int = 0) -> Model:
     """diffusers' model of a family with random weights, which are saved in `folder`."""
-    kind, options = (FAMILIES | PUBLISHED)[family]
+    kind, options = (FAMILIES | LEVELS | PUBLISHED)[family]
     model = randomize(kind(**options), seed)
     model.save_pretrained(folder)
     return model
@@ -107,11 +123,10 @@ def compare(model: Model, ours: autoencoders.Autoencoder, folder: Path, settings
     """All rows of one autoencoder: diffusers' model and ours of the same folder."""
     inputs = example(ours.config, settings)
     theirs, found = torch_outputs(model, ours.config, **inputs), outputs(ours, **inputs)
-    taps = KL_TAPS if len(found["taps"]) == len(KL_TAPS) else TINY_TAPS
     yield close("encoder mean", found["mean"], theirs["mean"], FORWARD)
     if "logvar" in theirs:
         yield close("encoder log-variance", found["logvar"], theirs["logvar"], FORWARD)
-    for name, mine, reference in zip(taps, found["taps"], theirs["taps"], strict=True):
+    for name, mine, reference in zip(ours.config.tap_names, found["taps"], theirs["taps"], strict=True):
         yield close(f"tap {name}", mine, reference, FORWARD)
     for name in ("taps without post_quant_conv", "decoded image", "image decoded with image and mask"):
         if name in theirs:
@@ -188,7 +203,7 @@ def torch_outputs(model: Model, config, images, mask, latents, gradient: bool = 
     """The same of diffusers' model; TAESD has no log-variance."""
     dtype = next(model.parameters()).dtype
     images, mask, z = nchw(images).to(dtype), nchw(mask).to(dtype), nchw(latents).requires_grad_(gradient)
-    raw = (z / config.scaling_factor + config.shift_factor).to(dtype)
+    raw = unscaled(config, z).to(dtype)
     taps = torch_taps(model, raw)
     out: dict[str, Any] = {"taps": taps}
     if gradient:
@@ -204,6 +219,16 @@ def torch_outputs(model: Model, config, images, mask, latents, gradient: bool = 
         if getattr(config, "post_quant_conv", False):
             out["taps without post_quant_conv"] = torch_taps(model, raw, post_quant_conv=False)
     return {name: list(map(nhwc, each)) if isinstance(each, list) else nhwc(each) for name, each in out.items()}
+
+
+def unscaled(config, z: torch.Tensor) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) -> raw ones, as diffusers' pipelines do before they decode."""
+    if config.latents_mean is None:
+        return z / config.scaling_factor + config.shift_factor
+    mean, std = (
+        torch.tensor(each, dtype=z.dtype).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std)
+    )
+    return z * std / config.scaling_factor + mean
 
 
 def torch_taps(model: Model, raw: torch.Tensor, post_quant_conv: bool = True) -> list[torch.Tensor]:
@@ -226,23 +251,28 @@ def torch_taps(model: Model, raw: torch.Tensor, post_quant_conv: bool = True) ->
     return taps
 
 
-def load_torch(folder: Path, config) -> Model:
-    """diffusers' model of a folder, in float32.
+def load_torch(path: Path, config) -> Model:
+    """diffusers' model of a folder or file, in float32.
 
-    TAESD's .pth files, and folders with the norm branch of FLUX.2's TAESD, are not what `from_pretrained` reads: there
-    an AutoencoderTiny of our configuration takes the tensors, with the branch put in from `NormedBlock`.
+    What is not in the form that diffusers writes (TAESD's .pth files, folders with the norm branch of FLUX.2's TAESD,
+    single files, other names) is not what `from_pretrained` reads: there a model of our configuration takes the
+    tensors that we read, with the branch put in from `NormedBlock`.
     """
-    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {"_class_name": None}
-    kind = raw.get("_class_name", "AutoencoderKL")
-    if kind not in (None, TINY_MIDBLOCK):
-        cls = {cls.__name__: cls for cls in (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)}[kind]
-        half_only = not any(folder.glob("diffusion_pytorch_model.[sb]*")) and any(folder.glob("*.fp16.*"))
-        options = dict(torch_dtype=torch.float32, variant="fp16" if half_only else None, low_cpu_mem_usage=False)
-        return cls.from_pretrained(folder, **options).eval().requires_grad_(False)
-    pair = taesd_pair(folder)
-    tensors = read_folder(folder, FORMATS, torch_files=True) if kind or pair is None else read_taesd(*pair)
-    fields = {name: value for name, value in to_diffusers(config).items() if name != "_class_name"}
-    model = AutoencoderTiny(**fields)
+    fields = to_diffusers(config)
+    kind = fields.pop("_class_name")
+    cls = {cls.__name__: cls for cls in (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)}.get(kind)
+    tensors = read_tensors(path)
+    if cls is not None and path.is_dir() and (path / "config.json").is_file():
+        options = dict(torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        half_only = not any(path.glob("diffusion_pytorch_model.[sb]*")) and any(path.glob("*.fp16*"))
+        with contextlib.suppress(OSError, ValueError):
+            model = cls.from_pretrained(path, variant="fp16" if half_only else None, **options)
+            if set(open_weights(path).tensors) == set(model.state_dict()):
+                return model.eval().requires_grad_(False)
+    model = (cls or AutoencoderTiny)(**fields)
+    if cls is not None:
+        model.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+        return model.eval().requires_grad_(False)
     for side in ("encoder", "decoder"):
         layers = getattr(model, side).layers
         for number in range(len(layers)):

@@ -10,26 +10,28 @@ import numpy as np
 import torch
 
 from lpl_jax import autoencoders
-from lpl_jax.autoencoders.files import find_folder
+from lpl_jax.autoencoders.files import find
 from lpl_jax.losses import LPLConfig, latent_perceptual_loss, outlier_mask, perceptual_distance
 from lpl_jax.tools.parity import twins
-from lpl_jax.tools.parity.autoencoders import gradient_tolerance, load_torch, random_torch, torch_taps
+from lpl_jax.tools.parity.autoencoders import gradient_tolerance, load_torch, random_torch, torch_taps, unscaled
 from lpl_jax.tools.parity.comparison import FORWARD, GRADIENT, Comparison, Group, Settings, close, equal
-from lpl_jax.tools.parity.features import SIZES, feature_pair
+from lpl_jax.tools.parity.features import feature_pair
 from lpl_jax.tools.parity.torch_side import Model, cast, nchw, nhwc
+
+# Autoencoders of other numbers of levels have other taps, weights and masks.
+TINY = ("SD", "KL of three levels", "KL of five levels", "TAESD")
 
 
 def groups(settings: Settings) -> list[Group]:
     """What is compared: the loss end to end, and without a given model also on features."""
     if settings.autoencoder:
-        folder, ours = find_folder(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
-        pair = partial(load_torch, folder, ours.config)
-        return [Group(f"end to end, {ours.config.name}", partial(_end_to_end, pair, folder, settings))]
-    tiny = partial(_tiny_end_to_end, settings)
+        path, ours = find(settings.autoencoder, None), autoencoders.load(settings.autoencoder)
+        pair = partial(load_torch, path, ours.config)
+        return [Group(f"end to end, {ours.config.name}", partial(_end_to_end, pair, path, settings))]
     return [
         Group("preset reference", partial(_reference, settings)),
         Group("preset paper", partial(_paper, settings)),
-        Group("end to end, SD (tiny, random)", tiny),
+        *(Group(f"end to end, {name} (tiny, random)", partial(_tiny_end_to_end, name, settings)) for name in TINY),
     ]
 
 
@@ -51,8 +53,8 @@ def reference_twin(name: str, predicted, clean) -> tuple[LPLConfig, np.ndarray, 
     """An option of the preset `reference`: our config, and value (B,) and gradients (NHWC) of its PyTorch twin."""
     twin_options, options = twins.REFERENCE_OPTIONS[name]
     config = LPLConfig.reference(**options)
-    xs = [nchw(maps).requires_grad_() for maps in predicted[: config.taps]]
-    value = twins.reference_loss(xs, list(map(nchw, clean[: config.taps])), **twin_options)
+    xs = [nchw(maps).requires_grad_() for maps in compared(predicted, config)]
+    value = twins.reference_loss(xs, list(map(nchw, compared(clean, config))), **twin_options)
     gradients = torch.autograd.grad(value.sum(), xs)
     return config, value.detach().numpy(), list(map(nhwc, gradients))
 
@@ -74,11 +76,16 @@ def value_and_gradient(predicted, clean, config: LPLConfig):
     """
 
     def total(predicted):
-        loss, taps = perceptual_distance(config, predicted=predicted, clean=clean[: config.taps])
+        loss, taps = perceptual_distance(config, predicted=predicted, clean=compared(clean, config))
         return jnp.sum(loss), (loss, taps)
 
-    gradient, (loss, taps) = jax.grad(total, has_aux=True)(predicted[: config.taps])
+    gradient, (loss, taps) = jax.grad(total, has_aux=True)(compared(predicted, config))
     return loss, gradient, taps
+
+
+def compared(maps, config: LPLConfig):
+    """The first of the maps, as many as the config compares."""
+    return maps if config.taps == "all" else maps[: config.taps]
 
 
 def reference_masks(clean) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -122,9 +129,9 @@ def _value_and_gradient(name, predicted, clean, config, expected, gradient) -> I
     yield close(f"{label}, gradient", found, gradient, GRADIENT)
 
 
-def _tiny_end_to_end(settings: Settings) -> Iterator[Comparison]:
-    folder = settings.scratch / "autoencoders" / "SD"
-    model = random_torch("SD", folder, settings.seed)
+def _tiny_end_to_end(family: str, settings: Settings) -> Iterator[Comparison]:
+    folder = settings.scratch / "loss" / family
+    model = random_torch(family, folder, settings.seed)
     yield from _end_to_end(lambda: model, folder, settings)
 
 
@@ -157,23 +164,18 @@ def latent_twin(
 
     The paper's twin has all of it in float64.
     """
-    config = LPLConfig.preset(preset, taps=min(len(SIZES), autoencoder_config.num_taps))
+    config = LPLConfig.preset(preset)
     net = cast(model, torch.float64 if preset == "paper" else torch.float32)
-    z = unscaled(autoencoder_config, predicted, net.dtype).requires_grad_()
-    features = torch_taps(net, z, config.post_quant_conv)
+    z = nchw(predicted).to(net.dtype).requires_grad_()
+    features = torch_taps(net, unscaled(autoencoder_config, z), config.post_quant_conv)
     with torch.no_grad():
-        target = torch_taps(net, unscaled(autoencoder_config, clean, net.dtype), config.post_quant_conv)
+        target = torch_taps(net, unscaled(autoencoder_config, nchw(clean).to(net.dtype)), config.post_quant_conv)
     if preset == "paper":
         value = twins.paper_loss(*([each.permute(0, 2, 3, 1) for each in maps] for maps in (features, target)))
     else:
         value = twins.reference_loss(features, target)
     (gradient,) = torch.autograd.grad(value.sum(), z)
-    return config, value.detach().numpy(), nhwc(gradient) / autoencoder_config.scaling_factor
-
-
-def unscaled(config, scaled: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Latents (B, h, w, C) as our functions take them -> (B, C, h, w) as diffusers' do."""
-    return nchw(scaled).to(dtype) / config.scaling_factor + config.shift_factor
+    return config, value.detach().numpy(), nhwc(gradient)
 
 
 @partial(jax.jit, static_argnames="config")

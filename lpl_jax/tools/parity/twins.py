@@ -31,7 +31,7 @@ def reference_mask(y, down, closing=3, opening=5):
 
 
 def reference_loss(xs, ys, norm_type="shared", pow_law=True, outliers=True, loss_type="mse") -> Any:
-    """Per-sample loss of NCHW feature lists: x predicted, y clean."""
+    """Per-sample loss of NCHW feature lists: x predicted, y clean. Their number decides weights and masks."""
     total = 0
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         my = torch.ones_like(y)
@@ -89,8 +89,8 @@ def paper_kernels(size):
     return (1 if closing == 2 else closing), (3 if opening == 2 else opening)
 
 
-def paper_loss(ph, phi, *, mask_on="predicted", layers=(2, 3, 4), kernels=paper_kernels, stats="predicted", grad=True,
-              spatial="mean", omega="inverse", l1=False, mean_of_layers=False):  # fmt: skip
+def paper_loss(ph, phi, *, mask_on="predicted", layers=range(2, 99), kernels=paper_kernels, stats="predicted",
+              grad=True, spatial="mean", omega="inverse", l1=False, mean_of_layers=False):  # fmt: skip
     """Loss per sample of float64 (B, H, W, C) maps."""
     losses = []
     for b in range(ph[0].shape[0]):

@@ -209,8 +209,8 @@ def test_files_that_are_no_images(folder):
     write(folder / "more", x10__heic=b"x")
     with pytest.raises(InputError, match=r"more/x10\.heic is no image: possible: \.jpg, .*hidden files, \.txt"):
         open_images(folder)
-    write(folder / "more", x9__gif=b"x")
-    with pytest.raises(InputError, match=r"more/x9\.gif \(and 1 more\) is no image"):
+    write(folder / "more", x9__svg=b"x")
+    with pytest.raises(InputError, match=r"more/x9\.svg \(and 1 more\) is no image"):
         open_images(folder)
 
 

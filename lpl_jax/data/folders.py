@@ -14,7 +14,7 @@ from lpl_jax.data.examples import Example, Identified
 from lpl_jax.data.images import Crop
 from lpl_jax.data.listing import Listing, list_files, name_text
 from lpl_jax.data.metadata import NAMES, Metadata, metadata_labels, read_metadata
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_values
 from lpl_jax.io.paths import PathLike, read_bounded, to_path
 
@@ -180,7 +180,7 @@ def _refuse_splits(folder, images: Sequence[str]) -> None:
     if splits and (len(splits) > 1 or len(splits) == len(classes) or splits[0] in nested):
         first = min(splits, key=lambda name: not name.lower().startswith("tr"))
         raise InputError(
-            f"image folder {folder}: holds {_some(splits)}: splits, and no classes: did you mean {folder / first}? (a "
+            f"image folder {folder}: holds {_some_names(splits)}: splits, and no classes: did you mean {folder / first}? (a "
             "class with such a name has to be renamed)"
         )
     if len(classes) == 1 and len(deep) == len(images):
@@ -195,7 +195,7 @@ def _nested(folder, images: Sequence[str]) -> list[str]:
     classes = {name.split("/")[0] for name in images}
     meant = f" (did you mean {folder / next(iter(classes))}?)" if len(classes) == 1 and len(inner) > 1 else ""
     return [
-        f"image folder {folder}: folders in class folders are no classes: images in {_some(inner)} are of class "
+        f"image folder {folder}: folders in class folders are no classes: images in {_some_names(inner)} are of class "
         f"{inner[0].split('/')[0]}{' and so on' if len({name.split('/')[0] for name in inner}) > 1 else ''}{meant}"
     ]
 
@@ -204,17 +204,17 @@ def _about_links(folder, files: Listing) -> list[str]:
     notes = []
     if files.loops:
         notes.append(
-            f"image folder {folder}: {_some(files.loops)} leads back to a folder that it lies in: not followed"
+            f"image folder {folder}: {_some_names(files.loops)} leads back to a folder that it lies in: not followed"
         )
     if files.again:
-        notes.append(f"image folder {folder}: {_some(files.again)} is read in two places: its images are there twice")
+        notes.append(
+            f"image folder {folder}: {_some_names(files.again)} is read in two places: its images are there twice"
+        )
     return notes
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first few of some names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return name_text(", ".join(names[:3]) + more)
+def _some_names(names: Sequence[str]) -> str:
+    return name_text(some(names))
 
 
 def _instead(files: Listing, start: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lpl_jax import parallel
 from lpl_jax.data import batches
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.parallel import leaf_path
 from lpl_jax.training.accumulate import over_parts
 from lpl_jax.training.data import open_stream
@@ -23,8 +23,6 @@ from lpl_jax.training.objective import LossOutput, Objective
 from lpl_jax.training.session import Session
 from lpl_jax.training.state import Frozen, TrainState
 from lpl_jax.training.step import losses
-
-SHOWN = 8  # records named in a message
 
 
 class NonfiniteWatch:
@@ -71,14 +69,14 @@ def diagnose(session: Session, state: TrainState, frozen: Frozen, seed_key: jax.
     keys = _keys(session, step)
     if bad := _bad_rows(batch):
         fields, rows = bad
-        named = _some([keys[row] for row in rows])
+        named = some([keys[row] for row in rows])
         return f"{', '.join(fields)} of records {named} in latent store {session.store.path}"
     if bad := _bad_leaves(state.params):
         return f"parameter {bad[0]}"
     arguments = state, batch, jax.random.fold_in(seed_key, step - 1), frozen
     grads, finite, samples = jax.device_get(_look(*arguments, objective=objective))
     rows = _rows_in_order(len(samples), objective.accumulate)[~samples]
-    where = f" of records {_some([keys[row] for row in rows])}" if len(rows) else f"; records {_some(keys)}"
+    where = f" of records {some([keys[row] for row in rows])}" if len(rows) else f"; records {some(keys)}"
     if len(rows):
         return f"the prediction{where}, first after {_first_block(objective, arguments)}"
     if bad := [name for name in _terms(finite) if not finite[name]]:
@@ -170,8 +168,3 @@ def _bad_leaves(tree) -> list[str]:
 @jax.jit
 def _all_finite(tree):
     return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -59,7 +59,9 @@ def test_an_unreadable_image_leaves_no_file_and_no_bar(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.run_main(main, argv)
     err = capsys.readouterr().err
-    reason = f"{broken}: not an image that can be read (max_skipped, a number or a share, passes over such images)"
+    formats = "JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF"
+    advice = "(max_skipped, a number or a share, passes over such images)"
+    reason = f"{broken}: not an image that can be read as {formats} {advice}"
     assert "prepare:   0%" in err and err.split("\r")[-1] == f"error: {reason}\n"
     assert list((tmp_path / "store").iterdir()) == []
 

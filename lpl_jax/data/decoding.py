@@ -6,9 +6,9 @@ is guessed and nothing is mended. An image in 8-bit RGB comes out as it is store
 
 import contextlib
 import io
-import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -33,7 +33,7 @@ PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # what pixe
 PNG_EXIF = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts in which PNGs keep a rotation, too
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF
 Used = TypeVar("Used")
-_turn = threading.Lock()
+_large = ThreadPoolExecutor(1)
 
 
 def read_rgb(content: bytes, name: str) -> Image.Image:
@@ -48,14 +48,22 @@ def read_rgb(content: bytes, name: str) -> Image.Image:
 def decode(content: bytes, name: str, use: Callable[[Image.Image], Used]) -> Used:
     """`use` of the RGB image in the bytes of a file; raises as `read_rgb`.
 
-    Of large images one at a time is decoded and used, so that threads need no more memory than one.
+    Large images are decoded and used one at a time, whatever the number of threads that call this.
     """
     with _damage(name):
         image = _open(content, name)
-    with _turn if image.width * image.height > LARGE else contextlib.nullcontext():
-        with _damage(name):
-            image = _to_rgb(image, name)
-        return use(image)
+    if image.width * image.height <= LARGE:
+        return _decode(image, name, use)
+    # One thread, and not a lock: each thread's allocator would keep the memory of its last image. It opens the file
+    # itself, so that nobody else holds on to the image.
+    del image
+    return _large.submit(lambda: _decode(_open(content, name), name, use)).result()
+
+
+def _decode(image: Image.Image, name: str, use: Callable[[Image.Image], Used]) -> Used:
+    with _damage(name):
+        image = _to_rgb(image, name)
+    return use(image)
 
 
 def _open(content: bytes, name: str) -> Image.Image:
@@ -79,7 +87,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         kind = "32-bit integers" if image.mode == "I" else "floating point"
         raise InputError(f"{name}: {kind}, whose range nothing says: needed: 8 or 16 bits per channel")
     if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
+        return _on_white(image if image.mode == "RGBA" else image.convert("RGBA"))
     if image.mode == "LAB":
         return _from_lab(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -94,6 +102,8 @@ def _damage(name: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise InputError(f"{name}: not an image that can be read as {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"{name}: its size in pixels is no image's: possible: {MAX_PIXELS:,}") from None
     except Exception as error:  # whatever the decoders of seven formats raise for damaged files
         raise InputError(f"{name}: image cannot be read ({error or type(error).__name__})") from None
 
@@ -148,6 +158,4 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _from_lab(image: Image.Image) -> Image.Image:
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
-    assert converted is not None  # it is where the conversion is in place
-    return converted
+    return ImageCms.buildTransform(*profiles, "LAB", "RGB").apply(image)

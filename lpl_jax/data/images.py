@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -102,15 +101,19 @@ def _resize_and_cut(image: Image.Image, resolution: int) -> tuple[np.ndarray, np
 
 def _cut_and_resize(image: Image.Image, size: tuple[int, int], resolution: int) -> tuple[np.ndarray, np.ndarray]:
     """As resized to `size` and cut, up to rounding; but of a line of pixels only what is kept is ever enlarged."""
-    original, (left, top) = image.size, ((side - resolution) // 2 for side in size)
-    edges = left, top, left + resolution, top + resolution
-    box: Any = [edge * old / new for edge, old, new in zip(edges, 2 * original, 2 * size, strict=True)]
+    original = image.size
+    (width, height), (left, top) = original, ((side - resolution) // 2 for side in size)
+    box = (
+        left * width / size[0],
+        top * height / size[1],
+        (left + resolution) * width / size[0],
+        (top + resolution) * height / size[1],
+    )
     if resolution > min(original):  # Pillow's float32 would not tell places apart that are far out in few pixels
-        first = [max(math.floor(edge) - REACH, 0) for edge in box[:2]]
-        right, bottom = (min(math.ceil(box[2 + i]) + REACH, original[i]) for i in (0, 1))
-        image = image.crop((first[0], first[1], right, bottom))
-        box = [edge - start for edge, start in zip(box, 2 * first, strict=True)]
-    pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=tuple(box)))
+        x, y = max(math.floor(box[0]) - REACH, 0), max(math.floor(box[1]) - REACH, 0)
+        image = image.crop((x, y, min(math.ceil(box[2]) + REACH, width), min(math.ceil(box[3]) + REACH, height)))
+        box = box[0] - x, box[1] - y, box[2] - x, box[3] - y
+    pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
     return pixels, _control(original, top, left, size[0] - resolution - left)
 
 

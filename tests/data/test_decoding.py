@@ -41,6 +41,7 @@ def test_rgb_comes_out_bit_for_bit_as_pillow_decodes_it(kind):
         np.testing.assert_array_equal(np.asarray(read_rgb(content, kind)), np.asarray(image.convert("RGB")))
 
 
+RAW_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\3\0\0\0\0\0\0"  # orientation 3
 TURNS = {  # EXIF orientation -> what is stored of an upright image
     1: lambda image: image,
     2: np.fliplr,
@@ -62,6 +63,22 @@ def test_exif_rotation_is_applied(kind, orientation):
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}.get(kind, {})
     image = read_rgb(encoded(stored, kind, exif=exif, **options), kind)
     np.testing.assert_allclose(np.asarray(image, int), upright, atol=20 if kind in ("JPEG", "AVIF") else 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'),
+        (
+            b"zTXt",
+            b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  32\n" + RAW_EXIF.hex().encode()),
+        ),
+    ],
+)
+def test_rotation_in_the_texts_of_a_png_is_applied(text):
+    rows = b"".join(b"\0" + row.tobytes() for row in np.rot90(smooth(), 2))
+    image = read_rgb(png((WIDTH, HEIGHT), 8, 2, rows, text), "a")
+    np.testing.assert_array_equal(np.asarray(image), smooth())
 
 
 def test_exif_that_cannot_be_read_turns_nothing():

@@ -59,8 +59,9 @@ def test_an_unreadable_image_leaves_no_file_and_no_bar(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.run_main(main, argv)
     err = capsys.readouterr().err
-    reason = f"{broken}: not an image that can be read (max_skipped, a number or a share, passes over such images)"
-    assert err == f"error: {reason}\n"
+    formats = "JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF"
+    advice = "(max_skipped, a number or a share, passes over such images)"
+    assert err == f"error: {broken}: not an image that can be read as {formats} {advice}\n"
     assert not (tmp_path / "store").exists()
 
 

@@ -13,6 +13,7 @@ step. A folder is local or on gs://.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 import lpl_jax
 from lpl_jax import distributed
-from lpl_jax.errors import InputError, some
+from lpl_jax.errors import InputError, some_of_each
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import entries, files_below, is_remote, to_path
@@ -361,7 +362,8 @@ def _check_same(path: epath.Path, saved, target) -> None:
         if there.get(name) != here.get(name)
     ]
     if problems:
-        raise InputError(f"checkpoint {path} does not fit: {some(problems, '; ')}")
+        by_tree = [list(group) for _, group in itertools.groupby(problems, lambda line: line.partition("/")[0])]
+        raise InputError(f"checkpoint {path} does not fit: {some_of_each(*by_tree)}")
 
 
 def _text(values) -> str:

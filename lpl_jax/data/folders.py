@@ -180,8 +180,8 @@ def _refuse_splits(folder, images: Sequence[str]) -> None:
     if splits and (len(splits) > 1 or len(splits) == len(classes) or splits[0] in nested):
         first = min(splits, key=lambda name: not name.lower().startswith("tr"))
         raise InputError(
-            f"image folder {folder}: holds {_some_names(splits)}: splits, and no classes: did you mean {folder / first}? (a "
-            "class with such a name has to be renamed)"
+            f"image folder {folder}: holds {_some_names(splits)}: splits, and no classes: did you mean "
+            f"{folder / first}? (a class with such a name has to be renamed)"
         )
     if len(classes) == 1 and len(deep) == len(images):
         _refuse_splits(folder / classes[0], [name.split("/", 1)[1] for name in deep])

@@ -48,16 +48,17 @@ def everywhere(tmp_path, tars, monkeypatch):
 
     def read(texts, jsons):
         members = []
+        for folder in ("images", "tars"):
+            (tmp_path / folder).mkdir(exist_ok=True)
         for name in jsons:
             parts = {"png": encoded(smooth()), "txt": texts.get(name, b"a cat"), "json": jsons[name]}
             for ending, content in parts.items():
-                (tmp_path / f"{name}.{ending}").write_bytes(content)
+                (tmp_path / "images" / f"{name}.{ending}").write_bytes(content)
                 members.append((f"{name}.{ending}", content))
-        (tmp_path / "tars").mkdir(exist_ok=True)
         (tmp_path / "tars/a.tar").write_bytes(tars.of(members))
         found = {}
         for column in ("txt", "caption"):
-            found[f"folder {column}"] = captions(FolderSource(tmp_path, 8, captions=(column,)))
+            found[f"folder {column}"] = captions(FolderSource(tmp_path / "images", 8, captions=(column,)))
             found[f"tar {column}"] = captions(WebDatasetSource(str(tmp_path / "tars"), 8, captions=(column,)))
         if texts:
             examples = Examples({"image": encoded(smooth()), "text": text} for text in texts.values())

@@ -136,7 +136,7 @@ def test_kinds_of_skipped_images_are_said(tmp_path, autoencoder, capsys):
     prepare(FolderSource(tmp_path, SIZE), autoencoder, tmp_path / "store", batch_size=8, max_skipped=1.0)
     out = capsys.readouterr().out
     assert "2 images of 6 seen of 1 class" in out and "4 skipped, listed in report.json" in out
-    assert "skipped: 3 not an image that can be read, such as 2.png" in out
+    assert "skipped: 3 not an image that can be read as JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, such as 2.png" in out
     assert "skipped: 1 .psd is no ending of an image that is read, such as x.psd" in out
 
 

@@ -104,7 +104,7 @@ def test_several_runs_side_by_side(runs, tmp_path):
     np.testing.assert_array_equal(first, both[0])
     np.testing.assert_array_equal(second, both[1])
     rows = np.concatenate([first[:2], second[:2], first[2:], second[2:]])
-    titles = ["classes: class 1", "other: class 1", "classes: class 0", "other: class 0"]
+    titles = ["classes: bee", "other: bee", "classes: ant", "other: ant"]
     np.testing.assert_array_equal(np.asarray(Image.open(out / "grid.png")), captioned_rows(rows, titles, 2))
     for given, message in (
         (["--workdir", runs["classes"], "--workdir", other], "give --out"),

@@ -48,7 +48,7 @@ def test_a_bad_record_is_named_and_the_state_is_that_of_a_run_that_left_the_step
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(result.state.params)))
     key = open_run(tmp_path).experiment.data.store
     key = stores_module.LatentStore(key)[5].key
-    said = capfd.readouterr().err
+    said = capfd.readouterr().out
     assert said.count("is not finite and changed nothing: logvar, mean of records " + key) == 2
 
 

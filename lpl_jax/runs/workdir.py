@@ -39,6 +39,7 @@ RESUMABLE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.max_nonfinite",
 )
 
 

@@ -39,7 +39,8 @@ from lpl_jax.runs.workdir import (
 from lpl_jax.text import load_conditioner, tower_fingerprint
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
-from lpl_jax.training.logging import METRICS_FILE, WINDOW, MetricLogger, Progress, Recorder, Startup, read_metrics
+from lpl_jax.training.logging import METRICS_FILE, MetricLogger, read_metrics
+from lpl_jax.training.metrics import WINDOW, Recorder
 from lpl_jax.training.nonfinite import NonfiniteWatch, check_finite
 from lpl_jax.training.objective import (
     ComparisonTerm,
@@ -50,6 +51,7 @@ from lpl_jax.training.objective import (
 )
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from lpl_jax.training.periodic import periodic_evaluation
+from lpl_jax.training.progress import Progress, Startup
 from lpl_jax.training.session import Session
 from lpl_jax.training.state import Frozen, TrainState
 from lpl_jax.training.step import make_step

@@ -8,7 +8,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from lpl_jax.errors import InputError
-from lpl_jax.training.logging import MetricBuffer, MetricLogger, Progress, RateMeter, read_metrics
+from lpl_jax.training.logging import MetricLogger, read_metrics
+from lpl_jax.training.metrics import MetricBuffer, RateMeter
+from lpl_jax.training.progress import Progress
 
 
 class Clock:

@@ -17,7 +17,8 @@ from lpl_jax.experiment import build
 from lpl_jax.losses import gate
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.training import nonfinite, train
-from lpl_jax.training.logging import MetricBuffer, Recorder, read_metrics
+from lpl_jax.training.logging import read_metrics
+from lpl_jax.training.metrics import MetricBuffer, Recorder
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 

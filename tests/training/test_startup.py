@@ -1,6 +1,6 @@
 import json
 
-from lpl_jax.training.logging import STARTUP_FILE, Startup
+from lpl_jax.training.progress import STARTUP_FILE, Startup
 
 
 def test_parts_add_up(tmp_path):

@@ -65,7 +65,7 @@ def _kl_common(config: Mapping[str, Any], name: str, dtype: str, encoder: tuple,
     return dict(
         encoder_channels=encoder,
         decoder_channels=decoder,
-        scaling_factor=config.get("scaling_factor") or 0.18215,
+        scaling_factor=config.get("scaling_factor", 0.18215),
         norm_groups=config.get("norm_num_groups", 32),
         **_common(config, name, dtype),
     )
@@ -104,7 +104,7 @@ def _read_tiny(config, name, dtype):
         width[side] = widths[0]
     return TinyAutoencoderConfig(
         **_common(config, name, dtype),
-        scaling_factor=config.get("scaling_factor") or 1.0,
+        scaling_factor=config.get("scaling_factor", 1.0),
         shift_factor=config.get("shift_factor") or 0.0,
         encoder_width=width["encoder"],
         decoder_width=width["decoder"],

@@ -66,7 +66,7 @@ def _positive_mean(name: str, values: ArrayLike) -> float:
     if not 0 < mean < math.inf:
         raise InputError(
             f"the mean of {values.size} {name} losses is {mean}: to calibrate the weight it must be finite and "
-            "positive (did any sample pass the gate?)"
+            "positive (if no sample passed the gate, more loss.calibration_batches help)"
         )
     return mean
 

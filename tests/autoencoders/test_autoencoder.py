@@ -127,6 +127,8 @@ def test_config_refuses_what_cannot_be():
         ("SD", {"block_out_channels": 8}, "block_out_channels=8; possible: a list"),
         ("SD", {"block_out_channels": ["a", 8, 8, 8]}, "encoder_channels=.*whole numbers"),
         ("SD", {"scaling_factor": "big"}, "scaling_factor='big'"),
+        ("SD", {"scaling_factor": 0}, "scaling_factor=0"),
+        ("TAESD", {"scaling_factor": None}, "scaling_factor=None"),
         ("asymmetric", {"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
         ("TAESD", {"act_fn": "gelu"}, "act_fn='gelu'"),
         ("TAESD", {"encoder_block_out_channels": [8, 8, 16, 16]}, "encoder_block_out_channels=.*one and the same"),

@@ -115,11 +115,14 @@ def train(
             inputs = Inputs(store.identity, store.manifest.weights_hash, tower, _fingerprint(frozen.network))
             if resumed:
                 check_same_inputs(inputs, workdir)
+            session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, None)
+            # What can fail comes before the config: a folder that holds one is a run, and takes no other.
+            state = _with_weight(session, state, frozen, startup)
             write_config(experiment, workdir, given, inputs)
             if experiment.text is None:
                 write_classes(store.class_names, workdir)
             evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
-            session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, evaluate)
+            session = dataclasses.replace(session, evaluate=evaluate)
             _announce(session, state)
             return _loop(session, state, frozen, startup)
 
@@ -207,7 +210,9 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
             if step_fn is None or step == experiment.loss.lpl_start:  # a program begins: its first step by itself
                 watch(recorder.flush(step), state)
                 startup = startup if step_fn is None else Startup()
-                state = _with_term(session, state, frozen, startup, progress)
+                state = _with_weight(session, state, frozen, startup)
+                if session.objective.at(step).term is not None:
+                    progress.note(f"{session.label}: {_describe_term(session, state)}")
                 step_fn, state, metrics = _first_step(session, (state, batch, seed_key, frozen), startup)
                 _report_start(session, startup, progress, step)
                 recorder.start(step + 1)
@@ -232,19 +237,16 @@ def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup)
     return Result(state, step, recorder.images_per_second, stop.requested is not None)
 
 
-def _with_term(session: Session, state: TrainState, frozen: Frozen, startup: Startup, progress: Progress) -> TrainState:
+def _with_weight(session: Session, state: TrainState, frozen: Frozen, startup: Startup) -> TrainState:
     """The state with the weight of its term, where that is in the next step."""
     experiment, mesh, objective = session.experiment, session.mesh, session.objective.at(int(state.step))
-    if objective.term is None:
+    if objective.term is None or state.is_calibrated:
         return state
-    if not state.is_calibrated:
-        with startup.part("calibration"):
-            # From the front of the data: a run that is stopped before its next checkpoint calibrates the same.
-            stream = open_stream(experiment, session.store, mesh)
-            weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
-        state = state.with_weight(weight)
-    progress.note(f"{session.label}: {_describe_term(session, state)}")
-    return state
+    with startup.part("calibration"):
+        # From the front of the data: a run that is stopped before its next checkpoint calibrates the same.
+        stream = open_stream(experiment, session.store, mesh)
+        weight = term_weight(objective, state, frozen, stream, experiment=experiment, mesh=mesh)
+    return state.with_weight(weight)
 
 
 def _first_step(session: Session, arguments: tuple, startup: Startup):

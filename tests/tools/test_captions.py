@@ -23,9 +23,9 @@ def test_captioned_photographs_become_pictures_of_prompts(shared, tmp_path):
 
     config = quickstart.get_config("text,lpl")
     config.data.store = str(store)
-    config.model.hidden, config.model.depth, config.lpl.taps = 32, 2, 2
+    config.model.hidden, config.model.depth, config.lpl.taps, config.lpl.weight = 32, 2, 2, 1.0
     config.train.batch_size, config.train.steps, config.train.log_every = 8, 6, 2
-    config.loss.lpl_capacity, config.loss.calibration_batches = "8", 2
+    config.loss.lpl_capacity = "8"
     assert train(build(config), tmp_path / "run").step == 6
     lines = read_metrics(tmp_path / "run")
     assert len(lines) == 3 and all(np.isfinite(line["lpl"]) and line["lpl_share"] > 0 for line in lines)

@@ -86,6 +86,17 @@ def test_weight_is_calibrated_to_the_share(whole):
     assert np.mean(shares) == pytest.approx(0.2, abs=0.1)
 
 
+def test_a_run_whose_calibration_fails_leaves_no_folder(whole, tiny_config, with_lpl, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise InputError("no sample passed the gate")
+
+    monkeypatch.setattr(loop, "term_weight", fails)
+    config = tiny_config(train__init_from=str(whole[0]), **with_lpl | dict(lpl__weight=None))
+    with pytest.raises(InputError, match="no sample"):
+        train(build(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_averages_differ_from_the_parameters_and_each_other(whole):
     workdir, _ = whole
     run = open_run(workdir)

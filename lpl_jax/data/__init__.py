@@ -4,7 +4,16 @@ from lpl_jax.data.batches import batches, sample_posterior
 from lpl_jax.data.caption_encoder import TextOptions
 from lpl_jax.data.examples import Example, ImageSource, Source, StreamSource
 from lpl_jax.data.prepare import prepare
-from lpl_jax.data.sources import FolderSource, PhotoSource, Subset, TFDSSource, WebDatasetSource, indexed, open_source
+from lpl_jax.data.sources import (
+    FolderSource,
+    PhotoSource,
+    Subset,
+    TFDSSource,
+    WebDatasetSource,
+    check_outside,
+    indexed,
+    open_source,
+)
 from lpl_jax.data.store import LatentStore, Manifest, Record, TextInfo, check_autoencoder
 from lpl_jax.data.writer import write_store
 
@@ -25,6 +34,7 @@ __all__ = [
     "WebDatasetSource",
     "batches",
     "check_autoencoder",
+    "check_outside",
     "indexed",
     "open_source",
     "prepare",

@@ -20,8 +20,8 @@ from lpl_jax.io.paths import PathLike, read_bounded, to_path
 
 UNLABELLED = ("all",)
 SPLIT = re.compile(
-    "(train|training|trn|val|valid|validation|dev|eval|test|testing|holdout)([-_ ]?(set|split|data|images|imgs))?"
-    "([-_ ]?([0-9]+|[ab]))?",
+    "(?P<set>.*[-_ ])?(?P<split>train|training|trn|val|valid|validation|dev|eval|test|testing|holdout)"
+    "([-_ ]?(set|split|data|images|imgs))?([-_ ]?([0-9]+|[ab]))?",
     re.IGNORECASE,
 )
 
@@ -175,10 +175,13 @@ def _refuse_splits(folder, images: Sequence[str]) -> None:
     """Raises InputError where the folders are splits of a data set, each with classes of its own perhaps."""
     deep = [name for name in images if "/" in name]
     classes = list(dict.fromkeys(name.split("/")[0] for name in deep))
-    splits = [name for name in classes if SPLIT.fullmatch(name)]
+    found = {name: match for name in classes if (match := SPLIT.fullmatch(name))}
+    sets = Counter(match["set"] for match in found.values())
+    # ILSVRC2012_img_train is a split beside ILSVRC2012_img_val; steam_train is none.
+    splits = [name for name, match in found.items() if match["set"] is None or sets[match["set"]] > 1]
     nested = {name.split("/")[0] for name in deep if name.count("/") > 1}
     if splits and (len(splits) > 1 or len(splits) == len(classes) or splits[0] in nested):
-        first = min(splits, key=lambda name: not name.lower().startswith("tr"))
+        first = min(splits, key=lambda name: not found[name]["split"].lower().startswith("tr"))
         raise InputError(
             f"image folder {folder}: holds {_some_names(splits)}: splits, and no classes: did you mean "
             f"{folder / first}? (a class with such a name has to be renamed)"

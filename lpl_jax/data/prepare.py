@@ -3,15 +3,13 @@
 import json
 import time
 
-from tqdm import tqdm
-
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.examples import Skipped, Source, is_stream
 from lpl_jax.data.skips import kinds_of
 from lpl_jax.data.store import REPORT, LatentStore
 from lpl_jax.data.writer import write_store
 from lpl_jax.io.paths import PathLike
-from lpl_jax.io.progress import progress_bar
+from lpl_jax.io.progress import progress_bar, tell
 
 
 def prepare(
@@ -42,7 +40,7 @@ def prepare(
         if bar is not None:
             bar.set_postfix(skipped=skipped, refresh=False)
 
-    told = dict(on_progress=count, on_skipped=skip, on_note=tqdm.write)
+    told = dict(on_progress=count, on_skipped=skip, on_note=tell)
     try:
         store = write_store(out, source, autoencoder, **told, **options)
         if bar is not None:

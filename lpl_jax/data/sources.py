@@ -17,6 +17,7 @@ from lpl_jax.data.tfds import TFDSSource
 from lpl_jax.data.webdataset import WebDatasetSource, is_webdataset
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_texts
+from lpl_jax.io.paths import PathLike, is_remote, to_path
 
 # The colour photographs that are files of the scikit-image wheel itself; its other data sets are downloads.
 PHOTOS = {
@@ -164,6 +165,15 @@ def _kind(spec: str) -> str:
     if spec.startswith("tfds:"):
         return "tfds"
     return "webdataset" if is_webdataset(spec) else "folder"
+
+
+def check_outside(spec: str, out: PathLike) -> None:
+    """Raises an InputError where a store would lie in the folder of images that it is made of, as files of that."""
+    if _kind(spec) != "folder" or is_remote(out):
+        return
+    folder = to_path(spec, "data.source")
+    if to_path(out).resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{out} lies in {spec}, the folder of images: give a folder outside of it")
 
 
 def indexed(source: Source) -> ImageSource:

@@ -275,7 +275,7 @@ class _Decompressed:
 
     def read(self, size: int) -> bytes:
         try:
-            return self._stream.read(size)
+            return self._stream.read1(size)  # `read` would lose what came before the damage
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise tarfile.ReadError(f"its compression: {error}") from None
         except OSError as error:

@@ -131,7 +131,7 @@ class WebDatasetSource(Identified):
         key = f"{stem}/{sample.key}"
         try:
             if sample.image is None:
-                found = ", ".join(sample.found[:4]) if any(sample.found) else "a name without an ending"
+                found = ", ".join(ending or "a name without an ending" for ending in sample.found[:4])
                 raise InputError(f"{key}: has no image ({', '.join(IMAGE_ENDINGS)}); it has {found}")
             parts = {ending: member.read() for ending, member in sample.parts.items()}
             yield Item(key, functools.partial(self._load, key, sample.image, parts))

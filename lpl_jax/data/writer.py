@@ -26,7 +26,7 @@ from lpl_jax.data.examples import Example, Note, Skipped, Source, is_stream, wor
 from lpl_jax.data.listing import name_text
 from lpl_jax.data.reading import load_units
 from lpl_jax.data.records import faults, pack
-from lpl_jax.data.skips import SkipLimit
+from lpl_jax.data.skips import SkipLimit, kinds_of
 from lpl_jax.data.store import (
     DTYPES,
     MANIFEST,
@@ -409,7 +409,8 @@ def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, so
         total.check(final=True)
         manifest, skipped = with_shards(planned, done), total.skipped
         if not manifest.shards:
-            raise InputError(f"{source.description}: nothing to encode, {len(skipped)} images were skipped")
+            kinds = "".join(f"; {kind}" for kind in kinds_of(skipped))
+            raise InputError(f"{source.description}: nothing to encode, {len(skipped)} images were skipped{kinds}")
         report = {
             "seen": manifest.num_records + len(skipped),
             "records": manifest.num_records,

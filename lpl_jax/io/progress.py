@@ -16,6 +16,14 @@ def place() -> TextIO:
     return sys.stderr if sys.stderr.isatty() else sys.stdout
 
 
+def tell(line: str) -> None:
+    """Prints a line on stdout, above a bar where one is shown."""
+    if sys.stderr.isatty():
+        tqdm.write(line)
+    else:  # tqdm would draw a bar behind it, into which the next line runs
+        print(line, flush=True)
+
+
 def progress_bar(*args: Any, **options: Any) -> Any:
     """A bar of tqdm; what ends within half a minute shows none in a log file."""
     if not sys.stderr.isatty():

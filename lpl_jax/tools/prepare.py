@@ -13,7 +13,7 @@ All write into the same folder. See docs/data.md.
 from collections.abc import Sequence
 
 from lpl_jax import distributed
-from lpl_jax.data import TextOptions, open_source, prepare
+from lpl_jax.data import TextOptions, check_outside, open_source, prepare
 from lpl_jax.data.caption_encoder import LAYERS
 from lpl_jax.data.images import CROP_RULES
 from lpl_jax.data.skips import parse_limit
@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
     if args.second_caption_key and not args.caption_key:
         raise InputError("--second-caption-key needs --caption-key, the first one")
+    check_outside(args.source, args.out)
     # From here on, so that no other call lists the same source and loads the same weights in vain.
     with only_writer(args.out, host_index if host_count > 1 else None):
         source = open_source(

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, prepare
+from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, check_outside, prepare
 from lpl_jax.data.configured import data_source
 from lpl_jax.data.store import MANIFEST
 from lpl_jax.errors import InputError
@@ -41,6 +41,7 @@ def open_store(
             )
         if data.store:  # it may be a mistake
             print(f"{path}: no latent store there; it is prepared from data.source={data.source}", flush=True)
+        check_outside(data.source, path)
         with only_writer(path):
             prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
     store = LatentStore(path, partial=data.unfinished)

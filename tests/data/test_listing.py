@@ -115,6 +115,8 @@ def test_names_become_text():
         (["trainA/1.png", "testB/1.png"], "trainA"),
         (["test_set/1.png", "training-set/1.png"], "training-set"),
         (["train/a/1.png", "other/1.png"], "train"),
+        (["ILSVRC2012_img_val/a/1.png", "ILSVRC2012_img_train/a/1.png"], "ILSVRC2012_img_train"),
+        (["fold_train/1.png", "fold_test/1.png"], "fold_train"),
         (["data/train/a/1.png", "data/test/a/1.png"], "data/train"),
     ],
 )
@@ -124,7 +126,10 @@ def test_splits_are_no_classes(tmp_path, names, meant):
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path):
-    assert FolderSource(fill(tmp_path, "aeroplane/1.png", "train/1.png"), 8).class_names == ("aeroplane", "train")
+    assert FolderSource(fill(tmp_path / "a", "aeroplane/1.png", "train/1.png"), 8).class_names == ("aeroplane", "train")
+    names = ("crash_test", "freight_train", "steam_train/old")
+    source = FolderSource(fill(tmp_path / "b", *(f"{name}/1.png" for name in names)), 8)
+    assert source.class_names == ("crash_test", "freight_train", "steam_train")
 
 
 def test_classes_come_in_natural_order(tmp_path):

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import tarfile
 
 import fsspec
@@ -127,6 +128,22 @@ def test_links_are_followed():
 def test_damage_is_said(content, message, whole):
     with pytest.raises(tarfile.ReadError, match=message):
         read(content, whole=whole)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_what_was_compressed_before_the_damage_is_read(compress):
+    files = [(f"{number}.jpg", bytes(random.Random(number).randbytes(300_000))) for number in range(4)]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as opened:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    content = compress(packed.getvalue())
+    samples = read_tar(seekable(io.BytesIO(content[:-250_000]), local=True), whole=True)
+    assert [next(samples).key for _ in range(2)] == ["0", "1"]
+    with pytest.raises(tarfile.ReadError, match="its compression"):
+        list(samples)
 
 
 def test_other_compressions_are_refused():

@@ -250,7 +250,7 @@ def test_a_shard_without_a_usable_image(tmp_path, tars, autoencoder):
     store = write_store(tmp_path / "store", source, autoencoder, batch_size=8, max_skipped=1)
     assert [record.key for record in store] == ["a/0", "c/2"] and len(store.manifest.shards) == 2
     only = WebDatasetSource(str(tmp_path / "tars/b.tar"), 24)
-    with pytest.raises(InputError, match="nothing to encode, 1 images were skipped"):
+    with pytest.raises(InputError, match="nothing to encode, 1 images were skipped; 1 has no image.*, such as b/1"):
         write_store(tmp_path / "empty", only, autoencoder, batch_size=8, max_skipped=1)
 
 

@@ -51,6 +51,24 @@ def test_folder_from_the_command_line(tmp_path):
     assert (manifest["crop"], manifest["dtype"], manifest["num_classes"]) == ("center_crop", "float32", 2)
 
 
+@pytest.mark.parametrize("name", ["class/1.png", "1.png"])
+def test_a_store_in_the_folder_of_its_images_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="lies in .*, the folder of images: give a folder outside of it"):
+        main(["--source", str(tmp_path), "--resolution", "16", "--out", str(tmp_path / "link/store")])
+    assert not (tmp_path / "store").exists()
+
+
+def test_lines_of_a_source_stand_alone_in_a_log(tmp_path, capsys):
+    (tmp_path / "images/class/in").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / "images/class/in/1.png")
+    main(["--source", str(tmp_path / "images"), "--resolution", "16", "--out", str(tmp_path / "store")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("images in class/in are of class class") and second.startswith(f"{tmp_path / 'store'}: 1 ")
+
+
 def test_an_unreadable_image_leaves_no_file_and_no_bar(tmp_path, capsys):
     broken = tmp_path / "images/class/broken.png"
     broken.parent.mkdir(parents=True)

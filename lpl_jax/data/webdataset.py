@@ -4,6 +4,7 @@ They are on a disk or on object storage (through fsspec). What cannot be used is
 error of the disk or of the network is no such thing, and is raised. `tars` says what is a sample.
 """
 
+import codecs
 import contextlib
 import functools
 import glob
@@ -160,6 +161,7 @@ class WebDatasetSource(Identified):
             raise InputError(f"{key}: has a label (.{LABEL}), and the first sample has none")
         if content is None:
             return 0
+        content = content.removeprefix(codecs.BOM_UTF8)
         if not re.fullmatch(rb"\s*[0-9]{1,9}\s*", content) or int(content) >= MOST_CLASSES:
             raise InputError(f"{key}: its label {content[:20]!r} is no number of a class, 0 to {MOST_CLASSES - 1}")
         return int(content)

@@ -410,6 +410,7 @@ def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, so
         manifest, skipped = with_shards(planned, done), total.skipped
         if not manifest.shards:
             kinds = "".join(f"; {kind}" for kind in kinds_of(skipped))
+            _remove_plan(folder)  # or it would refuse the corrected call
             raise InputError(f"{source.description}: nothing to encode, {len(skipped)} images were skipped{kinds}")
         report = {
             "seen": manifest.num_records + len(skipped),
@@ -423,5 +424,10 @@ def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, so
         write_text(folder / MANIFEST, manifest.to_json())
     except FileNotFoundError:  # another host was as far, and has removed the records
         return LatentStore(folder)
-    _remove([folder / PLAN, *(file for file in entries(folder) if UNIT_RECORD.fullmatch(file.name))])
+    _remove_plan(folder)
     return LatentStore(folder)
+
+
+def _remove_plan(folder: AnyPath) -> None:
+    """Of a store that is finished, or that would hold nothing."""
+    _remove([folder / PLAN, *(file for file in entries(folder) if UNIT_RECORD.fullmatch(file.name))])

@@ -274,10 +274,11 @@ def _damage(path: AnyPath) -> Iterator[None]:
 def _image_names(folder: AnyPath) -> list[str]:
     """Paths of the images below a folder, relative to it, in natural order; refuses what is no image and read twice."""
     files = list_files(folder)
-    if others := [*files.tars, *files.others]:
+    if others := dict.fromkeys(files.tars, "a tar file") | files.others:
+        name, reason = next(iter(others.items()))
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
-            f"{_shown(folder / others[0])}{more} is no image: possible: {', '.join(IMAGE_SUFFIXES)}; "
+            f"{_shown(folder / name)}{more} is no image ({reason}): possible: {', '.join(IMAGE_SUFFIXES)}; "
             f"ignored: hidden files, {', '.join(SIDE_SUFFIXES)}"
         )
     if links := [*files.loops, *files.again]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lpl_jax import parallel
+from lpl_jax.data import check_outside
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation import cards, image_sets
 from lpl_jax.evaluation.cards import Card
@@ -32,6 +33,7 @@ def evaluate_images(
     if out is None:
         raise InputError("no place for the result: give --out FOLDER")
     out = to_path(out, "--out", remote=True)
+    check_outside(str(path), out)
     images = image_sets.open_images(path, resolution=side, minimum=2)
     height, width = images.shape[:2]
     count = min(image_count(config, min(height, width)), len(images))

@@ -169,11 +169,12 @@ def test_what_verify_would_refuse_is_not_written(tmp_path, autoencoder):
 
 def test_classes_of_tar_files_are_counted(tmp_path, autoencoder, tars):
     labelled = [("0.png", GOOD), ("0.cls", b"2"), ("1.png", GOOD), ("2.png", GOOD), ("2.cls", b"cat")]
+    labelled += [("3.png", GOOD), ("3.cls", b"\xef\xbb\xbf1")]  # with a byte order mark
     (tmp_path / "a.tar").write_bytes(tars.of(labelled))
     (tmp_path / "b.tar").write_bytes(tars.of([("0.png", GOOD), ("0.cls", b" 4\n")]))
     source = WebDatasetSource(str(tmp_path), SIZE, captions=())
     store = write_store(tmp_path / "store", source, autoencoder, batch_size=8, max_skipped=2)
-    assert [record.label for record in store] == [2, 4] and store.class_names == ("0", "1", "2", "3", "4")
+    assert [record.label for record in store] == [2, 1, 4] and store.class_names == ("0", "1", "2", "3", "4")
     assert verify(store).counts == {}
     reasons = [entry["reason"] for entry in json.loads((tmp_path / "store/report.json").read_text())["skipped_images"]]
     assert ["has no label" in reasons[0], "b'cat' is no number" in reasons[1]] == [True, True]

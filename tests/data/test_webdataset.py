@@ -252,6 +252,7 @@ def test_a_shard_without_a_usable_image(tmp_path, tars, autoencoder):
     only = WebDatasetSource(str(tmp_path / "tars/b.tar"), 24)
     with pytest.raises(InputError, match="nothing to encode, 1 images were skipped; 1 has no image.*, such as b/1"):
         write_store(tmp_path / "empty", only, autoencoder, batch_size=8, max_skipped=1)
+    assert not (tmp_path / "empty").exists()  # a corrected call finds nothing in its way
 
 
 @pytest.mark.shared

@@ -207,10 +207,8 @@ def test_files_that_are_no_images(folder):
     write(folder / ".cache", a__bmp=b"x")
     assert (folder / ".hidden").exists() and len(open_images(folder)) == 12
     write(folder / "more", x10__heic=b"x")
-    with pytest.raises(
-        InputError,
-        match=r"more/x10\.heic is no image \(\.heic is no ending of an image that is read\): possible: \.jpg, .*hidden files, \.txt",
-    ):
+    reason = r"\.heic is no ending of an image that is read"
+    with pytest.raises(InputError, match=rf"x10\.heic is no image \({reason}\): possible: \.jpg, .*files, \.txt"):
         open_images(folder)
     write(folder / "more", x9__svg=b"x")
     with pytest.raises(InputError, match=r"more/x9\.svg \(and 1 more\) is no image"):

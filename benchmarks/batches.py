@@ -31,7 +31,7 @@ from array_record.python.array_record_module import ArrayRecordWriter  # noqa: E
 from tqdm import tqdm  # noqa: E402
 
 from lpl_jax.data import LatentStore, Manifest, TextInfo, batches  # noqa: E402
-from lpl_jax.data.store import Shard  # noqa: E402
+from lpl_jax.data.manifest import Shard  # noqa: E402
 from lpl_jax.io.atomic import write_json, write_text  # noqa: E402
 from lpl_jax.tools.cli import Parser, run_main  # noqa: E402
 

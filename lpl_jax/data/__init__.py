@@ -3,6 +3,7 @@
 from lpl_jax.data.batches import batches, sample_posterior
 from lpl_jax.data.caption_encoder import TextOptions
 from lpl_jax.data.examples import Example, ImageSource, Source, StreamSource
+from lpl_jax.data.manifest import Manifest, TextInfo
 from lpl_jax.data.prepare import prepare
 from lpl_jax.data.sources import (
     FolderSource,
@@ -14,7 +15,7 @@ from lpl_jax.data.sources import (
     indexed,
     open_source,
 )
-from lpl_jax.data.store import LatentStore, Manifest, Record, TextInfo, check_autoencoder
+from lpl_jax.data.store import LatentStore, Record, check_autoencoder
 from lpl_jax.data.writer import write_store
 
 __all__ = [

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lpl_jax import text as text_models
-from lpl_jax.data.store import TextInfo
+from lpl_jax.data.manifest import TextInfo
 from lpl_jax.errors import InputError
 
 LAYERS = ("last", "penultimate")

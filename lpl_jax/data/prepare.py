@@ -5,8 +5,9 @@ import time
 
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data.examples import Skipped, Source, is_stream
+from lpl_jax.data.manifest import REPORT
 from lpl_jax.data.skips import kinds_of
-from lpl_jax.data.store import REPORT, LatentStore
+from lpl_jax.data.store import LatentStore
 from lpl_jax.data.writer import write_store
 from lpl_jax.io.paths import PathLike
 from lpl_jax.io.progress import progress_bar, tell

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from lpl_jax.data.store import Manifest
+    from lpl_jax.data.manifest import Manifest
 
 MOST_CLASSES = 100_000  # of a source whose classes are counted while it is read
 

@@ -12,7 +12,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,26 +23,25 @@ from lpl_jax.data.caption_encoder import CaptionEncoder, TextOptions
 from lpl_jax.data.encode import Encoded, encode
 from lpl_jax.data.examples import Example, Note, Skipped, Source, is_stream, work_units
 from lpl_jax.data.listing import name_text
-from lpl_jax.data.reading import load_units
-from lpl_jax.data.records import faults, pack
-from lpl_jax.data.skips import SkipLimit, kinds_of
-from lpl_jax.data.store import (
-    DTYPES,
+from lpl_jax.data.manifest import (
     MANIFEST,
     PLAN,
     REPORT,
     UNIT_RECORD,
-    LatentStore,
     Manifest,
     Shard,
     read_plan,
     read_unit_records,
     with_shards,
 )
+from lpl_jax.data.plan import check_count, check_same, plan_store
+from lpl_jax.data.reading import load_units
+from lpl_jax.data.records import faults, pack
+from lpl_jax.data.skips import SkipLimit, kinds_of
+from lpl_jax.data.store import LatentStore
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import PARTIAL, upload, write_json, write_text
 from lpl_jax.io.faults import naming
-from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.io.locks import LOCK, only_writer
 from lpl_jax.io.paths import AnyPath, PathLike, entries, is_remote, to_path
 
@@ -107,11 +105,11 @@ def write_store(
     folder = to_path(path, "a latent store", remote=True)
     with only_writer(folder, host_index if host_count > 1 else None):
         captions = CaptionEncoder(text or TextOptions(), source.caption_columns) if source.caption_columns else None
-        planned = _plan(source, autoencoder, dtype, captions)
+        planned = plan_store(source, autoencoder, dtype, captions)
         if (folder / MANIFEST).is_file():
             store = LatentStore(folder)
-            _check_same(folder, store.manifest, planned)
-            _check_count(store, source)
+            check_same(folder, store.manifest, planned)
+            check_count(store, source)
             return store
         if not is_stream(source):
             limit.foresee(source.unusable, len(source))
@@ -282,90 +280,6 @@ def _publish(partial: Path, path: AnyPath, records: int) -> Shard:
     return Shard(path.name, records, size, sha256)
 
 
-def _plan(source: Source, autoencoder: Autoencoder, dtype: str, captions: CaptionEncoder | None) -> Manifest:
-    """The manifest of the store to be written, without its shards."""
-    config, resolution = autoencoder.config, source.crop.resolution
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r}; possible: {', '.join(DTYPES)}")
-    if resolution % config.downsample:
-        raise InputError(
-            f"resolution={resolution}: autoencoder {config.name} needs a multiple of {config.downsample} pixels"
-        )
-    if not is_stream(source) and not len(source):
-        raise InputError(f"{source.description}: nothing to encode")
-    return Manifest(
-        autoencoder=config.name,
-        weights_hash=fingerprint(autoencoder.params),
-        scaling_factor=config.scaling_factor,
-        shift_factor=config.shift_factor,
-        latents_mean=config.latents_mean,
-        latents_std=config.latents_std,
-        latent_channels=config.latent_channels,
-        downsample=config.downsample,
-        resolution=resolution,
-        crop=str(source.crop),
-        dtype=dtype,
-        class_names=tuple(map(name_text, source.class_names)),
-        source=source.description,
-        source_fingerprint=source.fingerprint,
-        source_identity=dict(source.identity),
-        text=None if captions is None else captions.info,
-    )
-
-
-def _check_same(folder: AnyPath, found: Manifest, planned: Manifest):
-    """Raises an InputError unless the store holds what is planned; names and shard sizes may differ."""
-    differences = [
-        (name, have, want)
-        for name, have, want, same in (
-            ("autoencoder", found.autoencoder, planned.autoencoder, found.weights_hash == planned.weights_hash),
-            ("resolution", found.resolution, planned.resolution, found.resolution == planned.resolution),
-            ("crop", found.crop, planned.crop, found.crop == planned.crop),
-            ("dtype", found.dtype, planned.dtype, found.dtype == planned.dtype),
-            ("source", found.source, planned.source, found.source_fingerprint == planned.source_fingerprint),
-            ("text", found.text, planned.text, _text_identity(found) == _text_identity(planned)),
-        )
-        if not same
-    ]
-    if differences:
-        name, have, want = differences[0]
-        if name == "source" and have == want:
-            _refuse_changed(folder, found, planned)
-        raise InputError(
-            f"{folder} already holds another latent store ({name} {have}, not {want}); "
-            "give another folder or delete this one"
-        )
-
-
-def _refuse_changed(folder: AnyPath, found: Manifest, planned: Manifest):
-    """Raises the InputError of a source that reads the same, but is not what it was."""
-    before, now = found.source_identity, planned.source_identity or {}
-    what = "delete this store, or give another folder"
-    if before is None:
-        reason = "an earlier version made it, which noted their names alone: whether they are the same cannot be told"
-    elif changed := [part for part in (*before, *now) if part in before and part in now and before[part] != now[part]]:
-        reason = f"these have changed since: other {', '.join(dict.fromkeys(changed))}"
-        if changed == ["change times"]:
-            what += " (a store made with --identity content goes by their content alone)"
-    else:
-        reason = f"it tells them by their {', '.join(before.keys() - now.keys())}: give the same --identity"
-    raise InputError(f"{folder} already holds a latent store of {found.source}, but {reason}; {what}")
-
-
-def _text_identity(manifest: Manifest):
-    return manifest.text and replace(manifest.text, tokenizer="", encoder=None)
-
-
-def _check_count(store: LatentStore, source: Source):
-    have = len(store) + store.manifest.skipped
-    want = None if is_stream(source) else len(source) + len(source.unusable)
-    if want is not None and have != want:
-        raise InputError(
-            f"{store.path} already holds another latent store (number of images {have}, not {want}); "
-            "give another folder or delete this one"
-        )
-
-
 def _begin(folder: AnyPath, planned: Manifest, units: list[str], host: int, host_count: int):
     """Makes the folder with its plan, or checks that the plan it has is this one; removes what a killed write left."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -378,7 +292,7 @@ def _begin(folder: AnyPath, planned: Manifest, units: list[str], host: int, host
             _remove(_files(folder))
         write_json(folder / PLAN, {"manifest": json.loads(planned.to_json()), "units": units})
         return
-    _check_same(folder, begun[0], planned)
+    check_same(folder, begun[0], planned)
     if begun[1] != units:
         raise InputError(
             f"{folder} was begun with {len(begun[1])} parts, not these {len(units)}: give the same shard_records, or "

@@ -16,8 +16,8 @@ from lpl_jax import distributed
 from lpl_jax.data import TextOptions, check_outside, open_source, prepare
 from lpl_jax.data.caption_encoder import LAYERS
 from lpl_jax.data.images import CROP_RULES
+from lpl_jax.data.manifest import DTYPES
 from lpl_jax.data.skips import parse_limit
-from lpl_jax.data.store import DTYPES
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import IDENTITIES
 from lpl_jax.io.locks import only_writer

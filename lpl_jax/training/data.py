@@ -9,7 +9,7 @@ from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, check_outside, prepare
 from lpl_jax.data.configured import data_source
-from lpl_jax.data.store import MANIFEST
+from lpl_jax.data.manifest import MANIFEST
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.locks import only_writer

@@ -71,6 +71,7 @@ def test_a_run_ends_after_so_many_in_a_row_and_keeps_its_last_good_checkpoint(ti
     chex.assert_trees_all_equal(open_run(tmp_path).params(), before)
 
 
+@pytest.mark.slow
 def test_the_first_tap_that_is_not_finite_is_named(tiny_config, with_lpl, tmp_path, monkeypatch):
     original = gate.decoded_distance
 
@@ -101,6 +102,7 @@ def edited(tiny_config, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_the_first_block_of_the_denoiser_that_is_not_finite_is_named(tiny_config, edited, tmp_path):
     def overflow(tensors):
         for name, values in tensors.items():

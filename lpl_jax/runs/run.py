@@ -84,10 +84,9 @@ class Run:
             if len(text) > 9 or int(text) > len(names):
                 raise InputError(f"label {text}: labels must be 0 to {len(names) - 1}, or {len(names)} for no class")
             return int(text)
-        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise InputError(
             f"label {text!r} is no class of {self.workdir}{nearest(text, names)}; possible: 0 to {len(names) - 1}, or "
-            f"the names {shown}"
+            f"the names {some(names)}"
         )
 
     def class_title(self, label: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from lpl_jax.data.store import StoreIdentity
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment, build, to_dict
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
@@ -41,9 +41,6 @@ RESUMABLE = (
     "train.keep",
     "train.max_nonfinite",
 )
-
-
-SHOWN = 6  # changes that a message names
 
 
 def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
@@ -177,10 +174,7 @@ def check_same_run(experiment: Experiment, workdir: AnyPath, given: Mapping[str,
         return
     if given is not None and (workdir / GIVEN).is_file():
         changed = _changes(read_json(workdir / GIVEN), given) or changed
-    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-    raise InputError(
-        f"{workdir} holds a run with another config: {'; '.join(changed[:SHOWN])}{more}; give another --workdir"
-    )
+    raise InputError(f"{workdir} holds a run with another config: {some(changed, '; ')}; give another --workdir")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

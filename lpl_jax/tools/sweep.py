@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.paths import is_remote
 from lpl_jax.tools import cli, config_file, flags
@@ -140,8 +140,7 @@ def _fault(row, experiment, experiments: Mapping[str, Any]) -> InputError | None
     """What would stop a row after others were trained for it, or its evaluation after it was."""
     step, start = experiment.train.init_step, experiments.get(row.init)
     if step is not None and start is not None and step not in (kept := start.train.kept_steps()):
-        there = ", ".join(map(str, kept[:8])) + ", ..." * (len(kept) > 8)
-        return InputError(f"train.init_step={step}, but {row.init} keeps its checkpoints of steps {there}")
+        return InputError(f"train.init_step={step}, but {row.init} keeps its checkpoints of steps {some(kept)}")
     try:
         experiment.evaluation.check_reference()
     except InputError as error:

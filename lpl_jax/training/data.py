@@ -10,7 +10,7 @@ from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, check_outside, prepare
 from lpl_jax.data.configured import data_source
 from lpl_jax.data.manifest import MANIFEST
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.locks import only_writer
 from lpl_jax.io.paths import AnyPath, to_path
@@ -60,10 +60,9 @@ def open_store(
 def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath) -> None:
     """Raises an InputError unless the model has the store's classes, and those that the run has had so far."""
     names, classes = store.class_names, experiment.model.num_classes
-    first = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     if len(names) != classes:
         raise InputError(
-            f"model.num_classes={classes}, but latent store {store.path} has {len(names)} classes ({first}): "
+            f"model.num_classes={classes}, but latent store {store.path} has {len(names)} classes ({some(names)}): "
             f"give --config.model.num_classes={len(names)}, or another store"
         )
     if (known := read_classes(workdir)) is not None and known != names:

@@ -116,11 +116,10 @@ def check_start(experiment: Experiment) -> None:
             weight_of(experiment.train.weight_from)  # it is needed when the term begins, and has to be there now
             continue
         if experiment.train.init_from is None and experiment.loss.lpl_start == 0:
+            others = " or train.weight_from" if name == "lpl" else ""
             raise InputError(
                 f"{name}.weight would be calibrated on a network that is not trained: start from one that is "
-                f"(train.init_from), begin later (loss.lpl_start), or give {name}.weight"
-                + " or train.weight_from"
-                * (name == "lpl")
+                f"(train.init_from), begin later (loss.lpl_start), or give {name}.weight{others}"
             )
 
 

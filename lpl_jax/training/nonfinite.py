@@ -57,8 +57,7 @@ def check_finite(trees: Mapping[str, Any]) -> None:
     """Raises InputError that names the first leaf with a value that is not finite; trees are given by what they are."""
     for what, tree in trees.items():
         if bad := _bad_leaves(tree):
-            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-            raise InputError(f"{what} {bad[0]}{more} has values that are not finite: nothing can be trained with it")
+            raise InputError(f"{what} {_first(bad)} has values that are not finite: nothing can be trained with it")
 
 
 def diagnose(session: Session, state: TrainState, frozen: Frozen, seed_key: jax.Array, step: int) -> str:
@@ -82,7 +81,7 @@ def diagnose(session: Session, state: TrainState, frozen: Frozen, seed_key: jax.
     if bad := [name for name in _terms(finite) if not finite[name]]:
         return f"{bad[0]}{where}"
     if bad := [leaf_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not leaf]:
-        return f"the gradient of {bad[0]}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}{where}"
+        return f"the gradient of {_first(bad)}{where}"
     return f"repeated with the parameters of now, it is finite{where}"
 
 
@@ -168,3 +167,8 @@ def _bad_leaves(tree) -> list[str]:
 @jax.jit
 def _all_finite(tree):
     return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of what is not finite, as all else follows from it, and how many more there are."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]

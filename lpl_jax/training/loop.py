@@ -25,7 +25,7 @@ from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath, PathLike
 from lpl_jax.parallel import leaf_path
 from lpl_jax.runs import checkpoints
-from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
+from lpl_jax.runs.checkpoints import Checkpointer
 from lpl_jax.runs.workdir import (
     CHECKPOINTS,
     CONFIG,
@@ -36,6 +36,7 @@ from lpl_jax.runs.workdir import (
     write_classes,
     write_config,
 )
+from lpl_jax.stopping import StopSignal
 from lpl_jax.text import load_conditioner, tower_fingerprint
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight

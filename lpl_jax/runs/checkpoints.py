@@ -155,8 +155,10 @@ class Checkpointer:
         self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
         self._last = start_step
 
-    def save(self, state) -> bool:
+    def save(self, state, **metadata: Any) -> bool:
         """Start to save `state` under its step. Returns once it is copied to the host: it may be donated after that.
+
+        metadata: plain values that are saved beside this state.
 
         False, and nothing written, where this step is the one the run began from or has just been saved.
         """
@@ -164,7 +166,7 @@ class Checkpointer:
         if step == self._last:
             return False
         items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
-        items[METADATA] = ocp.args.JsonSave(self._metadata | {"step": step})
+        items[METADATA] = ocp.args.JsonSave(self._metadata | metadata | {"step": step})
         args = ocp.args.Composite(**items)
         with naming(self._folder):
             self._manager.wait_until_finished()

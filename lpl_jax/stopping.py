@@ -13,6 +13,7 @@ A signal that is ignored stays so: shells start background jobs with SIGINT igno
 Nothing that takes long is imported here: signals are caught before that begins.
 """
 
+import _thread
 import contextlib
 import os
 import select
@@ -28,6 +29,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE, PROMPTLY = 15.0, 4.0  # seconds from the first signal to the end of the process, at most
 SECONDS = "LPL_JAX_STOP_SECONDS"  # another PATIENCE, where a checkpoint takes longer
 EXTRA = 2.0  # seconds more for who waits for another program, which takes its own
+AGAIN = 0.1  # seconds until the main thread is asked again, where it could not raise what a signal asks for
 TWICE = 0.1  # seconds in which a second signal is the first one: `timeout` sends it to the process and to its group
 PARENT = "LPL_JAX_PARENT"  # descriptor of a pipe that is closed when the program ends that started this one
 
@@ -130,11 +132,10 @@ class StopSignal:
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS):
-        import jax
-
         self.requested: signal.Signals | None = None
         self.raises = self.patient = False
-        self._several = jax.process_count() > 1
+        jax = sys.modules.get("jax")
+        self._several = jax is not None and jax.process_count() > 1
         self._signals = [name for name in signals if not (self._several and name == signal.SIGTERM)]
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -212,7 +213,9 @@ class _Program:
         self.loop: StopSignal | None = None
         self.unwinds, self.extra = False, 0.0
         self._argv = list(argv)
-        self._delivered, self._deadline, self._said = False, None, threading.Lock()
+        self._delivered = self._refused = False
+        self._deadline: float | None = None
+        self._said = threading.Lock()
         self._jax: Any = None
         self._parent = _parent()
         self._read, self._write = os.pipe()
@@ -267,24 +270,31 @@ class _Program:
         if signal.SIGTERM in self._previous:
             signal.signal(signal.SIGTERM, self._handle)
 
-    def _handle(self, number, _frame):
+    def _handle(self, number, frame):
         """In the main thread, once; the thread sees to a second signal."""
         if self._delivered:
             return
-        self._delivered = True
         self.begin(number)
+        importing = _importing(frame)
+        if self.loop is None and (importing or not self.unwinds):
+            self.end()
+        if self.loop is not None and self.loop.raises and importing:
+            self._refused = True
+            os.write(self._write, b"\0")  # the thread asks again
+            return
+        self._delivered = True
         if self.loop is not None:
             self.loop.request(number)
-        elif self.unwinds:
-            raise Stopped
         else:
-            self.end()
+            raise Stopped
 
     def _watch(self) -> None:
         """In the thread: ends the process at a second signal, or when the time is up."""
-        first, sources = None, [self._read, *([] if self._parent is None else [self._parent])]
+        first, asked, sources = None, 0, [self._read, *([] if self._parent is None else [self._parent])]
         while True:
             left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            if self._refused:
+                left = min(left or 0.0, AGAIN)
             ready, _, _ = select.select(sources, [], [], left)
             if self._parent in ready:  # closed
                 sources.remove(self._parent)
@@ -294,6 +304,9 @@ class _Program:
             for number in numbers:
                 if number not in SIGNALS:
                     continue
+                if asked:  # that was from here
+                    asked -= 1
+                    continue
                 if first is None:
                     first = time.monotonic()
                     self.begin(number)
@@ -302,12 +315,24 @@ class _Program:
                     self.end()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self.end()
+            if self._refused and self.number is not None and not ready:
+                self._refused, asked = False, asked + 1
+                _thread.interrupt_main(self.number)
 
     def _tell_jax(self) -> None:
         """Its handler is put back, and gets the signal."""
         if self._jax is not None and self.loop is not None:
             self._jax()
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _importing(frame: Any) -> bool:
+    """Whether a module is being imported: code in C++ that begins there breaks down at an exception."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _patience() -> float:

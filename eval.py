@@ -1,6 +1,6 @@
 """The same program as `lpl eval`."""
 
-from lpl_jax.tools.verbs import run
+from lpl_jax.__main__ import main
 
 if __name__ == "__main__":
-    run("eval")
+    main("eval")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lpl_jax import stopping
 from lpl_jax.errors import InputError
 from lpl_jax.io.faults import explain
 
@@ -69,6 +70,7 @@ def initialize(
         address = coordinator or "the coordinator of the cluster"
         reason = str(error).strip().splitlines()[0][:300]
         raise InputError(f"the processes did not come together at {address} within {timeout} s: {reason}") from error
+    stopping.share_with_jax()
 
 
 def _check(given: dict[str, Any]) -> None:

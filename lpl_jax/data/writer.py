@@ -110,6 +110,8 @@ def write_store(
             store = LatentStore(folder)
             check_same(folder, store.manifest, planned)
             check_count(store, source)
+            if (folder / PLAN).exists():  # whoever wrote the manifest was killed before all was removed
+                _remove_plan(folder)
             return store
         if not is_stream(source):
             limit.foresee(source.unusable, len(source))
@@ -343,5 +345,5 @@ def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, so
 
 
 def _remove_plan(folder: AnyPath) -> None:
-    """Of a store that is finished, or that would hold nothing."""
-    _remove([folder / PLAN, *(file for file in entries(folder) if UNIT_RECORD.fullmatch(file.name))])
+    """Of a store that is finished, or that would hold nothing; the plan last, as it says that there may be more."""
+    _remove([*(file for file in entries(folder) if UNIT_RECORD.fullmatch(file.name)), folder / PLAN])

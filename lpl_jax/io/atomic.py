@@ -1,18 +1,23 @@
 """Files and folders that get their name when all is in them, so that a half-written one is never taken for complete.
 
 Whatever a run, a store, an evaluation or a report needs later is written by one of these. A local file or folder is
-written beside its path as `.NAME.PID-TOKEN.partial` and renamed; a process that is killed leaves that behind. A remote
-file is written on this machine and uploaded, which puts an object in place of the old one at once; a remote folder is
-uploaded file by file.
+written beside its path as `.NAME.PID-....partial` and renamed; what a process that was killed has left is removed by
+the next one that writes in the folder. A remote file is written on this machine and uploaded, which puts an object in
+place of the old one at once; a remote folder is uploaded file by file.
 """
 
 import contextlib
 import csv
+import functools
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +29,9 @@ from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import AnyPath, PathLike, file_system, files_below, is_remote, to_path
 
 PARTIAL = ".partial"
+ABANDONED = 86400.0  # seconds after which nobody writes any more what another host has begun
+_PROCESS = secrets.token_hex(4)
+_MADE = re.compile(rf"\..+\.(\d+)-([0-9a-f]{{8}})-([0-9a-f]{{8}})-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 
 
 def check_free(path: AnyPath) -> None:
@@ -74,15 +82,59 @@ def _scratch(path: AnyPath) -> Iterator[Path]:
         return
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The token keeps apart threads, and processes of several hosts that share the folder.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    _tidy(path.parent)
+    # The tokens keep apart threads, and processes of several hosts that share the folder.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{_host()}-{_PROCESS}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         yield partial
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+@functools.cache
+def _tidy(folder: Path) -> None:
+    """Removes what killed processes have left in a folder, once, before this process writes there.
+
+    Those of this host are known to be dead; of another one, what nobody has touched for a day.
+    """
+    for entry in os.scandir(folder):
+        if (made := _MADE.fullmatch(entry.name)) is None:
+            continue
+        pid, host, process = int(made[1]), made[2], made[3]
+        with contextlib.suppress(OSError):
+            if host == _host():
+                dead = process != _PROCESS and (pid == os.getpid() or not _runs(pid))
+            else:
+                dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED
+            if dead:
+                _remove(Path(entry.path))
+
+
+@functools.cache
+def _host() -> str:
+    """This host, and the table of processes that its containers may have for themselves."""
+    try:
+        table = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        table = ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {table}'.encode()):08x}"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
 
 
 def upload(local: Path, path: AnyPath) -> None:

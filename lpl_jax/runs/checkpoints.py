@@ -15,17 +15,13 @@ step. A folder is local or on gs://.
 import hashlib
 import itertools
 import json
-import os
-import signal
-import threading
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 import lpl_jax
@@ -159,8 +155,10 @@ class Checkpointer:
         self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
         self._last = start_step
 
-    def save(self, state) -> bool:
+    def save(self, state, **metadata: Any) -> bool:
         """Start to save `state` under its step. Returns once it is copied to the host: it may be donated after that.
+
+        metadata: plain values that are saved beside this state.
 
         False, and nothing written, where this step is the one the run began from or has just been saved.
         """
@@ -168,7 +166,7 @@ class Checkpointer:
         if step == self._last:
             return False
         items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
-        items[METADATA] = ocp.args.JsonSave(self._metadata | {"step": step})
+        items[METADATA] = ocp.args.JsonSave(self._metadata | metadata | {"step": step})
         args = ocp.args.Composite(**items)
         with naming(self._folder):
             self._manager.wait_until_finished()
@@ -196,51 +194,6 @@ class Checkpointer:
 
     def __exit__(self, *_):
         self.close()
-
-
-class StopSignal:
-    """Turns the first SIGTERM or SIGINT into a request to stop; a second one does what it always did.
-
-    with StopSignal() as stop:
-        for step in ...:
-            if stop.before(step):
-                save, wait and leave the loop
-
-    Several processes must stop at the same step, whichever of them got the signal: there SIGTERM is left to jax, whose
-    coordination service makes them agree on a step that none has begun, without touching the devices. Outside the main
-    thread, where Python allows no handlers, nothing is caught.
-    """
-
-    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)):
-        self.requested: signal.Signals | None = None
-        self._several = jax.process_count() > 1
-        self._signals = [name for name in signals if not (self._several and name == signal.SIGTERM)]
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def before(self, step: int) -> bool:
-        """Whether to stop before this step, the same in all processes. All of them ask for every step, in order."""
-        if self._several and self.requested is None and multihost_utils.reached_preemption_sync_point(step):
-            self.requested = signal.SIGTERM
-        return self.requested is not None
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            # A signal that is ignored stays so: shells start background jobs with SIGINT ignored, and mean it.
-            caught = [name for name in self._signals if signal.getsignal(name) is not signal.SIG_IGN]
-            self._previous = {name: signal.signal(name, self._handle) for name in caught}
-        return self
-
-    def __exit__(self, *_):
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
-        self._previous = {}
-
-    def _handle(self, number, _frame):
-        self.__exit__()
-        if self._several:
-            os.kill(os.getpid(), signal.SIGTERM)  # the one that jax listens to
-        else:
-            self.requested = signal.Signals(number)
 
 
 def _step_folder(folder, step: int | None) -> epath.Path:

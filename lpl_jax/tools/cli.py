@@ -16,7 +16,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from lpl_jax import compile_cache
+from lpl_jax import stopping
 from lpl_jax.errors import InputError, nearest
 from lpl_jax.io import faults
 
@@ -187,24 +187,28 @@ def run_main(
       lower: what takes less memory, for messages.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if debugging(argv):
-        if keep_programs:
-            compile_cache.enable()
-        sys.exit(main(argv))
+    debug = debugging(argv)
     try:
-        with _quiet_threads() as failed:
+        with stopping.unwinding(), contextlib.nullcontext([]) if debug else _quiet_threads() as failed:
             if keep_programs:
+                from lpl_jax import compile_cache  # here, as it imports what takes long: see `lpl_jax.stopping`
+
                 compile_cache.enable()
             status = main(argv)
         if failed and not status:
             raise failed[0]
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
     except KeyboardInterrupt as interrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from interrupt
+        stopping.say()
+        raise SystemExit(stopping.STATUS) from interrupt
     except Exception as error:
+        if stopping.stopped():  # what was interrupted may say so by an error of its own
+            stopping.say()
+            raise SystemExit(stopping.STATUS) from error
+        if debug:
+            raise
+        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         text, status = faults.explain(error, lower=lower)
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(status) from error

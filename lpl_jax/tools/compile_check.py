@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lpl_jax import stopping
 from lpl_jax.cost import plan
 from lpl_jax.cost import topology as topologies
 from lpl_jax.cost.topology import GIB, MESSAGES, Topology
@@ -90,7 +91,7 @@ def _in_child(topology: Topology, argv: Sequence[str], planning: bool = False, *
             plans.mkdir()
             asked = f"{environment.get('XLA_FLAGS', '')} {plan.flags(plans, 'train_step')}".strip()
             environment |= {"XLA_FLAGS": asked, PLANS: str(plans)}
-        status = subprocess.run(command, env=environment, **options).returncode
+        status = stopping.call(command, env=environment, **options)
         if messages.exists() and (left := messages.read_text(errors="replace").strip()):
             raise InputError(f"the compiler ended the process (status {status}): {left.splitlines()[-1]}")
     return status

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lpl_jax import autoencoders
+from lpl_jax import autoencoders, stopping
 from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.data.sources import indexed
 from lpl_jax.evaluation.figures import panels, plot_losses
@@ -65,8 +65,8 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
     for name, experiment in experiments.items():
         results[name] = train(experiment, workdir / name, label=name, given=configs[name].to_dict())
         if results[name].stopped:
-            print("stopped; call again to continue")
-            return 130
+            stopping.say(f"{name} stopped at step {results[name].step}")
+            return stopping.STATUS
     print("sampling, measuring on held-out crops ...", flush=True)
     pictures = _pictures(workdir, experiments["base"], autoencoder)
     samples = {title: images for title, images in pictures.items() if title.startswith("samples")}

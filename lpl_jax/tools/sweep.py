@@ -20,13 +20,13 @@ only the tables are written:
 
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lpl_jax import stopping
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.paths import is_remote
@@ -58,7 +58,7 @@ def shown(command: Sequence[str]) -> str:
 def train(command: Sequence[str], row) -> int:
     """Trains a row; returns the exit status."""
     print(f"\n== {row.name}: {row.where}\n{shown(command)}", flush=True)
-    return subprocess.run(command).returncode  # it resumes, and knows when it is done
+    return stopping.call(command)  # it resumes, and knows when it is done
 
 
 def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
@@ -73,7 +73,7 @@ def evaluate(command: Sequence[str], row, workdir: Path, run: str) -> int:
         print(f"{row.name}: evaluated already")
         return 0
     print(f"\n== {row.name}: {row.where}\n{shown(command)}", flush=True)
-    if status := subprocess.run(command).returncode:
+    if status := stopping.call(command):
         return status
     write_json(folder / EVALUATED, state, indent=None)
     return 0

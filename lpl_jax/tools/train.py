@@ -10,6 +10,7 @@ steps are done, 2 for a mistake in what was given, 130 when a signal stopped the
 import time
 from collections.abc import Sequence
 
+from lpl_jax import stopping
 from lpl_jax.tools import cli, config_file, flags
 
 
@@ -34,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
     from lpl_jax.training import train
 
     result = train(build(config), args.workdir, began=began, given=config.to_dict())
-    end = (
-        f"stopped by a signal at step {result.step}; call again to resume" if result.stopped else f"step {result.step}"
-    )
     if jax.process_index() == 0:
-        print(f"{args.workdir}: {end}")
-    return 130 if result.stopped else 0
+        if result.stopped:
+            stopping.say(f"{args.workdir} stopped at step {result.step}")
+        else:
+            print(f"{args.workdir}: step {result.step}")
+    return stopping.STATUS if result.stopped else 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import lpl_jax
-from lpl_jax import compile_cache, xla_flags
+from lpl_jax import stopping, xla_flags
 from lpl_jax.errors import InputError
 from lpl_jax.tools import cli
 
@@ -96,6 +96,8 @@ def main(argv: Sequence[str]) -> int | None:
     if VERBS[name].tuned:
         xla_flags.set_for_gpu()
     if VERBS[name].kept:
+        from lpl_jax import compile_cache  # here, as it imports what takes long: see `lpl_jax.stopping`
+
         compile_cache.enable()
     return load(name).main(rest)
 
@@ -103,6 +105,7 @@ def main(argv: Sequence[str]) -> int | None:
 def run(*first: str) -> None:
     """The program itself: exits with its status. first: arguments before those of the process, such as a verb."""
     argv = [*first, *sys.argv[1:]]
+    stopping.catch(argv)
     verb = VERBS.get(argv[0]) if argv else None
     if not (cli.debugging(argv) or (verb and verb.listens)):  # libraries in C++ say in many lines what they raise, too
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -9,7 +9,7 @@ from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, check_outside, prepare
 from lpl_jax.data.configured import data_source
-from lpl_jax.data.manifest import MANIFEST
+from lpl_jax.data.manifest import MANIFEST, PLAN
 from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.locks import only_writer
@@ -31,7 +31,9 @@ def open_store(
     """
     data, resolution = experiment.data, experiment.resolution
     path = to_path(data.store, "data.store", remote=True) if data.store else workdir / "latents"
-    if not path.exists() or (data.store is None and not (path / MANIFEST).exists()):
+    # Where there is a plan, too, whoever wrote it was killed while it tidied up.
+    finished = (path / MANIFEST).exists() and (jax.process_count() > 1 or not (path / PLAN).exists())
+    if not path.exists() or (data.store is None and not finished):
         if jax.process_count() > 1:
             raise InputError(f"latent store {path} does not exist: make it first, lpl prepare")
         if experiment.text is not None and data.source == "photos":

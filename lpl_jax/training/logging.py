@@ -62,15 +62,13 @@ class MetricLogger:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line. Values are numbers or small arrays; in JSON an array is a list.
 
-        What is not finite is null there, and left out of TensorBoard.
+        What is not finite is null there, and left out of TensorBoard. The line comes last: where a step has one, it has
+        all of its events.
         """
         if self._file is None or self._board is None:
             return
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         line = {"step": int(step)} | {name: _json(value.tolist()) for name, value in values.items()}
-        with naming(self._shown / METRICS_FILE):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
         with naming(self._shown):
             for name, value in values.items():
                 one = value.ndim == 0
@@ -79,6 +77,9 @@ class MetricLogger:
                     if np.isfinite(element):
                         self._board.add(step, summary.scalar(tag, element))
             self._board.flush()
+        with naming(self._shown / METRICS_FILE):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         if self._remote is not None and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self.flush()
 

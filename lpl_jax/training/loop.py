@@ -22,10 +22,10 @@ from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
 from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.io.locks import only_writers
-from lpl_jax.io.paths import AnyPath, PathLike
+from lpl_jax.io.paths import PathLike
 from lpl_jax.parallel import leaf_path
 from lpl_jax.runs import checkpoints
-from lpl_jax.runs.checkpoints import Checkpointer, StopSignal
+from lpl_jax.runs.checkpoints import Checkpointer
 from lpl_jax.runs.workdir import (
     CHECKPOINTS,
     CONFIG,
@@ -36,11 +36,13 @@ from lpl_jax.runs.workdir import (
     write_classes,
     write_config,
 )
+from lpl_jax.stopping import Stopped, StopSignal
 from lpl_jax.text import load_conditioner, tower_fingerprint
+from lpl_jax.training.course import Course, past
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
-from lpl_jax.training.logging import METRICS_FILE, MetricLogger, read_metrics
-from lpl_jax.training.metrics import WINDOW, Recorder
+from lpl_jax.training.logging import MetricLogger
+from lpl_jax.training.metrics import Recorder
 from lpl_jax.training.nonfinite import NonfiniteWatch, check_finite
 from lpl_jax.training.objective import (
     ComparisonTerm,
@@ -186,54 +188,49 @@ def _describe_term(session: Session, state: TrainState) -> str:
 
 
 def _loop(session: Session, state: TrainState, frozen: Frozen, startup: Startup) -> Result:
-    experiment, mesh, workdir = session.experiment, session.mesh, session.workdir
+    experiment, mesh = session.experiment, session.mesh
     settings, begun = experiment.train, int(state.step)
-    every = experiment.evaluation.every
-    start_step = begun if session.resumed else None
     # Where the step puts it from now on, so that there is one program for all steps.
     state = jax.device_put(state, parallel.param_sharding(state, mesh))
     seed_key = parallel.put_replicated(jax.random.key(experiment.seed), mesh)
     stream = open_stream(experiment, session.store, mesh, start_step=begun)
-    learning_rate = learning_rate_schedule(experiment.optimizer)
+    learning_rate, before = learning_rate_schedule(experiment.optimizer), past(session, begun)
     with (
-        MetricLogger(workdir, start_step=start_step) as logger,
-        _checkpointer(session, start_step) as checkpointer,
-        StopSignal() as stop,
+        StopSignal() as stop,  # around the others: their end, which waits for the last checkpoint, belongs to the run
+        MetricLogger(session.workdir, start_step=before.logged) as logger,
+        _checkpointer(session, begun if session.resumed else None) as checkpointer,
         Progress(settings.steps, begun, batch_size=settings.batch_size, label=session.label) as progress,
     ):
-        past = _past_losses(workdir) if session.resumed else ()
-        recorder = Recorder(logger, progress, settings.batch_size, learning_rate, past)
-        watch = NonfiniteWatch(session, frozen, seed_key, progress.note)
+        recorder = Recorder(logger, progress, settings.batch_size, learning_rate, before.losses, before.kept)
+        watch = NonfiniteWatch(session, frozen, seed_key, progress.note, before.nonfinite)
+        course = Course(session, recorder, watch, logger, checkpointer, stop)
         step, step_fn = begun, None
-        while step < settings.steps and not stop.before(step + 1):
-            batch = parallel.put_batch(next(stream), mesh)
-            if step_fn is None or step == experiment.loss.lpl_start:  # a program begins: its first step by itself
-                watch(recorder.flush(step), state)
-                startup = startup if step_fn is None else Startup()
-                state = _with_weight(session, state, frozen, startup)
-                if session.objective.at(step).term is not None:
-                    progress.note(f"{session.label}: {_describe_term(session, state)}")
-                step_fn, state, metrics = _first_step(session, (state, batch, seed_key, frozen), startup)
-                _report_start(session, startup, progress, step)
-                recorder.start(step + 1)
-            else:
-                state, metrics = step_fn(state, batch, seed_key, frozen)
-            step += 1
-            recorder.push(step, metrics)
-            if step % settings.log_every == 0:
-                watch(recorder.interval(step), state)
-            if session.evaluate is not None and every is not None and step % every == 0:
-                watch(recorder.flush(step), state)
-                session.evaluate(step, _averaged(experiment, state), logger)
-                recorder.start(step)
-            if step % settings.checkpoint_every == 0 and step < settings.steps:
-                watch(recorder.flush(step), state)
-                logger.flush()
-                _save(checkpointer, state)
-                recorder.start(step)
-        watch(recorder.flush(step), state)
-        logger.flush()
-        _save(checkpointer, state)
+        try:
+            course.begin(step, state, before)
+            while step < settings.steps and not stop.before(step + 1):
+                batch = parallel.put_batch(next(stream), mesh)
+                if step_fn is None or step == experiment.loss.lpl_start:  # a program begins: its first step by itself
+                    course.settle(step, state)
+                    startup = startup if step_fn is None else Startup()
+                    with stop.leaving(unsaved=step > begun):
+                        state = _with_weight(session, state, frozen, startup)
+                        if session.objective.at(step).term is not None:
+                            progress.note(f"{session.label}: {_describe_term(session, state)}")
+                        step_fn = _compiled(session, (state, batch, seed_key, frozen), startup)
+                    with startup.part("first step"):
+                        state, metrics = jax.block_until_ready(step_fn(state, batch, seed_key, frozen))
+                    _report_start(session, startup, progress, step)
+                    recorder.start(step + 1)
+                else:
+                    state, metrics = step_fn(state, batch, seed_key, frozen)
+                step += 1
+                recorder.push(step, metrics)
+                course.after(step, state)
+        except Stopped:  # in an evaluation, or while a program was made: the state is that of the last step
+            pass
+        if step > begun:
+            course.settle(step, state)
+            course.save(state)
     return Result(state, step, recorder.images_per_second, stop.requested is not None)
 
 
@@ -249,15 +246,13 @@ def _with_weight(session: Session, state: TrainState, frozen: Frozen, startup: S
     return state.with_weight(weight)
 
 
-def _first_step(session: Session, arguments: tuple, startup: Startup):
-    """The compiled step, and what the first one returns."""
+def _compiled(session: Session, arguments: tuple, startup: Startup):
+    """The compiled step."""
     state: TrainState = arguments[0]
     objective, ema_start = session.objective.at(int(state.step)), session.experiment.ema.start
     step_fn = make_step(objective, session.optimizer, state, session.mesh, ema_start=ema_start)
     with startup.part("compile"):
-        compiled = step_fn.lower(*arguments).compile()
-    with startup.part("first step"):
-        return compiled, *jax.block_until_ready(compiled(*arguments))
+        return step_fn.lower(*arguments).compile()
 
 
 def _report_start(session: Session, startup: Startup, progress: Progress, begun: int) -> None:
@@ -265,19 +260,6 @@ def _report_start(session: Session, startup: Startup, progress: Progress, begun:
     if jax.process_index() == 0:
         startup.write(session.workdir, begun)
         progress.note(f"{session.label}: {line}")
-
-
-def _save(checkpointer: Checkpointer, state: TrainState) -> None:
-    # No step lets such values in, but a learning rate can: what is good stays the newest.
-    check_finite({"parameter": state.params, "average": state.emas})
-    checkpointer.save(state)
-
-
-def _past_losses(workdir: AnyPath) -> list[float]:
-    """The losses of the last rows, to compare the next ones with."""
-    if jax.process_index() != 0 or not (workdir / METRICS_FILE).exists():
-        return []
-    return [row["loss"] for row in read_metrics(workdir) if row.get("loss") is not None][-WINDOW:]
 
 
 def _checkpointer(session: Session, start_step: int | None) -> Checkpointer:
@@ -289,8 +271,3 @@ def _checkpointer(session: Session, start_step: int | None) -> Checkpointer:
         keep_every=settings.keep_every,
         metadata=to_dict(session.experiment),
     )
-
-
-def _averaged(experiment: Experiment, state: TrainState):
-    """The first configured average, or the parameters where there is none."""
-    return state.params if experiment.ema.first is None else state.emas[experiment.ema.first]

@@ -21,7 +21,7 @@ SPIKE, WINDOW = 2.0, 100  # a loss more than so many times the median of so many
 
 
 class Interval(NamedTuple):
-    """Means of metrics over the steps up to `step`; nonfinite: those that are left out of them."""
+    """Means of metrics over the steps up to `step`; nonfinite: those that are left out of them and not yet told."""
 
     step: int
     means: dict[str, np.ndarray]
@@ -31,40 +31,77 @@ class Interval(NamedTuple):
 class MetricBuffer:
     """Means of metrics over intervals of steps, without a wait.
 
-    Call `push` after each step and `take` once per interval: it closes the interval and returns the one before. Steps
-    whose metric `nonfinite` is not 0 count in that metric alone, which is a sum.
+    Call `push` after each step and `take` at the end of an interval: it returns the one before. Steps whose metric
+    `nonfinite` is not 0 count in that metric alone, which is a sum. The sums of an interval that is not at its end can
+    be kept (`open_interval`), for the next process to go on with: as float32 they are exact in JSON.
+
+    kept: an interval that another process has begun.
     """
 
-    def __init__(self):
-        self._sums: Any = None
-        self._flags: list[jax.Array] = []  # of the steps, fetched where their sum is not 0
-        self._count = 0
-        self._closed: tuple[int, Any, list[jax.Array]] | None = None
+    def __init__(self, kept: Mapping[str, Any] | None = None):
+        kept = kept or {"count": 0, "sums": {}}
+        self._sums: Any = {name: _array(value, np.float32) for name, value in kept["sums"].items()} or None
+        self._count = int(kept["count"])
+        self._flags: list[tuple[int, jax.Array]] = []  # of steps, fetched where their sum is not 0
+        self._closed: tuple[int, Any, list[tuple[int, jax.Array]]] | None = None
 
-    def push(self, metrics: Mapping[str, jax.Array]) -> None:
+    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Add one step's metrics (names and shapes stay the same within an interval) to the current interval."""
         given: dict[str, Any] = {NONFINITE: np.float32(0), **metrics}
         sums = dict.fromkeys(given, np.float32(0)) if self._sums is None else self._sums
         self._sums = _add(sums, given)
-        self._flags.append(given[NONFINITE])
+        self._flags.append((step, given[NONFINITE]))
         self._count += 1
 
     def take(self, step: int) -> list[Interval]:
         """Close the interval that ends with `step`; the one that was closed before, fetched now, or []."""
-        before = self._closed
+        before = self._fetch()
         self._closed = (step, _divide(self._sums, self._count), self._flags) if self._count else None
         self._sums, self._flags, self._count = None, [], 0
-        if before is None:
-            return []
-        last, means, flags = before
-        means = jax.device_get(means)
-        flags = jax.device_get(flags) if means[NONFINITE] else []
-        steps = [last - len(flags) + number for number, flag in enumerate(flags, 1) if flag]
-        return [Interval(last, means, steps)]
+        return before
 
-    def flush(self, step: int) -> list[Interval]:
-        """All that is left, an interval cut short at `step` too. Waits: for the end, and before a checkpoint."""
-        return self.take(step) + self.take(step)
+    def settle(self) -> tuple[list[Interval], list[int]]:
+        """Waits for all steps: the interval that was closed, if any, and the bad steps of the open one, told once."""
+        closed, flags, self._flags = self._fetch(), self._flags, []
+        if not flags:
+            return closed, []
+        self._sums = jax.device_get(self._sums)
+        return closed, _bad(flags) if self._sums[NONFINITE] else []
+
+    def open_interval(self) -> dict[str, Any]:
+        """The sums of the open interval as plain values, and of how many steps they are."""
+        sums = jax.device_get(self._sums) if self._count else {}
+        return {"count": self._count, "sums": {name: _plain(value) for name, value in sums.items()}}
+
+    def _fetch(self) -> list[Interval]:
+        closed, self._closed = self._closed, None
+        if closed is None:
+            return []
+        step, means, flags = closed
+        means = jax.device_get(means)
+        return [Interval(step, means, _bad(flags) if means[NONFINITE] else [])]
+
+
+def _bad(flags: Sequence[tuple[int, jax.Array]]) -> list[int]:
+    """Of which steps the flag is set."""
+    values = jax.device_get([flag for _, flag in flags])
+    return [step for (step, _), value in zip(flags, values, strict=True) if value]
+
+
+def _plain(values) -> Any:
+    """Numbers as JSON has them: exact, in lists as the array has them, and as text where they are not finite."""
+    if isinstance(values, list):
+        return [_plain(value) for value in values]
+    if not isinstance(values, float):
+        return _plain(np.asarray(values, np.float64).tolist())
+    return values if math.isfinite(values) else str(values)
+
+
+def _array(plain: Any, dtype: Any) -> np.ndarray:
+    """The other way; of an empty list, too."""
+    if isinstance(plain, list):
+        return np.array([_array(value, dtype) for value in plain], dtype)
+    return np.asarray(float(plain), dtype)
 
 
 @jax.jit
@@ -130,8 +167,13 @@ SHOWN = ("loss", "diffusion_loss", "lpl", "lpl_share", "comparison", "comparison
 class Recorder:
     """What a loop does with the metrics of its steps: means over intervals go to the logger, and some to the progress.
 
+    There is a row for each interval and each evaluation, one a step: what an evaluation finds is in the row of its
+    step. A row is written once, wherever a run is stopped, saved or resumed in between: the interval that is open then,
+    and the row that waits for its evaluation, are kept in the checkpoint (`kept`).
+
     learning_rate: function(updates before the step) -> rate, a metric of its own. past: losses of the rows before, of a
-    run that is resumed. A row whose loss is more than `SPIKE` times their running median has the ratio as `loss_spike`.
+    run that is resumed; kept: what `kept` returned when its checkpoint was saved. A row whose loss is more than `SPIKE`
+    times their running median has the ratio as `loss_spike`.
     """
 
     def __init__(
@@ -141,10 +183,15 @@ class Recorder:
         batch_size: int,
         learning_rate: Callable[[int], Any],
         past: Sequence[float] = (),
+        kept: Mapping[str, Any] | None = None,
     ):
         self._logger, self._progress, self._learning_rate = logger, progress, learning_rate
-        self._buffer, self._meter = MetricBuffer(), RateMeter(batch_size)
+        self._buffer, self._meter = MetricBuffer(kept and kept["open"]), RateMeter(batch_size)
         self._past = deque(past, maxlen=WINDOW)
+        waiting = kept["waiting"] if kept else None
+        self._waiting = waiting and {name: _array(value, np.float64) for name, value in waiting.items()}
+        if self._waiting is not None:
+            self._remember(float(self._waiting["loss"]))
 
     def start(self, step: int) -> None:
         """Time counts from here, after `step`: after the first one, an evaluation, a checkpoint."""
@@ -152,34 +199,57 @@ class Recorder:
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """The metrics of a step that was started; nothing waits for it."""
-        self._buffer.push(metrics)
+        self._buffer.push(step, metrics)
         self._progress.update(step)
 
     def interval(self, step: int) -> list[int]:
         """An interval ends with this step: the one before is written. Returns the steps of it that were not finite."""
         rows = self._buffer.take(step)
-        return self._write(step, rows, self._meter.rate(rows[-1].step) if rows else None)
+        self._write(step, rows, self._meter.rate(rows[-1].step) if rows else None)
+        return rows[0].nonfinite if rows else []
 
-    def flush(self, step: int) -> list[int]:
-        """Waits for this step, and writes all that is left. Returns the steps of it that were not finite."""
-        return self._write(step, self._buffer.flush(step), self._meter.close(step))
+    def settle(self, step: int, *, evaluated: bool = False) -> list[int]:
+        """Waits for this step and writes the intervals that have ended. Returns the steps that were not finite.
+
+        evaluated: the row of this step, if there is one, waits for its evaluation.
+        """
+        rows, bad = self._buffer.settle()
+        self._write(step, rows, self._meter.close(step), wait_at=step if evaluated else None)
+        return [*(rows[0].nonfinite if rows else []), *bad]
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """What an evaluation after this step has found goes into its row, which is written now."""
+        if row := {**(self._waiting or {}), **metrics}:
+            self._logger.write(step, row)
+        self._waiting = None
+
+    def kept(self) -> dict[str, Any]:
+        """What is in no row yet, after `settle`, as plain values."""
+        waiting = self._waiting and {name: _plain(value) for name, value in self._waiting.items()}
+        return {"open": self._buffer.open_interval(), "waiting": waiting}
 
     @property
     def images_per_second(self) -> float | None:
         """The mean over all that was timed."""
         return self._meter.mean
 
-    def _write(self, step: int, rows: list[Interval], rate: float | None) -> list[int]:
+    def _write(self, step: int, rows: list[Interval], rate: float | None, wait_at: int | None = None) -> None:
         for row in rows:
             metrics = row.means | {"learning_rate": float(self._learning_rate(row.step - 1))} | self._spike(row.means)
-            self._logger.write(row.step, metrics | ({"images_per_second": rate} if rate else {}))
             shown = {name: metrics[name] for name in SHOWN if name in metrics}
+            metrics |= {"images_per_second": rate} if rate else {}
+            if row.step == wait_at:
+                self._waiting = metrics
+            else:
+                self._logger.write(row.step, metrics)
             self._progress.update(step, shown, rate, of=row.step)
-        return [step for row in rows for step in row.nonfinite]
 
     def _spike(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
         loss = float(means["loss"])
         median = float(np.median(self._past)) if self._past else math.inf
+        self._remember(loss)
+        return {"loss_spike": loss / median} if loss > SPIKE * median else {}
+
+    def _remember(self, loss: float) -> None:
         if math.isfinite(loss):
             self._past.append(loss)
-        return {"loss_spike": loss / median} if loss > SPIKE * median else {}

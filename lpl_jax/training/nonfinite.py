@@ -28,12 +28,14 @@ from lpl_jax.training.step import losses
 class NonfiniteWatch:
     """Says what is behind the steps that are not finite, and ends a run after `train.max_nonfinite` of them in a row.
 
-    note: shows a line.
+    note: shows a line. row: what the attribute was when the run was saved that goes on here.
     """
 
-    def __init__(self, session: Session, frozen: Frozen, seed_key: jax.Array, note: Callable[[str], None]):
+    def __init__(
+        self, session: Session, frozen: Frozen, seed_key: jax.Array, note: Callable[[str], None], row: Sequence[int]
+    ):
         self._session, self._frozen, self._seed_key, self._note = session, frozen, seed_key, note
-        self._last, self._row = -1, 0
+        self.row = list(row)  # the last steps in a row that were not finite
 
     def __call__(self, steps: Sequence[int], state: TrainState) -> None:
         """steps: that were not finite, ascending, since the last call; state: of now.
@@ -45,10 +47,9 @@ class NonfiniteWatch:
         text = f"step {steps[0]} is not finite and changed nothing: "
         text += diagnose(self._session, state, self._frozen, self._seed_key, steps[0])
         for step in steps:
-            self._row = self._row + 1 if step == self._last + 1 else 1
-            self._last = step
-            if self._row == self._session.experiment.train.max_nonfinite:
-                raise InputError(f"{text}; {self._row} steps in a row (train.max_nonfinite), up to step {step}")
+            self.row = [*self.row, step] if self.row and step == self.row[-1] + 1 else [step]
+            if len(self.row) >= self._session.experiment.train.max_nonfinite:
+                raise InputError(f"{text}; {len(self.row)} steps in a row (train.max_nonfinite), up to step {step}")
         more = f" (and {len(steps) - 1} more up to step {steps[-1]})" if len(steps) > 1 else ""
         self._note(f"{self._session.label}: {text}{more}")
 

@@ -15,11 +15,10 @@ from lpl_jax.experiment import Experiment
 from lpl_jax.io.paths import AnyPath
 from lpl_jax.io.pictures import write_picture
 from lpl_jax.text import WordTokenizer
-from lpl_jax.training.logging import MetricLogger
 from lpl_jax.training.state import Frozen
 
-# (step, params, logger): evaluates, and logs metrics and a picture.
-Evaluate = Callable[[int, Any, MetricLogger], None]
+# (step, params) -> metrics, and a picture (H, W, 3) uint8.
+Evaluate = Callable[[int, Any], tuple[dict[str, float], np.ndarray]]
 
 
 def periodic_evaluation(
@@ -58,7 +57,7 @@ def make_evaluation(
     mesh: Mesh,
     folder: AnyPath,
 ) -> Evaluate:
-    """function(step, params, logger): logs the metrics, and a grid of samples that is also saved in `folder`.
+    """function(step, params) -> the metrics, and a grid of samples, which is also saved in `folder`.
 
     The metrics are those of the classifier's features on `every_images` images and as many real ones, without
     intervals: good for the course of one run, and not FID.
@@ -89,20 +88,21 @@ def make_evaluation(
             config, source=source, resolution=experiment.resolution, mesh=mesh, folder=folder / "features"
         )
 
-    def evaluate(step: int, params, logger: MetricLogger) -> None:
+    def evaluate(step: int, params) -> tuple[dict[str, float], np.ndarray]:
         draw = image_sampler(experiment, params, frozen.autoencoder, frozen.text, seed=config.seed, mesh=mesh)
 
         def images(rows):
             return draw(rows, condition[rows % len(condition)])
 
+        metrics = {}
         if evaluator is not None:
             size, label = config.batch_size, f"evaluate step {step}"
             features = extract(images, count, evaluator.networks, mesh=mesh, batch_size=size, label=label)
-            metrics, _ = score(features, evaluator.reference, config)
-            logger.write(step, {f"evaluation/{name}": found.value for name, found in metrics.items()})
+            scores, _ = score(features, evaluator.reference, config)
+            metrics = {f"evaluation/{name}": found.value for name, found in scores.items()}
         picture = grid(first_images(images, count, mesh), count)
         if jax.process_index() == 0:
             write_picture(folder / f"step{step:07d}.png", picture)
-        logger.image(step, "samples", np.asarray(picture))
+        return metrics, np.asarray(picture)
 
     return evaluate

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpl_jax.data import FolderSource, LatentStore, Subset, check_autoencoder, write_store
+from lpl_jax.data import FolderSource, LatentStore, Subset, check_autoencoder, write_store, writer
 from lpl_jax.data.encode import encode, encode_flips
 from lpl_jax.data.examples import work_units
 from lpl_jax.data.reading import load_units
@@ -190,6 +190,19 @@ def test_an_interrupted_write_removes_only_its_partial_file(tmp_path, image_fold
     kept = ["latents-00000-of-00002.array_record", "latents-00000-of-00002.json", "plan.json"]
     assert found == [".lock", *kept[:2], "latents-00001-of-00002.array_record.0.partial", kept[2]]
     assert names(tmp_path) == kept
+
+
+def test_what_a_kill_has_left_behind_the_manifest_is_removed_by_the_next_call(
+    tmp_path, image_folder, autoencoder, monkeypatch
+):
+    options = dict(batch_size=8, shard_records=6)
+    source = FolderSource(image_folder, 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_remove_plan", lambda folder: None)
+        write_store(tmp_path, source, autoencoder, **options)
+    assert "plan.json" in names(tmp_path)
+    write_store(tmp_path, source, autoencoder, **options)
+    assert [name for name in names(tmp_path) if name.endswith("json")] == ["manifest.json", "report.json"]
 
 
 def test_a_store_can_be_read_while_it_grows(tmp_path, image_folder, autoencoder, store):

@@ -1,11 +1,15 @@
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lpl_jax
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import (
     atomic_open,
@@ -39,6 +43,24 @@ def test_what_fails_leaves_nothing(tmp_path):
             make(partial)
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_is_removed_by_the_next_that_writes_there(tmp_path):
+    begin = "import os, sys; from pathlib import Path; from lpl_jax.io.atomic import atomic_path\n"
+    begin += "with atomic_path(Path(sys.argv[1])) as partial:\n    partial.write_text('half'); os._exit(9)"
+    root = Path(lpl_jax.__file__).parents[1]
+    for name in ("it", "another"):
+        subprocess.run([sys.executable, "-c", begin, str(tmp_path / name)], cwd=root, check=False)
+    (left,) = tmp_path.iterdir()  # the second has removed what the first has left
+    others = tmp_path / re.sub(r"\.\d+-[0-9a-f]{8}", ".1-00000000", left.name)  # of another host, which may be at it
+    old = tmp_path / f".x{others.name}"
+    for path in (others, old):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    with atomic_path(tmp_path / "mine") as partial:
+        partial.write_text("x")
+        write_text(tmp_path / "other", "y")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "other", others.name}
 
 
 def test_what_appears_in_the_meantime_is_kept(tmp_path):

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from lpl_jax.parallel import MeshConfig, make_mesh, param_sharding, put_batch
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.checkpoints import (
     Checkpointer,
-    StopSignal,
     latest_step,
     load_params,
     read_metadata,
     restore,
     steps,
 )
+from lpl_jax.stopping import StopSignal
 from lpl_jax.training.optimizer import make_optimizer
 from lpl_jax.training.state import abstract_state, apply_gradients, create_state
 
@@ -312,49 +311,6 @@ def test_killed_while_saving(tmp_path):
     with Checkpointer(tmp_path, start_step=step) as checkpointer:
         checkpointer.save(new_state(make_mesh(MeshConfig())).replace(step=jnp.int32(step + 1)))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([str(step), str(step + 1)])
-
-
-@pytest.fixture
-def interruptible():
-    """SIGINT as in a terminal, also where the tests themselves run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_an_ignored_signal_stays_ignored(interruptible):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested is None
-
-
-def test_first_signal_asks_to_stop_and_the_second_does_what_it_did(interruptible):
-    previous = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with StopSignal() as stop:
-        assert stop.requested is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested is signal.SIGTERM
-        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == previous
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    with StopSignal() as stop:
-        assert signal.getsignal(signal.SIGTERM) not in previous
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == previous
-    assert stop.requested is None
-
-
-def test_signals_are_left_alone_outside_the_main_thread():
-    entered = []
-
-    def use():
-        with StopSignal() as stop:
-            entered.append(stop.requested)
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
-    assert entered == [None]
 
 
 def test_a_run_stopped_by_a_signal_goes_on_where_it_was(mesh, step, tmp_path, saved):

@@ -187,12 +187,11 @@ def child_that(ends, monkeypatch):
         "import os\nfrom lpl_jax.cost.compile_report import _stderr\nwith _stderr():\n"
         f"    os.write(2, b'W0 a warning\\nF0 Unknown flag: --x\\n')\n    {ends}"
     )
-    run = subprocess.run
 
     def child(command, env, **options):
-        return run([sys.executable, "-c", code], env=env | {"PYTHONPATH": str(ROOT)}, **options)
+        return subprocess.call([sys.executable, "-c", code], env=env | {"PYTHONPATH": str(ROOT)}, **options)
 
-    monkeypatch.setattr(compile_check.subprocess, "run", child)
+    monkeypatch.setattr(compile_check.stopping, "call", child)
 
 
 def test_a_compiler_that_ends_the_process_is_quoted(monkeypatch):

@@ -124,4 +124,4 @@ def test_an_interrupt_is_not_a_traceback(capsys):
 
     with pytest.raises(SystemExit) as end:
         cli.run_main(interrupt, [])
-    assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped\n"

@@ -179,9 +179,9 @@ def test_printed_commands_are_those_that_a_sweep_runs(capsys, monkeypatch, tmp_p
         called.append(command)
         Path(tmp_path / "pretrain_eps").mkdir(exist_ok=True)
         run.mkdir(exist_ok=True)
-        return type("Done", (), {"returncode": 0})
+        return 0
 
-    monkeypatch.setattr(sweep.subprocess, "run", fake)
+    monkeypatch.setattr(sweep.stopping, "call", fake)
     assert sweep.main(["--rows", "figure10_base", *rest]) == 0
     assert [" ".join(["lpl", *command[3:]]) for command in called] == lines
     called.clear()
@@ -225,13 +225,13 @@ def test_flags_for_rows_by_name(capsys, monkeypatch, tmp_path):
 
 
 def test_a_sweep_stops_where_a_run_does(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 130}))
+    monkeypatch.setattr(sweep.stopping, "call", lambda command: 130)
     arguments = ["--rows", "pretrain_v", "--config", "paper", "--workdir", str(tmp_path)]
     assert sweep.main(arguments) == 130
     found = capsys.readouterr()
     assert "pretrain_v was stopped; call again to resume (status 130)" in found.err
     assert "(`pretrain_v`) |  | - | not run |" in found.out  # the tables are made all the same
-    monkeypatch.setattr(sweep.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
+    monkeypatch.setattr(sweep.stopping, "call", lambda command: 2)
     assert sweep.main(arguments) == 2
     assert "pretrain_v failed; what is done is kept (status 2)" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import lpl_jax
-from lpl_jax import tools
+from lpl_jax import stopping, tools
 from lpl_jax.tools import cli, config_file, sweep, verbs
 
 ROOT = Path(lpl_jax.__file__).parents[1]
@@ -192,6 +192,14 @@ def test_no_module_is_a_program():
     say_what_is_called(names)
 
 
+@pytest.fixture
+def released():
+    """The program catches signals, in this process."""
+    yield
+    stopping.release()
+
+
+@pytest.mark.usefixtures("released")
 @pytest.mark.parametrize("program", ["train.py", "eval.py"])
 def test_the_programs_at_the_top_are_two_of_the_verbs(program, monkeypatch, capsys):
     expected = call([program.removesuffix(".py"), "--help"], capsys)
@@ -201,6 +209,7 @@ def test_the_programs_at_the_top_are_two_of_the_verbs(program, monkeypatch, caps
     assert (caught.value.code, capsys.readouterr()) == expected
 
 
+@pytest.mark.usefixtures("released")
 def test_an_interruption_ends_the_process_at_once(monkeypatch, capfd):
     """XLA may be compiling in a thread: a regular end of the interpreter crashed."""
     ended = []
@@ -213,4 +222,4 @@ def test_an_interruption_ends_the_process_at_once(monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["lpl", "sample"])
     with contextlib.suppress(SystemExit):
         verbs.run()
-    assert ended == [130] and capfd.readouterr().err == "interrupted\n"
+    assert ended == [130] and capfd.readouterr().err == "lpl sample: stopped; to go on: lpl sample\n"

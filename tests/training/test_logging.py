@@ -46,16 +46,35 @@ def test_buffer_returns_means_one_interval_later():
     buffer = MetricBuffer()
     returned = []
     for step in range(1, 8):
-        buffer.push({"loss": jnp.float32(step), "taps": jnp.array([step, 2.0 * step]), "active": jnp.int32(step)})
+        buffer.push(step, {"loss": jnp.float32(step), "taps": jnp.array([step, 2.0 * step]), "active": jnp.int32(step)})
         if step % 2 == 0:
             returned.append(buffer.take(step))
     assert returned[0] == []
     assert [[interval.step for interval in intervals] for intervals in returned] == [[], [2], [4]]
     assert returned[2][0].means["loss"] == 3.5 and returned[1][0].means["active"] == 1.5
     np.testing.assert_allclose(returned[1][0].means["taps"], [1.5, 3.0])
-    rest = buffer.flush(7)
-    assert [(row.step, float(row.means["loss"])) for row in rest] == [(6, 5.5), (7, 7.0)]
-    assert buffer.flush(7) == []
+    (rest,), bad = buffer.settle()
+    assert (rest.step, float(rest.means["loss"]), bad) == (6, 5.5, [])
+    assert buffer.settle() == ([], []) and buffer.open_interval()["count"] == 1
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_an_interval_that_is_kept_and_gone_on_with_has_the_same_mean_to_the_bit(stop):
+    values = [1e-8, 0.1, 3.3, 1e7, float("inf")]
+    steps = [{"loss": jnp.float32(value), "taps": jnp.float32([1 / 3, value])} for value in values]
+    whole = MetricBuffer()
+    first = MetricBuffer()
+    for step, metrics in enumerate(steps):
+        whole.push(step, metrics)
+        first.push(step, metrics)
+        if step + 1 == stop:
+            first.settle()
+            first = MetricBuffer(json.loads(json.dumps(first.open_interval(), allow_nan=False)))
+    for buffer in (whole, first):
+        buffer.take(5)
+    ((one,), _), ((other,), _) = whole.settle(), first.settle()
+    for name in ("loss", "taps", "nonfinite"):
+        assert one.means[name].tobytes() == other.means[name].tobytes()
 
 
 def test_buffer_does_not_fetch_the_open_interval(monkeypatch):
@@ -63,7 +82,7 @@ def test_buffer_does_not_fetch_the_open_interval(monkeypatch):
     get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(tree) or get(tree))
     for step in range(4):
-        buffer.push({"loss": jnp.float32(step)})
+        buffer.push(step, {"loss": jnp.float32(step)})
     buffer.take(4)
     assert not fetched
     buffer.take(4)

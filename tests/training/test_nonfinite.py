@@ -142,12 +142,26 @@ def test_means_leave_out_steps_that_are_not_finite():
     buffer = MetricBuffer()
     for step, loss in enumerate((1.0, np.nan, 3.0, np.inf, 2.0, 4.0), 11):
         bad = 0.0 if np.isfinite(loss) else 1.0
-        buffer.push({"loss": jnp.float32(loss), "nonfinite": jnp.float32(bad)})
+        buffer.push(step, {"loss": jnp.float32(loss), "nonfinite": jnp.float32(bad)})
         if step == 14:
             buffer.take(14)
-    first, second = buffer.flush(16)
+    ((first,), ()) = buffer.settle()
+    buffer.take(16)
+    ((second,), ()) = buffer.settle()
     assert (first.means["loss"], first.means["nonfinite"], first.nonfinite) == (2.0, 2.0, [12, 14])
     assert (second.means["loss"], second.nonfinite) == (3.0, [])
+
+
+def test_a_step_that_is_not_finite_is_told_once_before_a_checkpoint_and_counts_in_its_row():
+    buffer = MetricBuffer()
+    told = []
+    for step in range(1, 7):
+        buffer.push(step, {"loss": jnp.float32(step), "nonfinite": jnp.float32(step in (2, 5))})
+        if step == 3:
+            told.append(buffer.settle()[1])
+    buffer.take(6)
+    ((row,), ()) = buffer.settle()
+    assert told == [[2]] and row.nonfinite == [5] and row.means["nonfinite"] == 2 and row.means["loss"] == 3.5
 
 
 def test_a_loss_far_above_the_running_median_is_marked():
@@ -163,7 +177,8 @@ def test_a_loss_far_above_the_running_median_is_marked():
     recorder = Recorder(Sink(), Sink(), 8, lambda step: 1e-3, past=[1.0, 1.2])
     for step, loss in enumerate((1.1, 2.9, 1.0), 1):
         recorder.push(step, {"loss": jnp.float32(loss)})
-        recorder.flush(step)
+        recorder.interval(step)
+        recorder.settle(step)
     assert ["loss_spike" in row for row in rows] == [False, True, False]
     assert rows[1]["loss_spike"] == pytest.approx(2.9 / 1.1)
 

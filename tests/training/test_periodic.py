@@ -33,30 +33,9 @@ def periodic(tiny_folder, image_folder, tmp_path, monkeypatch):
         )
         mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
         frozen, folder = Frozen(autoencoders.load(tiny_folder)), tmp_path / "training"
-        evaluate = make_evaluation(experiment, frozen, source, np.arange(2), mesh=mesh, folder=folder)
-
-        def logged(step, params):
-            log = Log()
-            evaluate(step, params, log)
-            return log.metrics, log.picture
-
-        return logged
+        return make_evaluation(experiment, frozen, source, np.arange(2), mesh=mesh, folder=folder)
 
     return lambda with_source: make(FolderSource(image_folder, 32) if with_source else None)
-
-
-class Log:
-    """In the place of a `MetricLogger`."""
-
-    def __init__(self):
-        self.metrics, self.picture = {}, None
-
-    def write(self, _, metrics):
-        self.metrics |= metrics
-
-    def image(self, _, name, picture):
-        assert name == "samples"
-        self.picture = picture
 
 
 def test_metrics_and_a_picture_of_each_step(periodic, tmp_path):

@@ -12,8 +12,8 @@ import lpl_jax
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.fingerprints import fingerprint_values
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
-from lpl_jax.io.tensors import read_json
 
 FORMAT = 1
 FOLDER = "evaluation"  # of a run: an evaluation in each folder in it, and its card there

@@ -17,9 +17,10 @@ import numpy as np
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_json, write_tensors
+from lpl_jax.io.tensors import read_file, write_tensors
 
 __all__ = ["Classifier", "ClassifierConfig", "init", "load", "save"]
 

@@ -1,6 +1,5 @@
-"""JSON objects and named tensors from files of others, of which nothing is ever executed; tensors into files."""
+"""Named tensors from files of others, of which nothing is ever executed; tensors into files."""
 
-import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import atomic_path
-from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.paths import PathLike, to_path
+from lpl_jax.io.texts import not_downloaded
 
 # Name in safetensors -> name in PyTorch.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -37,18 +37,6 @@ class Tensor(NamedTuple):
 
     dtype: str
     read: Callable[[], np.ndarray]  # as float32
-
-
-def read_json(path: AnyPath) -> dict:
-    """The JSON object in a file. Raises InputError where the file is missing, damaged or holds something else."""
-    try:
-        content = json.loads(path.read_bytes())  # of bytes, it finds the encoding and skips a byte order mark
-    except (OSError, ValueError, RecursionError) as error:
-        reason = f"it is {kind}" if (kind := _something_else(path)) else error
-        raise InputError(f"{path} cannot be read as JSON: {reason}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
-    return content
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:
@@ -94,25 +82,10 @@ def open_file(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if kind := _something_else(path):
-        raise InputError(f"{path} is {kind}")
+    with path.open("rb") as file:
+        if kind := not_downloaded(file.read(256)):
+            raise InputError(f"{path} is {kind}")
     return _open_torch(path) if _is_torch(path) else _open_safetensors(path)
-
-
-def _something_else(path: AnyPath) -> str | None:
-    """What a file is that was to be downloaded and was not, in words."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    except OSError:
-        return None
-    if not head:
-        return "an empty file: download it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself: run git lfs pull, or download it again"
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not the file itself: download it again"
-    return None
 
 
 def _is_torch(path: Path) -> bool:

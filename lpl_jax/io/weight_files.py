@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lpl_jax.errors import InputError, some
-from lpl_jax.io.tensors import Tensor, open_file, parameters, read_json, read_tensors
+from lpl_jax.io.jsons import read_json
+from lpl_jax.io.tensors import Tensor, open_file, parameters, read_tensors
 
 # Names of files of weights, without variant and ending, in the order of preference; others where none of these is.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

@@ -18,8 +18,8 @@ from lpl_jax.data.store import StoreIdentity
 from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment, build, to_dict
 from lpl_jax.io.atomic import write_json, write_text
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
-from lpl_jax.io.tensors import read_json
 
 CONFIG = "config.json"
 CLASSES = "classes.json"

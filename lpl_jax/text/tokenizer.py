@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
-from lpl_jax.io.tensors import read_json
+from lpl_jax.io.jsons import read_json
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -4,9 +4,9 @@
     python benchmarks/fuzz.py --target all --seconds 60        one after the other, so long each
 
 Targets are those of tests/support/fuzz_targets.py; CI runs them for a moment (tests/test_damage.py). With atheris
-(pip install -r requirements/fuzz.txt; Linux, Python 3.11 to 3.13) the fuzzer sees which branches are taken and looks for
-new ones; without it, valid files are changed at random. Prints a line of figures; the input of a fault is written to
-fuzz-TARGET-HASH beside the traceback, and the status is 1.
+(pip install -r requirements/fuzz.txt; Linux, Python 3.11 to 3.13) the fuzzer sees which branches are taken and looks
+for new ones; without it, valid files are changed at random. Prints a line of figures; the input of a fault is written
+to fuzz-TARGET-HASH, and the status is 1.
 """
 
 import argparse

@@ -235,9 +235,9 @@ def _value(raw: Any, hint: Any, where: str, name: str) -> Any:
     if origin in (dict, Mapping):
         if not isinstance(raw, dict):
             raise _refusal(raw, "an object", where, name)
-        return {key: _value(each, arguments[1], where, f"{name}.{_shown(key)}") for key, each in raw.items()}
+        return {key: _value(each, arguments[1], where, f"{name}[{_shown(key)}]") for key, each in raw.items()}
     if dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"):
-        return record(hint, raw, f"{where}: {name}")
+        return record(typing.cast(Any, hint), raw, f"{where}: {name}")
     return _plain(raw, hint, where, name)
 
 
@@ -259,7 +259,7 @@ def _kind(content: Any) -> str:
 
 def _shown(value: Any, most: int = 80) -> str:
     """A value in a message of one line, whatever it is."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else value
+    text = repr(value) if isinstance(value, str) and value.isprintable() else ascii(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -279,5 +279,7 @@ def checked(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     fields = {name: value for name, value in raw.items() if name != CHECKSUM}
     if CHECKSUM in raw and raw[CHECKSUM] != fingerprint_values(fields):
-        raise InputError(f"{where}: was changed since it was written, its {CHECKSUM} is of something else")
+        raise InputError(
+            f"{where}: was changed since it was written, its {CHECKSUM} is another: restore it, or make it again"
+        )
     return fields

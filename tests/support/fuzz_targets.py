@@ -1,4 +1,4 @@
-"""What is fuzzed: readers of files, given any bytes. `tests/test_damage.py` is the short form, `benchmarks/fuzz.py` the long.
+"""What is fuzzed: readers of files, given any bytes. Short in tests/test_damage.py, long by benchmarks/fuzz.py.
 
 A target has valid files (`seeds`), which fuzzers change, and `run`, which reads what it is given as such a file. It
 returns where the bytes are read, or refused with an InputError of one line; anything else that it raises is a fault.

@@ -119,8 +119,9 @@ def parse(content: str | bytes, name: str, *, finite: bool = True) -> Any:
     except RecursionError:
         raise InputError(f"{name}: {_TOO_DEEP}") from None
     except ValueError as error:  # an InputError of the functions below, too
-        reason = error if isinstance(error, InputError) else f"it is no JSON ({error})"
-        raise InputError(f"{name}: {reason}") from None
+        if isinstance(error, InputError):
+            raise InputError(f"{name}: {error}") from None
+        raise InputError(f"{name} cannot be read as JSON: {error}") from None
     return found
 
 

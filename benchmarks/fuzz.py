@@ -111,16 +111,19 @@ def guided(name: str, corpus: str) -> None:
 
     with atheris.instrument_imports(include=["lpl_jax", "json"]):
         target = importlib.import_module("fuzz_targets").TARGETS[name]
+        from lpl_jax.io.atomic import write_bytes
     for number, seed in enumerate(target.seeds()):
-        importlib.import_module("lpl_jax.io.atomic").write_bytes(Path(corpus) / f"seed-{number}", seed)
+        write_bytes(Path(corpus) / f"seed-{number}", seed)
     longest = max(map(len, target.seeds()))
     atheris.Setup([*sys.argv, f"-max_len={2 * longest + 4096}"], target.run)
     atheris.Fuzz()
 
 
 def _keep(name: str, data: bytes, error: BaseException | None) -> None:
+    from lpl_jax.io.atomic import write_bytes
+
     path = Path(f"fuzz-{name}-{hashlib.sha256(data).hexdigest()[:12]}")
-    importlib.import_module("lpl_jax.io.atomic").write_bytes(path, data)
+    write_bytes(path, data)
     if error is not None:
         traceback.print_exception(error)
     print(f"{name}: the input is in {path}", file=sys.stderr)

@@ -32,6 +32,9 @@ COUNTERS = (
 )
 
 
+MAX_DEPTH = 16  # of dictionaries in each other
+
+
 class Tensor(NamedTuple):
     """A tensor in a file: its type, as the file's format names it, and how its values are read."""
 
@@ -144,6 +147,14 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     tensors = dict(_flat(content, "", torch.Tensor)) if isinstance(content, Mapping) else {}
     if not tensors:
         raise InputError(f"{path} is not a state dict: names with tensors are needed; code in it is not run")
+    size = path.stat().st_size
+    for name, tensor in tensors.items():  # a view may repeat a number without end, or be laid out as no array is
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(f"{path}: {_named(name)} is no plain array of numbers")
+        if tensor.numel() * tensor.element_size() > size:
+            raise InputError(
+                f"{path}: {_named(name)} has {tensor.numel():,} numbers, more than the file of {size:,} bytes"
+            )
 
     def reader(tensor: Any) -> Callable[[], np.ndarray]:
         return lambda: tensor.detach().to(torch.float32).numpy()
@@ -162,18 +173,31 @@ def _load_torch(path: Path) -> Any:
             return torch.load(file, **options)
         others: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)]
         file.seek(0)
+        _check_stored(path)
         source = dict(f=file) if path.suffix == ".safetensors" else dict(f=path, mmap=True)
         with torch.serialization.safe_globals(others):
             return torch.load(**source, **options)
 
 
-def _flat(content: Mapping, prefix: str, kind: type) -> Any:
-    """(name, tensor) of all tensors in dictionaries in dictionaries."""
+def _check_stored(path: Path) -> None:
+    """Raises ValueError where a zip file is larger inside than outside: `torch.save` compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        inside, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    if inside > size:
+        raise ValueError(f"{inside:,} bytes in a file of {size:,}")
+
+
+def _flat(content: Mapping, prefix: str, kind: type, depth: int = 0) -> Any:
+    """(name, tensor) of all tensors in dictionaries in dictionaries, which may hold each other."""
     for name, value in content.items():
         if isinstance(value, kind):
             yield f"{prefix}{name}", value
-        elif isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.", kind)
+        elif isinstance(value, Mapping) and depth < MAX_DEPTH:
+            yield from _flat(value, f"{prefix}{name}.", kind, depth + 1)
+
+
+def _named(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:

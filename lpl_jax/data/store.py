@@ -132,6 +132,10 @@ class LatentStore:
     def _unreadable(self, index: int, reason: str) -> InputError:
         return InputError(f"latent store {self.path}: record {index} cannot be read ({' '.join(reason.split())[:200]})")
 
+    def shard_of(self, index: int) -> str:
+        """Name of the file that holds a record."""
+        return self.manifest.shards[bisect.bisect_right(self._starts, index) - 1].file
+
     def fetch(self) -> None:
         """Copies a remote store's shards to this machine, those that are not here yet, several at a time."""
         if is_remote(self.path):

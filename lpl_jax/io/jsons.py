@@ -269,7 +269,8 @@ def _shown(value: Any, most: int = 80) -> str:
 
 def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an object and their checksum, to be written."""
-    return {**fields, CHECKSUM: fingerprint_values(fields)}
+    as_read = json.loads(json.dumps(fields))  # lists for tuples, texts for names
+    return {**fields, CHECKSUM: fingerprint_values(as_read)}
 
 
 def checked(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -280,7 +281,6 @@ def checked(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     fields = {name: value for name, value in raw.items() if name != CHECKSUM}
     if CHECKSUM in raw and raw[CHECKSUM] != fingerprint_values(fields):
-        raise InputError(
-            f"{where}: was changed since it was written, its {CHECKSUM} is another: restore it, or make it again"
-        )
+        changed = f"was changed since it was written, its {CHECKSUM} is another: restore it, or make it again"
+        raise InputError(f"{where}: {changed} (after a change by hand, remove its {CHECKSUM})")
     return fields

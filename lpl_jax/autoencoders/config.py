@@ -7,6 +7,9 @@ import numpy as np
 
 from lpl_jax.errors import InputError
 
+# Far above what is published, and far below what takes minutes to refuse.
+MAX_COUNT, MAX_LEVELS, MAX_BLOCKS = 2**16, 12, 100
+
 
 class LatentConvention(Protocol):
     """How raw latents become scaled ones: the fields of an autoencoder's configuration that say it."""
@@ -35,18 +38,24 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _check_counts(config: "AutoencoderConfig | TinyAutoencoderConfig", *fields: str) -> None:
-    """Each field holds a whole number of 1 or more, or a tuple of them, as a damaged config.json may not."""
+    """Each field holds a whole number from 1 up, or a tuple of them, as a damaged config.json may not."""
     for field in fields:
         given = getattr(config, field)
         numbers = given if isinstance(given, tuple) else (given,)
-        if not numbers or not all(type(number) is int and number > 0 for number in numbers):
-            raise InputError(f"{config.name}: {field}={given!r}; possible: whole numbers of 1 or more")
+        if not numbers or len(numbers) > MAX_LEVELS or not all(type(n) is int and 0 < n <= MAX_COUNT for n in numbers):
+            raise InputError(
+                f"{config.name}: {field}={str(given)[:80]}; possible: whole numbers of 1 to {MAX_COUNT}, up to "
+                f"{MAX_LEVELS} of them"
+            )
+        if field.endswith(("resnets", "blocks")) and max(numbers) > MAX_BLOCKS:
+            raise InputError(f"{config.name}: {field}={given!r}; possible: up to {MAX_BLOCKS} blocks")
 
 
 def _check_convention(config: "AutoencoderConfig | TinyAutoencoderConfig") -> None:
     for field, given in (("scaling_factor", config.scaling_factor), ("shift_factor", config.shift_factor)):
-        if type(given) not in (int, float) or (field == "scaling_factor" and not given > 0):
-            raise InputError(f"{config.name}: {field}={given!r}; possible: a number (scaling_factor above 0)")
+        finite = type(given) in (int, float) and abs(given) < 1e30  # not NaN, and a float32
+        if not finite or (field == "scaling_factor" and not given > 0):
+            raise InputError(f"{config.name}: {field}={str(given)[:80]}; possible: a number (scaling_factor above 0)")
     mean, std = config.latents_mean, config.latents_std
     if mean is None and std is None:
         return

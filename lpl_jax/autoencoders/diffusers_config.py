@@ -1,12 +1,11 @@
 """Autoencoder configurations from and to diffusers' config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.errors import InputError
+from lpl_jax.fields import fits
 
 # diffusers has no class for TAESD with a norm in its middle blocks; our folders name it so.
 TINY_MIDBLOCK = "AutoencoderTinyMidblockNorm"
@@ -19,8 +18,10 @@ def from_diffusers(config: Mapping[str, Any], *, name: str, dtype: str = "float3
       InputError: another class, a field that is missing, or an option that this architecture does not have.
     """
     kind = config.get("_class_name", "AutoencoderKL")
-    if kind not in _READERS:
-        raise InputError(f"{name}: autoencoder class {kind} is not supported; possible: {', '.join(_READERS)}")
+    if not isinstance(kind, str) or kind not in _READERS:
+        raise InputError(
+            f"{name}: autoencoder class {str(kind)[:40]} is not supported; possible: {', '.join(_READERS)}"
+        )
     try:
         return _READERS[kind](config, name, dtype)
     except KeyError as error:
@@ -50,10 +51,34 @@ def _statistic(config: Mapping[str, Any], name: str, field: str) -> tuple[float,
     given = config.get(field)
     if given is None:
         return None
-    try:
-        return tuple(np.asarray(given, np.float64).ravel().tolist())
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: config.json has {field}={given!r}; possible: a number for each channel") from None
+    numbers = tuple(_numbers_in(given))
+    if not all(fits(number, float) for number in numbers):
+        raise InputError(f"{name}: config.json has {field}={_shown(given)}; possible: a number for each channel")
+    return tuple(map(float, numbers))
+
+
+def _numbers_in(given: Any) -> Iterator[Any]:
+    if isinstance(given, list | tuple):
+        for each in given:
+            yield from _numbers_in(each)
+    else:
+        yield given
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
+
+
+def _count(config: Mapping[str, Any], name: str, field: str) -> int:
+    if not fits(config[field], int):
+        raise InputError(f"{name}: config.json has {field}={_shown(config[field])}; possible: a whole number")
+    return config[field]
+
+
+def _switch(config: Mapping[str, Any], name: str, field: str) -> bool:
+    if not isinstance(given := config.get(field, True), bool):
+        raise InputError(f"{name}: config.json has {field}={_shown(given)}; possible: true or false")
+    return given
 
 
 def _kl_common(config: Mapping[str, Any], name: str, dtype: str, encoder: tuple, decoder: tuple) -> dict[str, Any]:
@@ -72,15 +97,15 @@ def _kl_common(config: Mapping[str, Any], name: str, dtype: str, encoder: tuple,
 
 
 def _read_kl(config, name, dtype):
-    widths, layers = _widths(config, name, "block_out_channels"), config["layers_per_block"]
+    widths, layers = _widths(config, name, "block_out_channels"), _count(config, name, "layers_per_block")
     return AutoencoderConfig(
         **_kl_common(config, name, dtype, widths, widths),
         shift_factor=config.get("shift_factor") or 0.0,
         encoder_resnets=layers,
         decoder_resnets=layers + 1,
-        mid_attention=config.get("mid_block_add_attention", True),
-        quant_conv=config.get("use_quant_conv", True),
-        post_quant_conv=config.get("use_post_quant_conv", True),
+        mid_attention=_switch(config, name, "mid_block_add_attention"),
+        quant_conv=_switch(config, name, "use_quant_conv"),
+        post_quant_conv=_switch(config, name, "use_post_quant_conv"),
     )
 
 
@@ -88,8 +113,8 @@ def _read_asymmetric(config, name, dtype):
     encoder, decoder = (_widths(config, name, f"{side}_block_out_channels") for side in ("down", "up"))
     return AutoencoderConfig(
         **_kl_common(config, name, dtype, encoder, decoder),
-        encoder_resnets=config["layers_per_down_block"],
-        decoder_resnets=config["layers_per_up_block"] + 1,
+        encoder_resnets=_count(config, name, "layers_per_down_block"),
+        decoder_resnets=_count(config, name, "layers_per_up_block") + 1,
         mask_condition=True,
     )
 
@@ -99,7 +124,7 @@ def _read_tiny(config, name, dtype):
     width = {}
     for side in ("encoder", "decoder"):
         widths = _widths(config, name, f"{side}_block_out_channels")
-        if len(set(widths)) != 1:
+        if len(set(map(str, widths))) != 1:
             raise InputError(f"{name}: config.json has {side}_block_out_channels={widths}; possible: one and the same")
         width[side] = widths[0]
     return TinyAutoencoderConfig(

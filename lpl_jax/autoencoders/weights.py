@@ -16,9 +16,10 @@ from lpl_jax.autoencoders.files import WEIGHTS, find, taesd_pair
 from lpl_jax.autoencoders.old_names import modern_names
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import Tensor, read_json, write_tensors
+from lpl_jax.io.tensors import Tensor, write_tensors
 from lpl_jax.io.weight_files import open_weights, read_weights
 
 KL_RULES = (

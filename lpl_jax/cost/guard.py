@@ -6,10 +6,9 @@ the tolerance grows elsewhere, too. The values depend on the version of jax.
 """
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,6 +18,7 @@ from lpl_jax.cost.compile_report import compile_report
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build, resolve
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.jsons import read_json, record
 
 UPDATE = "lpl compile-check --update-guard"
 TOLERANCE = 0.05
@@ -65,7 +65,7 @@ def _quantities(config: dict[str, Any], devices: int) -> dict[str, float]:
 
 
 def grown(
-    now: dict[str, dict[str, float]], before: dict[str, dict[str, float]], tolerance: float = TOLERANCE
+    now: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]], tolerance: float = TOLERANCE
 ) -> list[str]:
     """A line for each quantity of each case that is larger than before by more than the tolerance."""
     lines = []
@@ -78,25 +78,32 @@ def grown(
     return lines
 
 
-def read(file: Path) -> dict[str, Any]:
-    """{"jax": version, "cases": as `measure` returns them}. Raises InputError where there is no such file."""
+class Known(NamedTuple):
+    """What the file of the guard holds: the version of jax, and the cases as `measure` returns them."""
+
+    jax: str
+    cases: Mapping[str, Mapping[str, float]]
+
+
+def read(file: Path) -> Known:
+    """The values in a file. Raises InputError where there is no such file, or it is damaged."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: {error}; make it: {UPDATE} {file}") from error
+        return record(Known, read_json(file), str(file))
+    except InputError as error:
+        raise InputError(f"{error}; make it: {UPDATE} {file}") from error
 
 
 def write(file: Path) -> list[str]:
     """Measures, writes the file and returns a line for each quantity that changed."""
-    before = read(file)["cases"] if file.exists() else {}
+    before = read(file).cases if file.exists() else {}
     now = measure()
     write_json(file, {"jax": jax.__version__, "cases": now})
     lines = []
-    for case in now | before:
+    for case in {**now, **before}:
         old, new = before.get(case, {}), now.get(case, {})
         lines += [
             f"{case}: {name}: {old.get(name, 0):,.0f} -> {new.get(name, 0):,.0f}"
-            for name in new | old
+            for name in {**new, **old}
             if old.get(name, 0) != new.get(name, 0)
         ]
     return lines

@@ -1,33 +1,38 @@
-"""What a latent store says of itself: its manifest, and what stands in its place while the store is being written."""
+"""What a latent store says of itself: its manifest."""
 
 import dataclasses
 import json
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from lpl_jax.errors import InputError
-from lpl_jax.io.locks import writer_of
-from lpl_jax.io.paths import AnyPath, entries
+from lpl_jax.fields import POSITIVE, at_least, between, one_of
+from lpl_jax.io.jsons import Count, Digest, FileName, checked, record, signed
 
 FORMAT = 3
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 REPORT = "report.json"
-UNIT_RECORD = re.compile(r"latents-(\d{5,})-of-(\d{5,})\.json")
 DTYPES = ("float16", "float32")
+MAX_RECORD = 2**30  # bytes: a latent of 4096 x 4096 with four channels
+MAX_COLUMNS = 64  # of captions
+
+Positive: TypeAlias = Annotated[int, at_least(1)]
+Side: TypeAlias = Annotated[int, between(1, 2**16)]  # pixels, or tokens
+Width: TypeAlias = Annotated[int, between(0, 2**16)]  # of states of a text tower
 
 
 class Shard(NamedTuple):
     """A file of a store: its name, number of records, size in bytes, and SHA-256."""
 
-    file: str
-    records: int
-    bytes: int
-    sha256: str
+    file: FileName
+    records: Positive
+    bytes: Count
+    sha256: Digest
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,15 @@ class TextInfo:
 
     tokenizer: str
     fingerprint: str
-    length: int
-    vocab_size: int
-    eos: int
+    length: Side
+    vocab_size: Annotated[int, between(1, 2**31 - 1)]
+    eos: Count
     columns: tuple[str, ...]
     encoder: str | None = None
     layer: str | None = None
     encoder_fingerprint: str | None = None
-    hidden_dim: int = 0
-    pooled_dim: int = 0
+    hidden_dim: Width = 0
+    pooled_dim: Width = 0
 
 
 @dataclass(frozen=True)
@@ -79,24 +84,24 @@ class Manifest:
 
     autoencoder: str
     weights_hash: str
-    scaling_factor: float
+    scaling_factor: Annotated[float, POSITIVE]
     shift_factor: float
-    latent_channels: int
-    downsample: int
-    resolution: int
+    latent_channels: Annotated[int, between(1, 2**12)]
+    downsample: Side
+    resolution: Side
     crop: str
-    dtype: str
+    dtype: Annotated[str, one_of(*DTYPES)]
     class_names: tuple[str, ...]
     source: str
     source_fingerprint: str
     shards: tuple[Shard, ...] = ()
-    flips: bool = True
+    flips: Literal[True] = True
     format: int = FORMAT
     text: TextInfo | None = None
-    skipped: int = 0
+    skipped: Count = 0
     source_identity: Mapping[str, str] | None = None
     latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
+    latents_std: tuple[Annotated[float, POSITIVE], ...] | None = None
 
     @property
     def num_records(self) -> int:
@@ -118,6 +123,15 @@ class Manifest:
         """(h, w, C) of one latent."""
         side = self.resolution // self.downsample
         return (side, side, self.latent_channels)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the fixed part of a record."""
+        text, numbers = self.text, 4 * math.prod(self.latent_shape)
+        size = 4 * (1 + 2 * 4) + numbers * (2 if self.dtype == "float16" else 4)
+        if text is None:
+            return size
+        return size + len(text.columns) * (text.length * (4 + 2 * text.hidden_dim) + 2 * text.pooled_dim)
 
     @property
     def record_dtype(self) -> np.dtype:
@@ -146,115 +160,73 @@ class Manifest:
         ]
         return [field for field in fields if 0 not in field[2]]
 
-    def to_json(self) -> str:
-        """The text of manifest.json."""
-        counts = {"num_records": self.num_records, "num_bytes": self.num_bytes, "num_classes": self.num_classes}
+    def to_dict(self) -> dict[str, Any]:
+        """The object in manifest.json: the fields, what follows from them, and a checksum of all."""
+        counts = {name: getattr(self, name) for name in COUNTS}
         shards = [shard._asdict() for shard in self.shards]
         fields = {**dataclasses.asdict(self), "shards": shards}
-        return json.dumps({"format": self.format, **counts, **fields}, indent=1) + "\n"
+        return signed({"format": self.format, **counts, **fields})
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, path: AnyPath) -> "Manifest":
-        """The inverse of `to_json`; `path` is named in errors.
+    def from_dict(cls, raw: Any, where: str) -> "Manifest":
+        """The inverse of `to_dict`; `where` it was read is named in errors.
 
         Raises:
-          InputError: not JSON, another format, a field that is missing, unknown or at odds with the others.
+          InputError: another format, a checksum of something else, a field that is missing, unknown, or cannot be.
         """
-        try:
-            fields = json.loads(text)
-            if fields["format"] != FORMAT:
-                found = fields["format"]
-                raise InputError(f"{path}: store format {found}, this version has format {FORMAT}: prepare it again")
-            counts = {name: fields.pop(name) for name in ("num_records", "num_bytes", "num_classes")}
-            fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
-            fields["class_names"] = tuple(fields["class_names"])
-            for name in ("latents_mean", "latents_std"):
-                if fields.get(name) is not None:
-                    fields[name] = tuple(fields[name])
-            if (info := fields.get("text")) is not None:
-                fields["text"] = TextInfo(**{**info, "columns": tuple(info["columns"])})
-            manifest = cls(**fields)
-        except InputError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: not a manifest of a latent store ({type(error).__name__}: {error})") from None
-        manifest._check(counts, path)
+        if not isinstance(raw, dict) or "format" not in raw:
+            raise InputError(f"{where}: not a manifest of a latent store")
+        if raw["format"] != FORMAT:
+            found = str(raw["format"])[:20]
+            raise InputError(f"{where}: store format {found}, this version has format {FORMAT}: prepare it again")
+        fields = checked(raw, where)
+        counts = record(_Counts, {name: fields.pop(name) for name in COUNTS if name in fields}, where)
+        manifest = record(cls, fields, where)
+        if problem := next(manifest._problems(counts), None):
+            raise InputError(f"{where}: {problem}")
         return manifest
 
-    def _check(self, counts: dict[str, Any], path: AnyPath):
-        for name, value in counts.items():
+    def _problems(self, counts: "_Counts") -> Iterator[str]:
+        """What the fields contradict each other in."""
+        for name, value in counts._asdict().items():
             if getattr(self, name) != value:
-                raise InputError(f"{path}: {name}={value}, but its other fields give {getattr(self, name)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"{path}: dtype={self.dtype!r}; possible: {', '.join(DTYPES)}")
+                yield f"{name}={value}, but its other fields give {getattr(self, name)}"
+        if self.resolution % self.downsample:
+            yield f"resolution={self.resolution} is no multiple of downsample={self.downsample}"
+        if (self.latents_mean is None) != (self.latents_std is None):
+            yield "latents_mean without latents_std, or the other way round"
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(self, name) or ()) not in (0, self.latent_channels):
+                yield f"{name} has {len(getattr(self, name))} numbers for {self.latent_channels} channels"
+        names = [shard.file for shard in self.shards]
+        if len(set(names)) < len(names) or set(names) & {MANIFEST, PLAN, REPORT}:
+            yield "a shard is named twice, or is a file of another kind"
+        yield from self._text_problems()
+        if (size := self.record_bytes) > MAX_RECORD:
+            yield f"records of {size:,} bytes: at most {MAX_RECORD:,} are possible"
+        elif small := next((shard for shard in self.shards if shard.bytes < shard.records * size), None):
+            yield f"shard {small.file} has {small.bytes} bytes, too few for {small.records} records of {size}"
+
+    def _text_problems(self) -> Iterator[str]:
+        text = self.text
+        if text is None:
+            return
+        if not text.columns or len(set(text.columns)) < len(text.columns) or len(text.columns) > MAX_COLUMNS:
+            yield f"text.columns are {len(text.columns)}, or one is named twice: 1 to {MAX_COLUMNS} are possible"
+        if text.eos >= text.vocab_size:
+            yield f"text.eos={text.eos} is not below text.vocab_size={text.vocab_size}"
 
 
-def read_plan(folder: AnyPath) -> tuple[Manifest, list[str]] | None:
-    """The manifest, without shards, of a store that is being written in this folder, and the names of its units."""
-    path = folder / PLAN
-    try:
-        plan = json.loads(path.read_text())
-        return Manifest.from_json(json.dumps(plan["manifest"]), path), plan["units"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not the plan of a latent store ({type(error).__name__}: {error})") from None
+class _Counts(NamedTuple):
+    """What a manifest says besides its fields, though it follows from them."""
+
+    num_records: int
+    num_bytes: int
+    num_classes: int
 
 
-def read_unit_records(folder: AnyPath) -> dict[int, dict[str, Any]]:
-    """Unit number -> what was written when the unit was finished.
-
-    "unit", "shard" (None: no record), "classes" (the highest label and one) and "skipped".
-    """
-    found = {}
-    for path in entries(folder):
-        if match := UNIT_RECORD.fullmatch(path.name):
-            found[int(match[1])] = json.loads(path.read_text())
-    return found
-
-
-def shards_of(unit_records: dict[int, dict[str, Any]]) -> tuple[Shard, ...]:
-    """The shards of units that are finished, in order of the units."""
-    found = [unit_records[number]["shard"] for number in sorted(unit_records)]
-    return tuple(Shard(**shard) for shard in found if shard is not None)
-
-
-def with_shards(planned: Manifest, unit_records: dict[int, dict[str, Any]]) -> Manifest:
-    """A manifest that was planned, of what is there: of classes that nobody has named, as many as there are labels."""
-    skipped = sum(len(record["skipped"]) for record in unit_records.values())
-    classes = max((record.get("classes", 0) for record in unit_records.values()), default=0)
-    names = planned.class_names or tuple(map(str, range(classes)))
-    return dataclasses.replace(planned, shards=shards_of(unit_records), skipped=skipped, class_names=names)
-
-
-def read_manifest(folder: AnyPath, *, partial: bool) -> tuple[Manifest, bool]:
-    """The manifest, and whether the store is finished.
-
-    partial: also of a store that is still being written.
-
-    Raises:
-      InputError: no store there, or one that is not finished and `partial` is not given.
-    """
-    if not folder.is_dir():
-        raise InputError(f"latent store {folder}: no such folder; lpl prepare makes one")
-    path = folder / MANIFEST
-    if path.is_file():
-        return Manifest.from_json(path.read_text(), path), True
-    plan, writer = read_plan(folder), writer_of(folder)
-    if writer and not (partial and plan):
-        raise InputError(f"latent store {folder}: is just being written by {writer}")
-    if plan is None:
-        raise InputError(f"latent store {folder}: has no {MANIFEST}, so it is no store or was not finished")
-    manifest, units = plan
-    try:
-        done = read_unit_records(folder)
-    except FileNotFoundError:  # the store was finished just now, and its unit records removed
-        return read_manifest(folder, partial=partial)
-    if not partial:
-        raise InputError(
-            f"latent store {folder}: is not finished, {len(done)} of its {len(units)} parts are there and it has no "
-            f"{MANIFEST}; the same call of lpl prepare resumes it"
-        )
-    return with_shards(manifest, done), False
+COUNTS = _Counts._fields

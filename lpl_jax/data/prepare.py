@@ -1,11 +1,11 @@
 """Make a latent store and show how far it is."""
 
-import json
 import time
 
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data.examples import Skipped, Source, is_stream
+from lpl_jax.data.examples import Source, is_stream
 from lpl_jax.data.manifest import REPORT
+from lpl_jax.data.parts import read_report
 from lpl_jax.data.skips import kinds_of
 from lpl_jax.data.store import LatentStore
 from lpl_jax.data.writer import write_store
@@ -52,8 +52,7 @@ def prepare(
     if progress:
         print(_summary(store, _rate(encoded, start, begun)))
         if store.finished and store.manifest.skipped:
-            report = json.loads((store.path / REPORT).read_text())
-            for kind in kinds_of(Skipped(**entry) for entry in report["skipped_images"]):
+            for kind in kinds_of(read_report(store.path).skipped_images):
                 print(f"skipped: {kind}")
     return store
 

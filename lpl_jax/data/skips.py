@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lpl_jax.data.examples import Skipped
+from lpl_jax.data.parts import UnitRecord
 from lpl_jax.errors import InputError
 
 EARLIEST = 1000  # images before a share is judged, except at the end
@@ -33,12 +33,12 @@ class SkipLimit:
         if self.most < 0 or (share and self.most > 1):
             raise InputError(f"max_skipped={self.most}: must be a number of images or a share, 0.0 to 1.0")
 
-    def add(self, unit_records: dict[int, dict[str, Any]]) -> None:
+    def add(self, unit_records: Mapping[int, UnitRecord]) -> None:
         """Counts units that were finished before."""
         for record in unit_records.values():
-            self.seen += record["shard"]["records"] if record["shard"] else 0
-            for entry in record["skipped"]:
-                self._list(Skipped(unit=record["unit"], **entry))
+            self.seen += record.shard.records if record.shard else 0
+            for image in record.skipped:
+                self._list(Skipped(unit=record.unit, **image._asdict()))
 
     def skip(self, skipped: Skipped) -> None:
         """Counts an image that is skipped. Raises InputError where it is one too many."""

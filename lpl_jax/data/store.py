@@ -27,7 +27,8 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data.manifest import Shard, read_manifest
+from lpl_jax.data.manifest import Shard
+from lpl_jax.data.parts import read_manifest
 from lpl_jax.data.records import unpack
 from lpl_jax.errors import InputError
 from lpl_jax.io.copies import local_copy
@@ -114,15 +115,26 @@ class LatentStore:
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of records: first `record_dtype`, then key and captions."""
-        found = []
-        try:
-            for index in indices:
-                number = bisect.bisect_right(self._starts, index) - 1
-                found.append(self._shards[number].source[index - self._starts[number]])
-        except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
-            number = indices[len(found)]
-            raise InputError(f"latent store {self.path}: record {number} cannot be read ({error})") from None
+        found, size = [], self._dtype.itemsize
+        for index in indices:
+            number = bisect.bisect_right(self._starts, index) - 1
+            try:
+                data = self._shards[number].source[index - self._starts[number]]
+            except InputError:
+                raise
+            except Exception as error:  # ArrayRecord checks a hash of every chunk; each layer of it has other errors
+                raise self._unreadable(index, str(error)) from None
+            if len(data) < size:
+                raise self._unreadable(index, f"{len(data)} bytes, at least {size} are needed")
+            found.append(data)
         return found
+
+    def _unreadable(self, index: int, reason: str) -> InputError:
+        return InputError(f"latent store {self.path}: record {index} cannot be read ({' '.join(reason.split())[:200]})")
+
+    def shard_of(self, index: int) -> str:
+        """Name of the file that holds a record."""
+        return self.manifest.shards[bisect.bisect_right(self._starts, index) - 1].file
 
     def fetch(self) -> None:
         """Copies a remote store's shards to this machine, those that are not here yet, several at a time."""
@@ -166,8 +178,11 @@ class _Records:
 
     @functools.cached_property
     def source(self) -> ArrayRecordDataSource:
-        """The bytes of records by their number in the shard."""
-        return ArrayRecordDataSource(f"{local_copy(self._path)}[0:{self._count}]")
+        """The bytes of records by their number in the shard. Raises InputError unless it has as many as are said."""
+        source = ArrayRecordDataSource(str(local_copy(self._path)))
+        if len(source) != self._count:
+            raise InputError(f"{self._path} has {len(source)} records, not the {self._count} that the store says")
+        return source
 
 
 def check_autoencoder(store: LatentStore, autoencoder: Autoencoder) -> None:

@@ -7,7 +7,6 @@ manifest and removes the records.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -23,16 +22,16 @@ from lpl_jax.data.caption_encoder import CaptionEncoder, TextOptions
 from lpl_jax.data.encode import Encoded, encode
 from lpl_jax.data.examples import Example, Note, Skipped, Source, is_stream, work_units
 from lpl_jax.data.listing import name_text
-from lpl_jax.data.manifest import (
-    MANIFEST,
-    PLAN,
-    REPORT,
+from lpl_jax.data.manifest import MANIFEST, PLAN, REPORT, Manifest, Shard
+from lpl_jax.data.parts import (
     UNIT_RECORD,
-    Manifest,
-    Shard,
+    Report,
+    UnitRecord,
+    listed,
     read_plan,
     read_unit_records,
     with_shards,
+    write_plan,
 )
 from lpl_jax.data.plan import check_count, check_same, plan_store
 from lpl_jax.data.reading import load_units
@@ -118,7 +117,7 @@ def write_store(
         units = work_units(source, shard_records)
         names = [unit.name for unit in units]
         _begin(folder, planned, names, host_index, host_count)
-        done = read_unit_records(folder)
+        done = read_unit_records(folder, names)
         limit.add(done)
         mine = [(number, units[number]) for number in range(host_index, len(units), host_count) if number not in done]
         on_progress(0)
@@ -127,7 +126,7 @@ def write_store(
         with _tidied(folder, shards, alone=host_count == 1), contextlib.closing(loading) as loaded:
             for encoded in encode(loaded, autoencoder, batch_size=batch_size, dtype=dtype):
                 _write(encoded, shards, limit, _Told(on_progress, on_skipped, on_note))
-        return _finish(folder, planned, len(units), limit, source)
+        return _finish(folder, planned, names, limit, source)
 
 
 @contextlib.contextmanager
@@ -137,7 +136,7 @@ def _tidied(folder: AnyPath, shards: "_Shards", *, alone: bool) -> Iterator[None
         yield
     except BaseException:
         shards.close()
-        if alone and not read_unit_records(folder):  # the plan of nothing serves nobody
+        if alone and not read_unit_records(folder, shards.units):  # the plan of nothing serves nobody
             _remove([folder / PLAN])
         raise
 
@@ -239,10 +238,8 @@ class _Shards:
                 self._writer.close()
             self._writer = None
             shard = _publish(self._partial(unit), self._folder / self._name(unit), self._records)
-        skipped = [_listed(entry) for entry in self._skipped]
-        shown = shard and shard._asdict()
-        record = {"unit": self.units[unit], "shard": shown, "classes": self._classes, "skipped": skipped}
-        write_json(self._folder / self._name(unit).replace(".array_record", ".json"), record)
+        record = UnitRecord(self.units[unit], shard, tuple(map(listed, self._skipped)), self._classes)
+        write_json(self._folder / self._name(unit).replace(".array_record", ".json"), record.to_dict())
         self._begin()
 
     def close(self) -> None:
@@ -258,11 +255,6 @@ class _Shards:
 
     def _partial(self, unit: int) -> Path:
         return self._local / (self._name(unit) + self._suffix)
-
-
-def _listed(skipped: Skipped) -> dict[str, Any]:
-    """What a unit's record says of it."""
-    return {"key": skipped.key, "reason": skipped.reason} | ({"tolerated": True} if skipped.tolerated else {})
 
 
 def _suffix(host: int) -> str:
@@ -292,13 +284,13 @@ def _begin(folder: AnyPath, planned: Manifest, units: list[str], host: int, host
     if begun is None:
         if host_count == 1:  # else they may be another host's, that was faster
             _remove(_files(folder))
-        write_json(folder / PLAN, {"manifest": json.loads(planned.to_json()), "units": units})
+        write_plan(folder, planned, units)
         return
-    check_same(folder, begun[0], planned)
-    if begun[1] != units:
+    check_same(folder, begun.manifest, planned)
+    if list(begun.units) != units:
         raise InputError(
-            f"{folder} was begun with {len(begun[1])} parts, not these {len(units)}: give the same shard_records, or "
-            "delete it"
+            f"{folder} was begun with {len(begun.units)} parts, not these {len(units)}: give the same shard_records, "
+            "or delete it"
         )
     suffix = PARTIAL if host_count == 1 else _suffix(host)
     _remove(file for file in entries(folder) if file.name.endswith(suffix))
@@ -314,11 +306,11 @@ def _remove(files):
         file.unlink(missing_ok=True)
 
 
-def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, source: Source) -> LatentStore:
+def _finish(folder: AnyPath, planned: Manifest, units: Sequence[str], limit: SkipLimit, source: Source) -> LatentStore:
     """Completes the store where all its units are recorded."""
     try:
-        done = read_unit_records(folder)
-        if len(done) < units:
+        done = read_unit_records(folder, units)
+        if len(done) < len(units):
             return LatentStore(folder, partial=True)
         total = SkipLimit(limit.most)
         total.add(done)
@@ -328,15 +320,9 @@ def _finish(folder: AnyPath, planned: Manifest, units: int, limit: SkipLimit, so
             kinds = "".join(f"; {kind}" for kind in kinds_of(skipped))
             _remove_plan(folder)  # or it would refuse the corrected call
             raise InputError(f"{source.description}: nothing to encode, {len(skipped)} images were skipped{kinds}")
-        report = {
-            "seen": manifest.num_records + len(skipped),
-            "records": manifest.num_records,
-            "bytes": manifest.num_bytes,
-            "skipped": len(skipped),
-            "shards": [shard._asdict() for shard in manifest.shards],
-            "skipped_images": [{"unit": entry.unit, **_listed(entry)} for entry in skipped],
-        }
-        write_json(folder / REPORT, report)
+        counts = manifest.num_records, manifest.num_bytes, len(skipped)
+        report = Report(manifest.num_records + len(skipped), *counts, manifest.shards, tuple(skipped))
+        write_json(folder / REPORT, report.to_dict())
         write_text(folder / MANIFEST, manifest.to_json())
     except FileNotFoundError:  # another host was as far, and has removed the records
         return LatentStore(folder)

@@ -37,8 +37,9 @@ from lpl_jax.denoisers.mmdit import MMDiT, init
 from lpl_jax.errors import InputError, some, some_of_each
 from lpl_jax.io.atomic import atomic_path, check_free, write_text
 from lpl_jax.io.hub import find
+from lpl_jax.io.jsons import parse, read_json
 from lpl_jax.io.paths import PathLike, to_path
-from lpl_jax.io.tensors import read_json, write_tensors
+from lpl_jax.io.tensors import write_tensors
 from lpl_jax.io.weight_files import PATTERNS, PICKLES, open_weights, read_weights
 
 CLASS_NAME = "lpl_jax.MMDiT"
@@ -184,10 +185,7 @@ def _config_inside(path: Path) -> dict | None:
         return None
     if text is None:
         return None
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} cannot be read as JSON: {error}") from error
+    raw = parse(text, where)
     if not isinstance(raw, dict):
         raise InputError(f"{where} holds a JSON {type(raw).__name__}; an object is needed")
     return raw

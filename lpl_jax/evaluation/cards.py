@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import lpl_jax
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.fingerprints import fingerprint_values
+from lpl_jax.io.jsons import checked, read_json, record, signed
+from lpl_jax.io.npy import read_npy
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
-from lpl_jax.io.tensors import read_json
 
 FORMAT = 1
 FOLDER = "evaluation"  # of a run: an evaluation in each folder in it, and its card there
 FEATURES = "features"  # beside them: features that were computed
+MAX_SAMPLES = 2**32  # bytes
 SAMPLES = "samples.npy"  # beside a card: the first images, uint8 (N, H, W, 3)
 # Name -> (title, which way is better).
 METRICS = {
@@ -48,6 +51,16 @@ class Metric(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+
+
+class _File(NamedTuple):
+    """The object in card.json, see `Card`."""
+
+    format: int
+    metrics: Mapping[str, Metric]
+    absent: Mapping[str, str]
+    made: Mapping[str, str | int | float | bool | None]
+    context: Mapping[str, Any]
 
 
 class Card(NamedTuple):
@@ -88,7 +101,7 @@ def write_card(card: Card, folder: PathLike) -> AnyPath:
     fields = {"metrics": metrics, "absent": card.absent, "made": card.provenance, "context": card.context}
     path = folder / "card.json"
     write_text(folder / "card.md", markdown(card))
-    write_json(path, {"format": FORMAT, **fields})
+    write_json(path, signed({"format": FORMAT, **fields}))
     return path
 
 
@@ -98,14 +111,30 @@ def read_card(path: PathLike) -> Card:
     path = path / "card.json" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path}: no such result card")
-    raw = read_json(path)
-    try:
-        if raw["format"] != FORMAT:
-            raise InputError(f"{path}: result card of format {raw['format']!r}; this version reads {FORMAT}")
-        metrics = {str(name): Metric(**metric) for name, metric in raw["metrics"].items()}
-        return Card(metrics, *(dict(raw[field]) for field in ("absent", "made", "context")))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a result card ({type(error).__name__}: {error})") from None
+    raw = checked(read_json(path), str(path))
+    if "format" not in raw:
+        raise InputError(f"{path} is not a result card")
+    if raw["format"] != FORMAT:
+        raise InputError(f"{path}: result card of format {str(raw['format'])[:20]}; this version reads {FORMAT}")
+    found = record(_File, raw, str(path))
+    for name, metric in found.metrics.items():
+        if metric.low is not None and metric.high is not None and metric.low > metric.high:
+            raise InputError(f"{path}: {name} has an interval from {metric.low} to {metric.high}")
+    return Card(dict(found.metrics), dict(found.absent), dict(found.made), dict(found.context))
+
+
+def read_samples(folder: AnyPath, card: Card) -> np.ndarray:
+    """The first images of the evaluation in this folder, uint8 (N, H, W, 3), which has this card.
+
+    Raises InputError where they are damaged, or not of the card's resolution.
+    """
+    path, side = folder / SAMPLES, card.provenance.get("resolution")
+    images = read_npy(path, most=MAX_SAMPLES)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise InputError(f"{path} is an array {images.shape} of {images.dtype}: needed: (N, H, W, 3), uint8")
+    if side is not None and images.shape[1:3] != (side, side):
+        raise InputError(f"{path} has images of {images.shape[2]}x{images.shape[1]} pixels; its card says {side}")
+    return images
 
 
 def markdown(card: Card) -> str:

@@ -7,7 +7,7 @@ way, and on another scale than FID, which is defined by the features of one Ince
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -16,15 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.fields import between
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.jsons import read_json, record
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_file, read_json, write_tensors
+from lpl_jax.io.tensors import read_file, write_tensors
 
 __all__ = ["Classifier", "ClassifierConfig", "init", "load", "save"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 WEIGHTS = "classifier.safetensors"
+Size: TypeAlias = Annotated[int, between(1, 2**14)]
 RULES = (
     Rule("stages.{i}.{j}.{part}", "stage_{i}/block_{j}/{part}"),
     Rule("{part}", "{part}"),  # stem, norm, head
@@ -46,10 +49,10 @@ class ClassifierConfig:
 
     name: str
     classes: tuple[str, ...]
-    side: int = 128
-    stem: int = 32
-    widths: tuple[int, ...] = (48, 80, 128)
-    blocks: int = 2
+    side: Size = 128
+    stem: Size = 32
+    widths: tuple[Size, ...] = (48, 80, 128)
+    blocks: Annotated[int, between(1, 100)] = 2
 
     def __post_init__(self):
         for field in ("classes", "widths"):
@@ -187,8 +190,4 @@ def save(classifier: Classifier, folder: str | Path, dtype=np.float32) -> None:
 
 
 def _read_config(path: Path) -> ClassifierConfig:
-    given = read_json(path)
-    fields = {field.name for field in dataclasses.fields(ClassifierConfig)}
-    if odd := sorted(given.keys() ^ fields):
-        raise InputError(f"{path}: {', '.join(odd)} missing or surplus; needed are {', '.join(sorted(fields))}")
-    return ClassifierConfig(**given)
+    return record(ClassifierConfig, read_json(path), str(path))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lpl_jax.evaluation import fluctuation
-from lpl_jax.evaluation.cards import FOLDER, METRICS, SAMPLES, Card, matters, read_card
+from lpl_jax.evaluation.cards import FOLDER, METRICS, SAMPLES, Card, matters, read_card, read_samples
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.sweep import draw
 from lpl_jax.io.atomic import write_csv, write_text
@@ -142,7 +142,7 @@ def figures(
         else:
             figure.points.extend(({"row": row.name} | _varied(row, each), each) for _, each in alike)
         if (folder / SAMPLES).is_file():
-            figure.samples[row.where] = np.load(folder / SAMPLES, allow_pickle=False)
+            figure.samples[row.where] = read_samples(folder, card)
     return result
 
 

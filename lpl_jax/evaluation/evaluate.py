@@ -1,7 +1,6 @@
 """One evaluator for generated images and for those of other people: features, metrics, card and pictures."""
 
 import itertools
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +24,15 @@ from lpl_jax.evaluation.reference import Reference, load_reference
 from lpl_jax.evaluation.spectrum import SpectrumSum, log_ratio_map
 from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
 from lpl_jax.experiment.evaluation import EvaluationConfig
-from lpl_jax.io.atomic import atomic_open, write_npz
+from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.npy import read_npz, write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.io.pictures import write_picture
 from lpl_jax.runs.sampling import in_batches
 from lpl_jax.text import load_tokenizer
 
 SPECTRA = "spectrum.npz"
+MAX_SPECTRA = 2**30  # bytes
 MEANS = ("power", "profile")  # what is kept of a set's spectra
 SHOWN, PER_ROW = 32, 8  # images in the picture of an evaluation
 
@@ -190,13 +191,24 @@ def read_spectra(folder: PathLike) -> tuple[SpectrumSum, SpectrumSum] | None:
     path = to_path(folder, "an evaluation", remote=True) / SPECTRA
     if not path.is_file():
         return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            sets = [[arrays[f"{name}_{kind}"] for kind in MEANS] for name in ("images", "reference")]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    ours, theirs = (SpectrumSum(power, profile[None]) for power, profile in sets)
-    return ours, theirs
+    arrays = read_npz(path, most=MAX_SPECTRA)
+    sets = []
+    for name in ("images", "reference"):
+        given = [arrays.get(f"{name}_{kind}") for kind in MEANS]
+        sets.append(_as_of_one_image(path, name, *given))
+    return sets[0], sets[1]
+
+
+def _as_of_one_image(path: AnyPath, name: str, power: np.ndarray | None, profile: np.ndarray | None) -> SpectrumSum:
+    """Raises InputError unless they are the mean power (H, H) and its profile (H // 2 + 1,)."""
+    if power is None or profile is None:
+        raise InputError(f"{path}: {name}_power or {name}_profile is missing")
+    side = len(power) if power.ndim else 0
+    if not side or power.shape != (side, side) or profile.shape != (side // 2 + 1,):
+        raise InputError(f"{path}: {name}_power {power.shape} and {name}_profile {profile.shape} do not fit")
+    if not all(np.isfinite(array).all() and (array >= 0).all() for array in (power, profile)):
+        raise InputError(f"{path}: the power in {name} is negative or not finite")
+    return SpectrumSum(power, profile[None])
 
 
 def summary(results: Sequence[tuple[str, Card]]) -> str:

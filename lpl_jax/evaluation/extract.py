@@ -8,7 +8,6 @@ seen, or those before an interruption, and is written atomically: an evaluation 
 """
 
 import functools
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,15 +16,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lpl_jax import parallel
+from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import PLACES
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.evaluation.spectrum import SpectrumSum, power, radial_profile
-from lpl_jax.io.atomic import write_json, write_npz
-from lpl_jax.io.fingerprints import fingerprint_values
+from lpl_jax.io.atomic import write_json
+from lpl_jax.io.fingerprints import fingerprint_texts, fingerprint_values
+from lpl_jax.io.npy import read_npz, write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.io.progress import progress_bar
 
 PART = 1024
+PLACE = "place"  # in the file of a part: a fingerprint of its folder and name
 
 
 class Features(NamedTuple):
@@ -81,7 +83,7 @@ def extract(
                     bar.update(min(batch_size, stop - first))
             finally:  # what was computed before an interruption is not computed again
                 if path and part.grown and jax.process_index() == 0:
-                    write_npz(path, part.arrays())
+                    write_part(path, part.arrays())
             parts.append(part.arrays())
     names = parts[0].keys() - {"power", "profiles"}
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in sorted(names)}
@@ -149,11 +151,35 @@ def _measurer(networks: Networks, mesh: Mesh):
     return measure
 
 
+def write_part(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
+    """A part, which says what it is of: a file of another range or folder in its place is not taken for it."""
+    write_npz(path, {**arrays, PLACE: _place(path)})
+
+
 def read_part(path: AnyPath, count: int) -> dict[str, np.ndarray] | None:
-    """A part as it was written, of its images up to `count`; None where it cannot be read (then it is computed)."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            part = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    """A part as it was written, of its images up to `count`; None where it cannot be used (then it is computed)."""
+    if not path.is_file():
         return None
-    return part if 0 < len(part.get("pool", ())) <= count else None
+    try:
+        part = read_npz(path)
+    except InputError:
+        return None
+    place = part.pop(PLACE, None)  # parts of earlier versions have none
+    if place is not None and not np.array_equal(place, _place(path)):
+        return None
+    each = {name: array for name, array in part.items() if name != "power"}
+    kept = {len(array) if array.ndim > 1 and array.dtype.kind == "f" else 0 for array in each.values()}
+    spectra = [part[name].shape[-1] for name in ("power", "profiles") if name in part]
+    fits = "pool" in part and len(kept) == 1 and 0 < max(kept) <= count and _fit(spectra, part)
+    return part if fits and all(np.isfinite(array).all() for array in part.values()) else None
+
+
+def _fit(spectra: list[int], part: Mapping[str, np.ndarray]) -> bool:
+    """Whether power and profiles are of images of one size, or neither is there."""
+    if not spectra:
+        return True
+    return len(spectra) == 2 and part["power"].shape == (spectra[0],) * 2 and spectra[1] == spectra[0] // 2 + 1
+
+
+def _place(path: AnyPath) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(fingerprint_texts(path.parent.name, path.name)), np.uint8)

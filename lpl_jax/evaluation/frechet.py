@@ -6,15 +6,12 @@ each process sums its own rows, `merge` joins the results in any order.
 
 import dataclasses
 import functools
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from lpl_jax.errors import InputError
-from lpl_jax.io.atomic import write_npz
-from lpl_jax.io.copies import local_copy
-from lpl_jax.io.npy import read_header
+from lpl_jax.errors import InputError, some
+from lpl_jax.io.npy import npz_names, read_npz, write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 
 # Names in a file: pytorch-fid writes the first two, the files of guided-diffusion (ADM) have all four.
@@ -22,6 +19,7 @@ KEYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 COUNT = "num_images"
 # Wider covariances are taken for damage: this one has 2 GiB.
 MAX_WIDTH = 16384
+MAX_BYTES = 3 * 8 * MAX_WIDTH**2
 
 
 class Gaussian(NamedTuple):
@@ -147,34 +145,28 @@ def read_statistics(path: PathLike, kind: str = "pool") -> Gaussian:
     path = to_path(path, "statistics", remote=True)
     if kind not in KEYS:
         raise InputError(f"statistics of kind {kind!r} asked for, possible: {', '.join(KEYS)}")
-    try:
-        with zipfile.ZipFile(local_copy(path)) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if absent := [key for key in KEYS[kind] if key not in names]:
-                raise InputError(f"{path} lacks {' and '.join(absent)} ({kind} statistics); it has {', '.join(names)}")
-            mean, covariance = (_read_array(path, archive, key, ndim) for ndim, key in enumerate(KEYS[kind], start=1))
-            count = int(_read_array(path, archive, COUNT, 0)) if COUNT in names else None
-    except InputError:
-        raise
-    except Exception as error:  # whatever the readers of zip files, compressed data and headers meet in a damaged file
-        raise InputError(f"{path} cannot be read as an .npz file of statistics: {error}") from error
-    return Gaussian(mean, _checked_covariance(path, KEYS[kind], mean, covariance), count)
+    names = npz_names(path)
+    if absent := [key for key in KEYS[kind] if key not in names]:
+        raise InputError(f"{path} lacks {' and '.join(absent)} ({kind} statistics); it has {some(names)}")
+    arrays = read_npz(path, (*KEYS[kind], COUNT), most=MAX_BYTES)
+    mean, covariance = (_numbers(path, key, arrays[key], ndim) for ndim, key in enumerate(KEYS[kind], start=1))
+    count = _numbers(path, COUNT, arrays[COUNT], 0) if COUNT in arrays else None
+    if count is not None and not (2 <= count < 2**53 and count == count.round()):
+        raise InputError(f"{path}: {COUNT} is {count}; possible: a whole number of 2 or more")
+    checked = _checked_covariance(path, KEYS[kind], mean, covariance)
+    return Gaussian(mean, checked, None if count is None else int(count))
 
 
-def _read_array(path: AnyPath, archive: zipfile.ZipFile, key: str, ndim: int) -> np.ndarray:
-    """An array of numbers, as float64; its header is read first, so that nothing large or executable is loaded."""
-    with archive.open(f"{key}.npy") as file:
-        shape, _, dtype = read_header(file)
-    if len(shape) != ndim or any(not 1 <= size <= MAX_WIDTH for size in shape) or dtype.kind not in "fiu":
+def _numbers(path: AnyPath, key: str, array: np.ndarray, ndim: int) -> np.ndarray:
+    """An array of a file as float64."""
+    if array.ndim != ndim or any(not 1 <= size <= MAX_WIDTH for size in array.shape) or array.dtype.kind not in "fiu":
         raise InputError(
-            f"{path}: {key} is {dtype} {shape}; possible: numbers with {ndim} dimension(s) of 1 to {MAX_WIDTH}"
+            f"{path}: {key} is {array.dtype} {array.shape}; possible: numbers with {ndim} dimension(s) of 1 to "
+            f"{MAX_WIDTH}"
         )
-    with archive.open(f"{key}.npy") as file:
-        array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
-        file.read()  # the checksum is compared at the end
     if not np.isfinite(array).all():
         raise InputError(f"{path}: {key} has infinite or undefined values")
-    return array
+    return array.astype(np.float64)
 
 
 def _checked_covariance(path: AnyPath, keys: tuple[str, str], mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -184,6 +176,10 @@ def _checked_covariance(path: AnyPath, keys: tuple[str, str], mean: np.ndarray, 
         )
     if (np.diag(covariance) < 0).any():
         raise InputError(f"{path}: {keys[1]} has negative variances")
+    deviations = np.sqrt(np.diag(covariance))
+    slack = 1e-4 * deviations.max() ** 2  # a file in float32 is rounded
+    if (np.abs(covariance) > (1 + 1e-4) * np.outer(deviations, deviations) + slack).any():
+        raise InputError(f"{path}: {keys[1]} has correlations above 1, so it is no covariance")
     # A file in float32 is symmetric to its rounding only.
     if np.abs(covariance - covariance.T).max() > 1e-5 * np.abs(covariance).max():
         raise InputError(f"{path}: {keys[1]} is not symmetric, so it is no covariance")

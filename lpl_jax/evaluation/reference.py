@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, st
 from lpl_jax.evaluation.image_sets import RULES, ImageSet, open_images
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.experiment.evaluation import EvaluationConfig
-from lpl_jax.io.copies import local_copy
+from lpl_jax.io.npy import npz_names
 from lpl_jax.io.paths import AnyPath, to_path
 
 KINDS = ("pool", "spatial")
@@ -56,12 +55,12 @@ def load_reference(
     """
     path = to_path(config.reference, "evaluation.reference", remote=True) if config.reference else None
     published: dict[str, Statistics | Gaussian] = {}
-    if path and path.suffix == ".npz" and "mu" in _names(path):
+    if path and path.suffix == ".npz" and "mu" in npz_names(path):
         if config.features != "inception":
             raise InputError(f"{path} holds statistics of Inception features; evaluation.features={config.features!r}")
-        kinds = KINDS if "mu_s" in _names(path) else ("pool",)
+        kinds = KINDS if "mu_s" in npz_names(path) else ("pool",)
         published = {kind: read_statistics(path, kind) for kind in kinds}
-    if path and published and "arr_0" not in _names(path):
+    if path and published and "arr_0" not in npz_names(path):
         about = {
             "reference.source": f"statistics {path.name}",
             "reference.num_images": published["pool"].count or "not said in the file",
@@ -97,7 +96,7 @@ def image_count(config: EvaluationConfig, resolution: int) -> int:
     config.check_reference()
     assert config.reference is not None
     path = to_path(config.reference, "evaluation.reference", remote=True)
-    if path.suffix == ".npz" and "mu" in (names := _names(path)) and "arr_0" not in names:
+    if path.suffix == ".npz" and "mu" in (names := npz_names(path)) and "arr_0" not in names:
         count = read_statistics(path, "pool").count
         if count is None:
             reason = "does not say of how many images its statistics are: give a number"
@@ -113,16 +112,6 @@ def statistics_hash(stats: Statistics | Gaussian) -> str:
     for array in (stats.mean, stats.covariance):
         digest.update(np.ascontiguousarray(array, np.float32).tobytes())
     return digest.hexdigest()
-
-
-def _names(path: AnyPath) -> list[str]:
-    try:
-        with zipfile.ZipFile(local_copy(path)) as file:
-            return [name.removesuffix(".npy") for name in file.namelist()]
-    except FileNotFoundError:
-        raise InputError(f"reference {path}: no such file") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"reference {path} is damaged or not an .npz file: {error}") from None
 
 
 def _images(config: EvaluationConfig, source, resolution: int):

@@ -7,7 +7,8 @@ import numpy as np
 
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.spectrum import BANDS, SpectrumSum, band_limits, band_means, error_curve, log_power
-from lpl_jax.io.atomic import write_csv, write_npz
+from lpl_jax.io.atomic import write_csv
+from lpl_jax.io.npy import write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.io.pictures import write_figure
 

@@ -22,8 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from lpl_jax.errors import InputError
 from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import AnyPath, PathLike, file_system, files_below, is_remote, to_path
@@ -199,10 +197,3 @@ def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """An .npz file of named arrays."""
-    named: dict[str, Any] = dict(arrays)
-    with atomic_open(path) as file:
-        (np.savez_compressed if compressed else np.savez)(file, **named)

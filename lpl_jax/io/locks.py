@@ -21,6 +21,7 @@ from typing import Any
 
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import AnyPath, is_remote
 
 LOCK = ".lock"
@@ -161,7 +162,7 @@ def _myself() -> dict[str, Any]:
 def _owner(path: Path) -> str:
     """Of a lock, in words."""
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path, most=4096)
         where = "" if about["host"] == socket.gethostname() else f" on host {about['host']}"
         return f"process {about['pid']}{where} ({about['command']})"
     except (OSError, ValueError, KeyError, TypeError):

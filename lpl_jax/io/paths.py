@@ -26,6 +26,7 @@ AnyPath: TypeAlias = Path | epath.Path
 PathLike: TypeAlias = str | os.PathLike[str]
 
 REMOTE = ("gs", "s3")
+MAX_NAME = 255  # bytes of the name of a file
 # At least two letters, and one slash: of "gs://bucket", `pathlib.Path` keeps one.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
@@ -107,6 +108,12 @@ def read_bounded(path: AnyPath, most: int) -> bytes:
     if size > most:
         raise InputError(f"{path}: {'more' if is_remote(path) else f'{size:,}'} bytes: at most {most:,} are read")
     return content
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text from a file names something in a folder itself: no path, no drive, nothing that is hidden."""
+    odd = any(character in "/\\:" or not character.isprintable() for character in name)
+    return bool(name) and not odd and not name.startswith(".") and len(name.encode(errors="replace")) <= MAX_NAME
 
 
 def entries(folder: AnyPath) -> list[AnyPath]:

@@ -1,6 +1,5 @@
-"""JSON objects and named tensors from files of others, of which nothing is ever executed; tensors into files."""
+"""Named tensors from files of others, of which nothing is ever executed; tensors into files."""
 
-import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import atomic_path
-from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.paths import PathLike, to_path
+from lpl_jax.io.texts import not_downloaded
 
 # Name in safetensors -> name in PyTorch.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -32,23 +32,14 @@ COUNTERS = (
 )
 
 
+MAX_DEPTH = 16  # of dictionaries in each other
+
+
 class Tensor(NamedTuple):
     """A tensor in a file: its type, as the file's format names it, and how its values are read."""
 
     dtype: str
     read: Callable[[], np.ndarray]  # as float32
-
-
-def read_json(path: AnyPath) -> dict:
-    """The JSON object in a file. Raises InputError where the file is missing, damaged or holds something else."""
-    try:
-        content = json.loads(path.read_bytes())  # of bytes, it finds the encoding and skips a byte order mark
-    except (OSError, ValueError, RecursionError) as error:
-        reason = f"it is {kind}" if (kind := _something_else(path)) else error
-        raise InputError(f"{path} cannot be read as JSON: {reason}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
-    return content
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:
@@ -94,25 +85,10 @@ def open_file(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if kind := _something_else(path):
-        raise InputError(f"{path} is {kind}")
+    with path.open("rb") as file:
+        if kind := not_downloaded(file.read(256)):
+            raise InputError(f"{path} is {kind}")
     return _open_torch(path) if _is_torch(path) else _open_safetensors(path)
-
-
-def _something_else(path: AnyPath) -> str | None:
-    """What a file is that was to be downloaded and was not, in words."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    except OSError:
-        return None
-    if not head:
-        return "an empty file: download it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself: run git lfs pull, or download it again"
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not the file itself: download it again"
-    return None
 
 
 def _is_torch(path: Path) -> bool:
@@ -171,6 +147,14 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     tensors = dict(_flat(content, "", torch.Tensor)) if isinstance(content, Mapping) else {}
     if not tensors:
         raise InputError(f"{path} is not a state dict: names with tensors are needed; code in it is not run")
+    size = path.stat().st_size
+    for name, tensor in tensors.items():  # a view may repeat a number without end, or be laid out as no array is
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(f"{path}: {_named(name)} is no plain array of numbers")
+        if tensor.numel() * tensor.element_size() > size:
+            raise InputError(
+                f"{path}: {_named(name)} has {tensor.numel():,} numbers, more than the file of {size:,} bytes"
+            )
 
     def reader(tensor: Any) -> Callable[[], np.ndarray]:
         return lambda: tensor.detach().to(torch.float32).numpy()
@@ -189,18 +173,31 @@ def _load_torch(path: Path) -> Any:
             return torch.load(file, **options)
         others: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)]
         file.seek(0)
+        _check_stored(path)
         source = dict(f=file) if path.suffix == ".safetensors" else dict(f=path, mmap=True)
         with torch.serialization.safe_globals(others):
             return torch.load(**source, **options)
 
 
-def _flat(content: Mapping, prefix: str, kind: type) -> Any:
-    """(name, tensor) of all tensors in dictionaries in dictionaries."""
+def _check_stored(path: Path) -> None:
+    """Raises ValueError where a zip file is larger inside than outside: `torch.save` compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        inside, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    if inside > size:
+        raise ValueError(f"{inside:,} bytes in a file of {size:,}")
+
+
+def _flat(content: Mapping, prefix: str, kind: type, depth: int = 0) -> Any:
+    """(name, tensor) of all tensors in dictionaries in dictionaries, which may hold each other."""
     for name, value in content.items():
         if isinstance(value, kind):
             yield f"{prefix}{name}", value
-        elif isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.", kind)
+        elif isinstance(value, Mapping) and depth < MAX_DEPTH:
+            yield from _flat(value, f"{prefix}{name}.", kind, depth + 1)
+
+
+def _named(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def write_file(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:

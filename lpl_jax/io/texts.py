@@ -52,3 +52,15 @@ def check_text(text: str, name: str) -> str:
         line = text.count("\n", 0, found.start()) + 1
         raise InputError(f"{name}: line {line} holds {what}")
     return text
+
+
+def not_downloaded(head: bytes) -> str | None:
+    """What a file is, by its first bytes, that was to be downloaded and was not, in words; None for anything else."""
+    head = head[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "an empty file: download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself: run git lfs pull, or download it again"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not the file itself: download it again"
+    return None

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lpl_jax.errors import InputError, some
-from lpl_jax.io.tensors import Tensor, open_file, parameters, read_json, read_tensors
+from lpl_jax.io.jsons import read_json
+from lpl_jax.io.paths import is_plain_name
+from lpl_jax.io.tensors import Tensor, open_file, parameters, read_tensors
 
 # Names of files of weights, without variant and ending, in the order of preference; others where none of these is.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -23,6 +25,7 @@ ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
 PATTERNS = tuple(f"{stem}*.{ending}" for stem in STEMS for ending in ("safetensors", "safetensors.index*.json"))
 PICKLES = tuple(f"{stem}*.{ending}" for stem in STEMS for ending in ("bin", "bin.index*.json"))
 FULL_PRECISION = ("", "fp32")
+MAX_INDEX = 2**28  # bytes
 # What trainers write beside the weights.
 _NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|\.).*")
 # Parts of a name that wrap a module, wherever they are; nothing of ours or of diffusers is called so.
@@ -203,12 +206,12 @@ def _open_all(files: Sequence[Path], index: Path | None) -> dict[str, Tensor]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> name of the file beside the index, which exists."""
-    places = read_json(path).get("weight_map")
+    places = read_json(path, most=MAX_INDEX).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
         raise InputError(f"{path} has no weight_map of tensor names to file names")
     shards = sorted(set(places.values()))
-    pattern = rf"[\w.-]+\.({'|'.join(ENDINGS)})"  # a path would leave the folder
-    if outside := [shard for shard in shards if not re.fullmatch(pattern, shard)]:
+    endings = tuple(f".{ending}" for ending in ENDINGS)
+    if outside := [shard for shard in shards if not (is_plain_name(shard) and shard.endswith(endings))]:
         raise InputError(f"{path} names {some(map(repr, outside))}; possible: files of weights beside it")
     if absent := [shard for shard in shards if not (path.parent / shard).is_file()]:
         raise InputError(f"{path.parent} lacks {some(absent)}, which {path.name} names")

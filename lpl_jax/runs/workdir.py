@@ -10,7 +10,7 @@ processes train in one remote folder is left to who starts them.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,8 +18,8 @@ from lpl_jax.data.store import StoreIdentity
 from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment, build, to_dict
 from lpl_jax.io.atomic import write_json, write_text
+from lpl_jax.io.jsons import checked, read_any, read_json, record, signed
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
-from lpl_jax.io.tensors import read_json
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
@@ -50,13 +50,14 @@ def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
 
 def read_experiment(workdir: PathLike) -> Experiment:
     """The resolved experiment of a run. Raises InputError where `workdir` is not the folder of one."""
-    workdir = run_folder(workdir)
+    return _experiment_of(run_folder(workdir))
+
+
+def _experiment_of(workdir: AnyPath) -> Experiment:
     raw = _read_config(workdir)
     try:
         return build(raw)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than a config's
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:  # JSON of another form
         raise InputError(f"{workdir / CONFIG} is not the config of a run: {error}") from error
 
 
@@ -73,7 +74,7 @@ def write_config(
     learned = inputs and {**inputs._asdict(), "store": inputs.store._asdict()}
     contents = {INPUTS: learned, GIVEN: given, CONFIG: to_dict(experiment)}
     for name, content in contents.items() if jax.process_index() == 0 else ():
-        path, text = workdir / name, json.dumps(content, indent=1) + "\n"
+        path, text = workdir / name, json.dumps(signed(content or {}), indent=1) + "\n"
         if content is not None and not (path.exists() and path.read_text() == text):
             write_text(path, text)
 
@@ -82,13 +83,21 @@ class Inputs(NamedTuple):
     """What decides what a run learns, beside its config: by content, as a path may hold something else tomorrow.
 
     autoencoder, text, comparison: fingerprints of the frozen networks' weights;
-    None for those that the run does not have, or that no process sees whole.
+    None for those that the run does not have, or that no process sees whole. finite: whether all records of the store
+    were looked through for values that are not, by `training.data.look_through`.
     """
 
     store: StoreIdentity
     autoencoder: str
     text: str | None = None
     comparison: str | None = None
+    finite: bool = False
+
+
+def read_inputs(workdir: AnyPath) -> Inputs | None:
+    """What a run was begun with; None where its folder does not say. Raises InputError for a damaged file."""
+    path = workdir / INPUTS
+    return record(Inputs, checked(read_json(path), str(path)), str(path)) if path.exists() else None
 
 
 NETWORKS = {"autoencoder": "autoencoder", "text": "text tower", "comparison": "network of the comparison"}
@@ -100,14 +109,10 @@ def check_same_inputs(inputs: Inputs, workdir: AnyPath) -> None:
     A store may have been moved, made again of the same images, or have grown where it was not finished. Runs of
     versions that did not note their inputs pass.
     """
-    path = workdir / INPUTS
-    if not path.is_file():
+    before = read_inputs(workdir)
+    if before is None:
         return
-    try:
-        before = Inputs(**read_json(path))
-        begun, now = StoreIdentity(**cast(dict, before.store)), inputs.store
-    except TypeError as error:
-        raise InputError(f"{path} does not say what the run was begun with: {error}") from None
+    begun, now = before.store, inputs.store
     grown = begun.images is None and not begun.finished
     if not (now.same_images(begun) or grown):
         raise InputError(
@@ -127,32 +132,29 @@ def check_same_inputs(inputs: Inputs, workdir: AnyPath) -> None:
 def write_classes(names: Sequence[str], workdir: AnyPath) -> None:
     """Writes the names of the classes that a run learns, on the first process: it has them without its store."""
     if jax.process_index() == 0 and read_classes(workdir) != tuple(names):
-        write_json(workdir / CLASSES, list(names))
+        write_json(workdir / CLASSES, signed({"classes": list(names)}))
 
 
 def read_classes(workdir: AnyPath) -> tuple[str, ...] | None:
     """The names of a run's classes; None where it has not said them. Raises InputError for a damaged file."""
     path = workdir / CLASSES
-    try:
-        names = json.loads(path.read_text())
-    except OSError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path} is no list of names")
-    return tuple(names)
+    content = read_any(path)
+    fields = {"classes": content} if isinstance(content, list) else content  # of an earlier version
+    return record(_Classes, checked(fields, str(path)) if isinstance(fields, dict) else fields, str(path)).classes
+
+
+class _Classes(NamedTuple):
+    classes: tuple[str, ...]
 
 
 def _read_config(workdir: AnyPath) -> dict[str, Any]:
     path = workdir / CONFIG
-    try:
-        raw = json.loads(path.read_text())
-    except OSError:
-        raise InputError(f"{path}: no such file; is {workdir} the folder of a run?") from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if not isinstance(raw, dict) or not {"resolution", "model"} <= raw.keys():
+    if not path.exists():
+        raise InputError(f"{path}: no such file; is {workdir} the folder of a run?")
+    raw = checked(read_json(path, finite=False), str(path))  # a threshold may be infinite
+    if not {"resolution", "model"} <= raw.keys():
         raise InputError(f"{path} is not the config of a run")
     # Each machine has its own kernel: a run of a TPU is sampled from on a CPU.
     model = raw["model"]
@@ -166,14 +168,15 @@ def check_same_run(experiment: Experiment, workdir: AnyPath, given: Mapping[str,
     follows from that.
     """
     try:
-        saved = build(_read_config(workdir))
+        saved = _experiment_of(workdir)
     except InputError as error:
         raise InputError(f"{workdir} is not the folder of a run: {workdir / CONFIG}: {error}") from error
     changed = _changes(to_dict(saved), to_dict(experiment))
     if not changed:
         return
     if given is not None and (workdir / GIVEN).is_file():
-        changed = _changes(read_json(workdir / GIVEN), given) or changed
+        before = checked(read_json(workdir / GIVEN, finite=False), str(workdir / GIVEN))
+        changed = _changes(before, given) or changed
     raise InputError(f"{workdir} holds a run with another config: {some(changed, '; ')}; give another --workdir")
 
 

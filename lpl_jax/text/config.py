@@ -5,8 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lpl_jax.errors import InputError
+from lpl_jax.fields import fits
 
 ACTIVATIONS = ("quick_gelu", "gelu")
+# Of fields that are sizes; far above what is published, and far below what takes minutes to refuse.
+LARGEST = dict(width=2**16, layers=1000, heads=2**12, mlp_width=2**18, projection_dim=2**16)
+LARGEST |= dict(vocab_size=2**24, positions=2**16, eos_token_id=2**24, image_size=2**14, patch_size=2**14)
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,15 @@ class TowerConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in ("width", "layers", "heads", "mlp_width"):
-            if getattr(self, field) < 1:
-                raise InputError(f"CLIP tower with {field}={getattr(self, field)}: must be at least 1")
+        sizes = {name: most for name, most in LARGEST.items() if hasattr(self, name)}
+        for name, most in sizes.items():
+            given = getattr(self, name)
+            if name == "projection_dim" and given is None:
+                continue
+            if type(given) is not int or not (0 if name == "eos_token_id" else 1) <= given <= most:
+                raise InputError(f"CLIP tower with {name}={given!r}: must be a whole number from 1 to {most}")
+        if not fits(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise InputError(f"CLIP tower with norm_eps={self.norm_eps!r}: must be a number between 0 and 1")
         if self.width % self.heads:
             raise InputError(f"CLIP tower of width={self.width}: not divisible by heads={self.heads}")
         if self.activation not in ACTIVATIONS:
@@ -144,7 +154,7 @@ def from_transformers(
         raise InputError(f"{name}: {kind} has no tower {tower!r}; it has: {', '.join(CLASSES[kind])}")
     projection = config.get("projection_dim", 512) if kind == "CLIPModel" or kind.endswith("Projection") else None
     towers: dict[str, Any] = {
-        side: _tower(side, _section(config, kind, side), projection, name, dtype)
+        side: _tower(side, _section(config, kind, side, name), projection, name, dtype)
         for side in CLASSES[kind]
         if tower in (None, side)
     }
@@ -153,18 +163,21 @@ def from_transformers(
 
 def class_name(config: Mapping[str, Any], name: str) -> str:
     """The transformers class that a config.json is of: one of `CLASSES`."""
-    model_type = config.get("model_type") or ""
-    kind = (config.get("architectures") or [MODEL_TYPES.get(model_type, config.get("model_type"))])[0]
-    if kind not in CLASSES:
-        raise InputError(f"{name}: config.json is of {kind}; possible: {', '.join(CLASSES)}")
+    kinds, model_type = config.get("architectures"), config.get("model_type")
+    kind = kinds[0] if isinstance(kinds, list) and kinds else MODEL_TYPES.get(str(model_type), model_type)
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise InputError(f"{name}: config.json is of {str(kind)[:80]}; possible: {', '.join(CLASSES)}")
     return kind
 
 
-def _section(config: Mapping, kind: str, side: str) -> Mapping:
+def _section(config: Mapping, kind: str, side: str, name: str) -> Mapping:
     if kind != "CLIPModel":
         return config
     # Early files repeat a section as text_config_dict, which then decides, defaults included.
-    return config.get(f"{side}_config_dict") or config.get(f"{side}_config") or {}
+    section = config.get(f"{side}_config_dict") or config.get(f"{side}_config") or {}
+    if not isinstance(section, Mapping):
+        raise InputError(f"{name}: config.json has a {side}_config that is no object")
+    return section
 
 
 def _tower(side: str, section: Mapping, projection: int | None, name: str, dtype: str) -> TextConfig | VisionConfig:
@@ -172,10 +185,10 @@ def _tower(side: str, section: Mapping, projection: int | None, name: str, dtype
         raise InputError(f"{name}: config.json has num_channels={section['num_channels']}; possible: 3")
     values = {ours: section.get(theirs, default[side]) for ours, (theirs, default) in SHARED_FIELDS.items()}
     values |= {ours: section.get(theirs, default) for ours, (theirs, default) in OWN_FIELDS[side].items()}
-    for ours, value in values.items():
-        if ours != "activation" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"{name}: config.json has {side} {ours}={value!r}; possible: one number")
-    return {"text": TextConfig, "vision": VisionConfig}[side](**values, projection_dim=projection, dtype=dtype)
+    try:
+        return {"text": TextConfig, "vision": VisionConfig}[side](**values, projection_dim=projection, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"{name}: config.json, {side}: {error}") from None
 
 
 def to_transformers(config: ClipConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import html
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from typing_extensions import override
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
-from lpl_jax.io.tensors import read_json
+from lpl_jax.io.jsons import MAX_BYTES as MAX_VOCABULARY
+from lpl_jax.io.jsons import parse, read_json
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -227,23 +229,30 @@ def _read(reader, *paths: Path):
     """What a reader of the library makes of files. Its errors have no type of their own."""
     try:
         return reader(*map(str, paths))
-    except Exception as error:
-        raise InputError(f"{' and '.join(map(str, paths))} cannot be read: {error}") from error
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]  # a fault inside of the library is no Exception
+        raise InputError(f"{' and '.join(map(str, paths))} cannot be read: {reason}") from error
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     core = _read(tokenizers.Tokenizer.from_file, path)
     if getattr(core.model, "end_of_word_suffix", None) != WORD_END:
         raise InputError(f"{path} is not a CLIP tokeniser: no byte-pair model with words that end in {WORD_END}")
-    merges = json.loads(core.to_str())["model"]["merges"]
+    merges = parse(core.to_str(), str(path))["model"]["merges"]
     return core.get_vocab(with_added_tokens=False), [tuple(pair) for pair in merges]
 
 
 def _read_open_clip(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     try:
-        _version, *lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        with gzip.open(path) as file:
+            content = file.read(MAX_VOCABULARY + 1)
+        if len(content) > MAX_VOCABULARY:
+            raise ValueError(f"more than {MAX_VOCABULARY:,} bytes inside")
+        _version, *lines = content.decode("utf-8").split("\n")
         merges = [(a, b) for a, b in (line.split(" ") for line in lines[:OPEN_CLIP_MERGES] if line)]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is not a gzipped list of merges: {error}") from error
     return vocabulary_of(merges), merges
 
@@ -252,6 +261,11 @@ def _padding_word(folder: Path) -> str:
     """The padding word that a folder's settings name; the end token where they name none."""
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         word = read_json(file).get("pad_token") if file.is_file() else None
+        word = word.get("content") if isinstance(word, dict) else word
+        if word is not None and not (isinstance(word, str) and word):
+            raise InputError(
+                f"{file}: pad_token={str(word)[:80]!r} is not possible: it must be a word of the vocabulary"
+            )
         if word:
-            return word["content"] if isinstance(word, dict) else word
+            return word
     return EOS

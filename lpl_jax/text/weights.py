@@ -10,9 +10,10 @@ import numpy as np
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.hub import find
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
-from lpl_jax.io.tensors import read_json, write_tensors
+from lpl_jax.io.tensors import write_tensors
 from lpl_jax.io.weight_files import PATTERNS, PICKLES, read_weights
 from lpl_jax.text import bundled
 from lpl_jax.text.config import CLASSES, ClipConfig, from_transformers, to_transformers

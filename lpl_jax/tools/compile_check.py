@@ -8,7 +8,6 @@ needed, and nothing of full size is allocated. For TPUs libtpu has to be install
 What the numbers mean: docs/scaling.md.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from lpl_jax.cost import topology as topologies
 from lpl_jax.cost.topology import GIB, MESSAGES, Topology
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.jsons import read_json
 from lpl_jax.tools import cli, config_file, flags
 
 # Set in the process that compiles, whose environment fits the topology; JAX is imported there only.
@@ -184,7 +184,7 @@ def _report_of_child(topology: Topology, argv: Sequence[str], images: int) -> di
         status = _in_child(topology, other, planning, stdout=subprocess.DEVNULL)
         if not report.exists():
             raise InputError(f"--find-batch: a batch of {images} could not be compiled (status {status})")
-        return json.loads(report.read_text())
+        return read_json(report)
 
 
 # --- text ---

@@ -31,10 +31,10 @@ from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import captioned_rows
 from lpl_jax.evaluation.prompts import read_prompts
 from lpl_jax.io.atomic import atomic_open, write_json
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import AnyPath
 from lpl_jax.io.pictures import write_picture
-from lpl_jax.io.tensors import read_json
 from lpl_jax.runs import Run, checkpoints, open_run
 from lpl_jax.tools import cli, flags
 from lpl_jax.tools.compare_cards import short_names

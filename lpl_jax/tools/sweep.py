@@ -18,7 +18,6 @@ only the tables are written:
                              figure6_samples.png
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 from lpl_jax import stopping
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import is_remote
 from lpl_jax.tools import cli, flags
 from lpl_jax.tools.rows import (
@@ -90,7 +90,7 @@ def _reference(command: Sequence[str]) -> dict[str, str] | None:
 def is_evaluated(folder: Path, state: Mapping[str, Any]) -> bool:
     """Whether the evaluation that is about to run was finished, of the same checkpoint."""
     marker = folder / EVALUATED
-    return marker.is_file() and json.loads(marker.read_text()) == state
+    return marker.is_file() and read_json(marker) == state
 
 
 def run_all(rows: Sequence[Any], module: ModuleType, args, extra: Sequence[str], shared: Mapping[str, Shared]) -> int:

@@ -5,16 +5,17 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from lpl_jax import parallel
+from lpl_jax import distributed, parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, check_outside, prepare
 from lpl_jax.data.configured import data_source
+from lpl_jax.data.finite import check_finite
 from lpl_jax.data.manifest import MANIFEST, PLAN
 from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.locks import only_writer
 from lpl_jax.io.paths import AnyPath, to_path
-from lpl_jax.runs.workdir import read_classes
+from lpl_jax.runs.workdir import read_classes, read_inputs
 from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
 
 
@@ -56,7 +57,20 @@ def open_store(
     else:
         _check_classes(experiment, store, workdir)
     store.fetch()
+    look_through(store, workdir)
     return store
+
+
+def look_through(store: LatentStore, workdir: AnyPath) -> None:
+    """Raises an InputError, in all processes, where records are not finite; each looks at its share of them.
+
+    A run whose `inputs.json` says that these records were looked through does not do it again.
+    """
+    known = read_inputs(workdir)
+    if known is not None and known.finite and known.store.records == store.identity.records:
+        return
+    part = jax.process_index(), jax.process_count()
+    distributed.on_all(lambda: check_finite(store, part=part))
 
 
 def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath) -> None:

@@ -15,8 +15,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
 
 from lpl_jax.errors import InputError
+from lpl_jax.fields import fits
 from lpl_jax.io.atomic import upload, write_text
 from lpl_jax.io.faults import naming
+from lpl_jax.io.jsons import read_lines
 from lpl_jax.io.paths import AnyPath, is_remote, size_of, to_path
 
 METRICS_FILE = "metrics.jsonl"
@@ -148,11 +150,16 @@ def read_metrics(folder) -> list[dict[str, Any]]:
     path = to_path(folder, "--workdir", remote=True) / METRICS_FILE
     if not path.exists():
         raise InputError(f"no {METRICS_FILE} in {folder}")
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a complete line ends with a newline
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    rows = list(read_lines(path))
+    for number, row in enumerate(rows, 1):
+        if not (fits(row.get("step"), int) and row["step"] >= 0 and all(map(_is_metric, row.values()))):
+            raise InputError(f"{path}: line {number} holds no step with numbers")
+    return rows
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether it is a number, None where it was not finite, or a list of these."""
+    return all(map(_is_metric, value)) if isinstance(value, list) else value is None or fits(value, float)
 
 
 def _drop_after(path: AnyPath, step: int) -> None:

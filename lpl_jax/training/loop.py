@@ -114,7 +114,7 @@ def train(
                 state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
                 frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
                 check_finite({"parameter": state.params, "average": state.emas, "frozen network": frozen})
-            inputs = Inputs(store.identity, store.manifest.weights_hash, tower, _fingerprint(frozen.network))
+            inputs = Inputs(store.identity, store.manifest.weights_hash, tower, _fingerprint(frozen.network), True)
             if resumed:
                 check_same_inputs(inputs, workdir)
             session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, None)

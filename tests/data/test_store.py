@@ -1,6 +1,7 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from dataclasses import replace
 
@@ -326,29 +327,84 @@ def test_changed_bytes_are_seen_when_read(damaged):
         spoilt[2]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda fields: fields.update(format=2), "store format 2, this version has format 3: prepare it again"),
-        (lambda fields: fields.pop("crop"), "not a manifest.*crop"),
-        (lambda fields: fields.update(extra=1), "not a manifest.*extra"),
-        (lambda fields: fields.update(num_records=12), "num_records=12, but its other fields give 11"),
-        (lambda fields: fields.update(dtype="int8"), "dtype='int8'"),
-    ],
-)
-def test_damaged_manifests_are_named(damaged, change, message):
-    path = damaged / "manifest.json"
+def change_manifest(store, change, *, checksum):
+    path = store / "manifest.json"
     fields = json.loads(path.read_text())
     change(fields)
+    if not checksum:  # as of a store that an earlier version wrote
+        del fields["checksum"]
     path.write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=message):
+
+
+CONTRADICTIONS = [
+    (dict(format=2), "store format 2, this version has format 3: prepare it again"),
+    (dict(extra=1), "manifest.json: 'extra' not known"),
+    (dict(num_records=12), "num_records=12, but its other fields give 11"),
+    (dict(dtype="int8"), "dtype='int8' is not possible: it must be one of float16, float32"),
+    (dict(scaling_factor=-0.5), "scaling_factor=-0.5 is not possible: it must be positive"),
+    (dict(shift_factor="0"), "shift_factor='0' is not possible: it must be a number"),
+    (dict(latents_mean=[0.0] * 4), "latents_mean without latents_std"),
+    (dict(latents_mean=[0.0], latents_std=[1.0]), "latents_mean has 1 numbers for 4 channels"),
+    (dict(downsample=7), "resolution=24 is no multiple of downsample=7"),
+    (dict(latent_channels=4096), "too few for 4 records of"),
+    (dict(latent_channels=4096, resolution=65536), "at most 1,073,741,824 are possible"),
+    (dict(class_names="ant"), "class_names='ant' is not possible: it must be a list"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS, ids=[message for _, message in CONTRADICTIONS])
+def test_a_manifest_that_contradicts_itself_is_refused(damaged, change, message):
+    change_manifest(damaged, lambda fields: fields.update(change), checksum=False)
+    with pytest.raises(InputError, match=re.escape(message)):
         LatentStore(damaged)
 
 
-def test_a_manifest_that_is_not_json(damaged):
-    (damaged / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match="manifest.json: not a manifest"):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scaling_factor", 0.25), ("crop", "random"), ("class_names", ["bee", "ant"]), ("skipped", 1)],
+)
+def test_what_a_manifest_says_is_covered_by_its_checksum(damaged, name, value):
+    change_manifest(damaged, lambda fields: fields.update({name: value}), checksum=True)
+    with pytest.raises(InputError, match=r"manifest.json: was changed since it was written"):
         LatentStore(damaged)
+
+
+def test_a_manifest_without_a_checksum_is_of_an_earlier_version(damaged):
+    before = LatentStore(damaged).manifest
+    change_manifest(damaged, lambda fields: None, checksum=False)
+    assert LatentStore(damaged).manifest == before
+
+
+OUTSIDE = ["../stolen.array_record", "/etc/passwd", "C:\\x", "a/b", "a\\b", "..", "", "manifest.json", "x\0", ".lock"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_manifest_names_no_file_outside_its_folder(damaged, name):
+    """Though there is one: it is never followed."""
+    whole = next(damaged.glob("*.array_record")).read_bytes()
+    (damaged.parent / "stolen.array_record").write_bytes(whole)
+    change_manifest(damaged, lambda fields: fields["shards"][0].update(file=name), checksum=False)
+    with pytest.raises(InputError, match=r"manifest.json: (shards\[0\]: file=|a shard is named twice)"):
+        LatentStore(damaged)
+
+
+def test_a_shard_is_named_once(damaged):
+    def twice(fields):
+        fields["shards"][1] = fields["shards"][0]
+
+    change_manifest(damaged, twice, checksum=False)
+    with pytest.raises(InputError, match="a shard is named twice"):
+        LatentStore(damaged)
+
+
+def test_a_shard_has_the_records_that_the_manifest_says(damaged):
+    def fewer(fields):
+        fields["shards"][0]["records"] -= 1
+        fields["num_records"] -= 1
+
+    change_manifest(damaged, fewer, checksum=False)
+    with pytest.raises(InputError, match="has 4 records, not the 3 that the store says"):
+        LatentStore(damaged)[0]
 
 
 def test_encode_flips_mirrors_columns(autoencoder):

@@ -319,7 +319,7 @@ def own(**fields):
     [
         (None, ["no config (lpl_jax.MMDiT)", "give the folder"]),
         ("{", ["metadata lpl_jax.MMDiT", "JSON"]),
-        ("[" * 10**5, ["metadata lpl_jax.MMDiT", "JSON"]),
+        ("[" * 10**5, ["metadata lpl_jax.MMDiT", "more than 64 deep"]),
         ("[3]", ["metadata lpl_jax.MMDiT", "list", "object"]),
         (own(widths=64), ["unknown field widths", "hidden"]),
         (own(hidden=..., depth=...), ["missing field hidden; missing field depth"]),
@@ -329,7 +329,8 @@ def own(**fields):
         (own(depth=[2]), ["depth=[2]", "positive integer"]),
         (own(remat={"full": 1}), ["remat={'full': 1}", "one of"]),
         (own(hidden=10**9), ["hidden = 1000000000", "out of all proportion"]),
-        (own(hidden=4 * 10**4000), ["hidden = 4000", "out of all proportion"]),
+        (own(hidden=4 * 10**4000), ["metadata lpl_jax.MMDiT", "a number of 4,001 digits"]),
+        (own(hidden=4 * 10**30), ["hidden = 4000", "out of all proportion"]),
         (own(depth=10**9), ["depth = 1000000000", "out of all proportion"]),
         (own(num_classes=10**12), ["num_classes = 1000000000000", "out of all proportion"]),
         (own(hidden=128), ["blocks/attn/k/bias has shape (1, 64), the config needs (1, 128)", "; and 63 more"]),

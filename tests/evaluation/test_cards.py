@@ -76,7 +76,7 @@ def test_which_fields_forbid_a_comparison(field, expected):
         (json.dumps({"format": 9, "metrics": {}}), "format 9"),
         (
             json.dumps({"format": 1, "metrics": {"fid": {"worth": 1}}, "absent": {}, "made": {}, "context": {}}),
-            "is not a",
+            "'worth' not known; possible: value, low, high",
         ),
     ],
 )

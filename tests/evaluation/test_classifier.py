@@ -148,11 +148,11 @@ def test_missing_and_surplus_tensors_are_named(small, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(stem=0), "stem: 0 given"),
-        (dict(widths=[4, "x"]), "widths: 'x' given"),
+        (dict(stem=0), "stem=0 is not possible: it must be in .1, 16384."),
+        (dict(widths=[4, "x"]), r"widths\[1\]='x' is not possible"),
         (dict(widths=[]), "widths=.*not empty"),
-        (dict(classes=[1]), "strings are needed"),
-        (dict(depth=3), "depth missing or surplus"),
+        (dict(classes=[1]), r"classes\[0\]=1 is not possible: it must be text"),
+        (dict(depth=3), "'depth' not known; possible: name"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(small, tmp_path, change, message):

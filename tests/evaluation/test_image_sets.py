@@ -363,7 +363,7 @@ def npy(shape, header=b""):
     [
         (npy((10**12, 1, 1, 3)), None, "a.npz cannot be read as an array of images"),
         (npy((1, 60_000, 60_000, 3)), 60_000**2 * 3, "possible: images of up to 89,478,485 pixels"),
-        (npy((4, -4, -4, 3)), 4 * 16 * 3, "needed: .N, H, W, 3., uint8"),
+        (npy((4, -4, -4, 3)), 4 * 16 * 3, "an array of shape .4, -4, -4, 3."),
         (npy((), b"{" * 99), 3 * 2**30, "a header of 3,221,225,472 bytes"),
     ],
 )

@@ -22,8 +22,8 @@ def committed():
 
 
 def check(measured, committed):
-    grown = guard.grown(measured, committed["cases"])
-    made_with = "" if committed["jax"] == jax.__version__ else f", made with jax {committed['jax']}"
+    grown = guard.grown(measured, committed.cases)
+    made_with = "" if committed.jax == jax.__version__ else f", made with jax {committed.jax}"
     assert not grown, (
         f"with jax {jax.__version__} the compiled step needs more than tests/guard/compiled_step.json{made_with}, "
         f"says: {'; '.join(grown)}. If that is meant: {guard.UPDATE} tests/guard/compiled_step.json"
@@ -40,7 +40,7 @@ def test_the_other_steps_have_not_grown(committed):
 
 
 def test_every_case_has_what_it_should(measured, committed):
-    assert set(committed["cases"]) == set(guard.CASES)
+    assert set(committed.cases) == set(guard.CASES)
     for case, quantities in measured.items():
         assert quantities["memory: peak, bytes"] > 0 and quantities["full rematerializations"] == 0
         assert any("all-reduce" in name for name in quantities) == case.startswith("mesh")

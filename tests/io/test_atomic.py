@@ -17,9 +17,9 @@ from lpl_jax.io.atomic import (
     check_free,
     write_csv,
     write_json,
-    write_npz,
     write_text,
 )
+from lpl_jax.io.npy import write_npz
 from lpl_jax.io.paths import to_path
 
 

@@ -24,8 +24,9 @@ from lpl_jax.evaluation.reference import set_rows
 from lpl_jax.evaluation.sweep import write_sweep
 from lpl_jax.experiment import build
 from lpl_jax.experiment.evaluation import EvaluationConfig
-from lpl_jax.io.atomic import write_bytes, write_npz, write_text
+from lpl_jax.io.atomic import write_bytes, write_text
 from lpl_jax.io.copies import local_copy
+from lpl_jax.io.npy import write_npz
 from lpl_jax.io.paths import files_below, to_path
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.parallel import MeshConfig, make_mesh
@@ -145,7 +146,7 @@ def test_images_are_scored(bucket, image_folder, small_classifier, tmp_path, mon
     with Image.open(bucket / "bucket/out/ants/grid.png") as picture:
         picture.load()
     # What is there is read, not computed again.
-    monkeypatch.setattr("lpl_jax.evaluation.extract.write_npz", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("lpl_jax.evaluation.extract.write_part", lambda *_: pytest.fail("computed again"))
     assert evaluate(evaluator, read, 8, **arguments).metrics == card.metrics
 
 
@@ -155,7 +156,7 @@ def test_arrays_statistics_and_prompts_are_read(bucket, tmp_path):
     np.testing.assert_array_equal(open_images("s3://bucket/set.npz")[0:5], images)
     write_statistics("gs://bucket/statistics.npz", statistics(images.reshape(5, -1)[:, :3].astype(np.float32)))
     assert read_statistics("gs://bucket/statistics.npz").mean.shape == (3,)
-    with pytest.raises(InputError, match="gs://bucket/none.npz cannot be read as an .npz file of statistics"):
+    with pytest.raises(InputError, match="gs://bucket/none.npz cannot be read as a file of arrays"):
         read_statistics("gs://bucket/none.npz")
     write_text("gs://bucket/prompts.txt", "a cat\na dog\n")
     assert read_prompts("gs://bucket/prompts.txt").lines == ("a cat", "a dog")

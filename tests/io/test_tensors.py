@@ -9,7 +9,8 @@ import torch
 from safetensors.numpy import save_file
 
 from lpl_jax.errors import InputError
-from lpl_jax.io.tensors import read_file, read_json
+from lpl_jax.io.jsons import read_json
+from lpl_jax.io.tensors import read_file
 from lpl_jax.io.weight_files import read_weights
 
 INDEX = "model.safetensors.index.json"

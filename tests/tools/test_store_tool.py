@@ -1,5 +1,6 @@
 """`lpl store` on stores that are whole, damaged, or still being made."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -78,14 +79,10 @@ def change_field(name, value):
 def test_a_damaged_record_is_found(captioned, rewritten, capsys, kind, change):
     folder = rewritten(lambda records: change(captioned, records))
     # Another length of a record is a fault of the file's size, which is found on opening.
-    for shard in captioned.manifest.shards:
-        size = (folder / shard.file).stat().st_size
-        text = (folder / "manifest.json").read_text()
-        (folder / "manifest.json").write_text(text.replace(f'"bytes": {shard.bytes}', f'"bytes": {size}'))
-    fields = (folder / "manifest.json").read_text()
-    total = sum((folder / shard.file).stat().st_size for shard in captioned.manifest.shards)
-    fields = fields.replace(f'"num_bytes": {captioned.manifest.num_bytes}', f'"num_bytes": {total}')
-    (folder / "manifest.json").write_text(fields)
+    manifest = captioned.manifest
+    sizes = [(folder / shard.file).stat().st_size for shard in manifest.shards]
+    shards = [shard._replace(bytes=size) for shard, size in zip(manifest.shards, sizes, strict=True)]
+    (folder / "manifest.json").write_text(dataclasses.replace(manifest, shards=tuple(shards)).to_json())
     assert main(["verify", str(folder)]) == 1
     out = capsys.readouterr().out
     assert f"{kind}: record" in out and "checksum: latents-00000-of-00002" in out

@@ -151,7 +151,7 @@ def test_damaged_or_missing_metrics_are_named(tmp_path):
     with pytest.raises(InputError, match="no metrics.jsonl in"):
         read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(InputError, match="metrics.jsonl is damaged"):
+    with pytest.raises(InputError, match="metrics.jsonl: line 2 cannot be read as JSON"):
         MetricLogger(tmp_path, start_step=1)
 
 

@@ -10,12 +10,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from lpl_jax import denoisers
+from lpl_jax import autoencoders, denoisers
 from lpl_jax.data import store as stores_module
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
 from lpl_jax.losses import gate
 from lpl_jax.runs import checkpoints, open_run
+from lpl_jax.runs.workdir import Inputs, write_config
+from lpl_jax.training import data as run_data
 from lpl_jax.training import nonfinite, train
 from lpl_jax.training.logging import read_metrics
 from lpl_jax.training.metrics import MetricBuffer, Recorder
@@ -186,3 +188,37 @@ def test_a_loss_far_above_the_running_median_is_marked():
 def test_rows_of_a_batch_are_found_behind_its_parts():
     rows = nonfinite._rows_in_order(8, 2)
     assert rows.tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def test_a_store_is_looked_through_before_the_first_step_and_not_again(tiny_config, tmp_path, monkeypatch):
+    """Another store, or one of a run that an earlier version began, is."""
+    experiment, looked = build(tiny_config()), []
+    autoencoder = autoencoders.load(experiment.autoencoder.source)
+    monkeypatch.setattr(run_data, "check_finite", lambda store, part: looked.append(part))
+
+    def opened(**inputs):
+        if inputs:
+            write_config(experiment, tmp_path, inputs=Inputs(autoencoder="a", **inputs))
+        return run_data.open_store(experiment, autoencoder, tmp_path), len(looked)
+
+    store, times = opened()
+    assert times == 1 and looked == [(0, 1)]
+    assert opened(store=store.identity)[1] == 2
+    assert opened(store=store.identity, finite=True)[1] == 2
+    assert opened(store=store.identity._replace(records="other"), finite=True)[1] == 3
+
+
+def test_a_store_with_a_record_that_is_not_finite_is_refused_and_leaves_no_folder(tiny_config, tmp_path, monkeypatch):
+    original = stores_module.LatentStore.read
+
+    def read(self, indices):
+        size = self.manifest.record_bytes
+        found = [bytearray(data) for data in original(self, indices)]
+        for index, data in zip(indices, found, strict=True):
+            data[size - 2 : size] = b"\x00\x7e" if index == 5 else data[size - 2 : size]  # NaN in half precision
+        return [bytes(data) for data in found]
+
+    monkeypatch.setattr(stores_module.LatentStore, "read", read)
+    with pytest.raises(InputError, match="1 of 16 records have values that are not finite: .*record 5 in latents-"):
+        train(build(tiny_config()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

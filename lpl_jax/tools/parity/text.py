@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from lpl_jax import text
 from lpl_jax.errors import InputError
 from lpl_jax.io.hub import find
-from lpl_jax.io.tensors import read_json
+from lpl_jax.io.jsons import read_json
 from lpl_jax.text.config import class_name
 from lpl_jax.text.tokenizer import WORD_END, vocabulary_of
 from lpl_jax.tools.parity.comparison import FORWARD, Comparison, Group, Settings, close, equal, equal_by_name

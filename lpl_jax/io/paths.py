@@ -11,9 +11,10 @@ images to be scored, prompts, and everything that is given as an output.
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import BinaryIO, Literal, TypeAlias, overload
 
 import fsspec
 from etils import epath
@@ -92,19 +93,33 @@ def size_of(path: AnyPath) -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A local file, opened to be read.
+
+    Raises:
+      InputError: a pipe, socket or device, which might never end. OSError: it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder")
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # or a pipe that comes in between would wait
+    return os.fdopen(number, "rb")
+
+
 def read_bounded(path: AnyPath, most: int) -> bytes:
     """The content of a file of at most `most` bytes; of a longer one nothing, or little, is read.
 
     Raises:
-      InputError: it is longer. OSError: it cannot be read.
+      InputError: it is longer, or no file. OSError: it cannot be read.
     """
     if is_remote(path):  # without a request for its size
         with path.open("rb") as file:
             content = file.read(most + 1)
         size = len(content)
     else:
-        size = size_of(path)
-        content = path.read_bytes() if size <= most else b""
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(most + 1) if size <= most else b""
+        size = max(size, len(content))  # it may have grown since
     if size > most:
         raise InputError(f"{path}: {'more' if is_remote(path) else f'{size:,}'} bytes: at most {most:,} are read")
     return content

@@ -19,6 +19,7 @@ from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_texts
 from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 from lpl_jax.io.paths import PathLike, is_remote, to_path
+from lpl_jax.redaction import refuse_credentials
 
 # The colour photographs that are files of the scikit-image wheel itself; its other data sets are downloads.
 PHOTOS = {
@@ -138,6 +139,7 @@ def open_source(
     Raises:
       InputError: an option that the source does not have, and all that the sources themselves raise.
     """
+    refuse_credentials(spec, "source")
     kind = _kind(spec)
     photo_options = _given(crops=crops)
     tfds_options = _given(split=split, data_dir=data_dir)

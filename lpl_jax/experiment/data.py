@@ -56,7 +56,9 @@ class DataConfig(Part, section="data"):
 class AutoencoderSource(Part, section="autoencoder"):
     """The frozen first stage; its decoder is also the perceptual loss's network."""
 
-    source: str = field("bundled", "bundled | folder in diffusers layout | file of weights | hub id owner/name")
+    source: str = field(
+        "bundled", "bundled | folder in diffusers layout | file of weights | hub id owner/name[@REVISION]"
+    )
     subfolder: str | None = field(None, "the autoencoder's folder inside a pipeline, such as vae")
     variant: str | None = field(None, "which weights, where there are several and none in full precision, such as fp16")
     dtype: Literal["float32", "bfloat16"] = field("float32", "compute type of encoder and decoder: float32 | bfloat16")

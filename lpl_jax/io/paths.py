@@ -22,6 +22,7 @@ from fsspec.config import conf
 from typing_extensions import TypeIs
 
 from lpl_jax.errors import InputError
+from lpl_jax.redaction import refuse_credentials
 
 AnyPath: TypeAlias = Path | epath.Path
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -53,6 +54,7 @@ def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...
         except RuntimeError as error:
             raise InputError(f"{name}={text}: {error}") from None
     scheme, rest = url[1].lower(), url[2]
+    refuse_credentials(f"{scheme}://{rest}", name)
     if not remote:
         raise InputError(f"{scheme}://{rest} is remote; {name} takes local paths only")
     kinds = REMOTE if remote is True else remote

@@ -164,7 +164,7 @@ def _about(run: Run) -> dict[str, Any]:
         "run": str(run.workdir),
         "paradigm": experiment.paradigm.name,
         "paradigm.schedule_rescale": experiment.paradigm.schedule_rescale,
-        "autoencoder": experiment.autoencoder.source,
+        "autoencoder": run.autoencoder.config.name,
         "autoencoder.weights": fingerprint(run.autoencoder.params),
         "rounding": ROUNDING,
         **drawn,

@@ -13,6 +13,7 @@ import struct
 import tarfile
 import threading
 import types
+import warnings
 import zlib
 
 import fuzz_media
@@ -25,13 +26,16 @@ from image_kinds import HEIGHT, WIDTH, encoded, png, smooth
 from peak_memory import peak_growth
 from PIL import Image, TiffImagePlugin
 
-from lpl_jax.data import FolderSource, WebDatasetSource, containers, decoding, tfds
+from lpl_jax.data import FolderSource, WebDatasetSource, containers, decoding, open_source, tfds
 from lpl_jax.data.examples import Example, Skipped, work_units
 from lpl_jax.data.reading import load_units
 from lpl_jax.data.tar_files import seekable
 from lpl_jax.data.tars import read_tar
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.image_sets import open_images
+from lpl_jax.experiment.data import DataConfig
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
+from lpl_jax.tools import evaluate, prepare
 
 GOOD = encoded(smooth())
 ENOUGH = 2**26  # bytes that nothing small may need more than
@@ -404,6 +408,8 @@ def inside():
     strip, many, block = ((273, 4, 1, -1), (278, 4, 1, HEIGHT), (279, 4, 1, WIDTH * HEIGHT)), 30_000, 50_000
     repeated = [(1000 + tag, 7, block, -1) for tag in range(many)]
     turned = directory([(274, 3, 1, 1), *repeated], bytes(block))
+    with warnings.catch_warnings(action="ignore"):  # Pillow reads EXIF that it writes, if it has a rotation
+        avif = encoded(smooth(), "AVIF", exif=directory(repeated, bytes(block)))
     inflating = zlib.compress(bytes(2**24))
     tiles = [(322, 4, 1, 12_000), (323, 4, 1, 12_000), (324, 4, 1, -1), (325, 4, 1, len(inflating))]
     rows = b"".join(b"\0" + row.tobytes() for row in smooth())
@@ -420,7 +426,7 @@ def inside():
         "tiff-many-strips": (directory(grey((273, 4, 10**6, -1), (279, 4, 10**6, -1)), bytes(4 * 10**6)), False),
         "png-exif": (png((WIDTH, HEIGHT), 8, 2, rows, (b"eXIf", turned)), True),
         "webp-exif": (encoded(smooth(), "WEBP", exif=turned), True),
-        "avif-exif": (encoded(smooth(), "AVIF", exif=turned), True),
+        "avif-exif": (avif, True),
         "jpeg-exif": (jpeg[:2] + exif + jpeg[2:], True),
         "jpeg-scans": (scans[:-2] + last * 2000 + b"\xff\xd9", False),
         "gif-comments": (gif[:table] + comments + gif[table:], True),
@@ -463,3 +469,42 @@ def test_changed_files_are_read_or_refused(name, data):
         place = data.draw(st.integers(0, max(0, len(content) - 1)))
         content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
     target.run(bytes(content))
+
+
+# --- limits of images ---
+
+
+def test_limits_are_those_that_were_given_in_every_way_of_reading(tmp_path, monkeypatch):
+    """Of pixels and of bytes; a larger image is a skip, and does not make another source of it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/a.png").write_bytes(GOOD)
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.png", GOOD)]))
+    monkeypatch.setattr(tfds, "_open", lambda *_: Examples([{"image": GOOD, "text": b"a cat"}]))
+    identities = set()
+    for limits in (ImageLimits(pixels=WIDTH * HEIGHT - 1), ImageLimits(bytes=len(GOOD) - 1), ImageLimits()):
+        of_tfds = tfds.TFDSSource("a", 8, captions=("text",), limits=limits)
+        of_files = [open_source(str(tmp_path / name), 8, captions=(), limits=limits) for name in ("a", "a.tar")]
+        identities.add(tuple(source.fingerprint for source in of_files))
+        for source in (*of_files, of_tfds):
+            images, reasons = skips_of(source)
+            assert len(images) == (limits == DEFAULT), source.description
+            assert all("max_pixels" in reason or "bytes" in reason for reason in reasons.values())
+        if limits != DEFAULT:
+            with pytest.raises(InputError, match="max_pixels|bytes: at most"):
+                open_images(tmp_path / "a", limits=limits)
+    assert len(identities) == 1
+
+
+def test_limits_come_from_flags_and_config(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/a.png").write_bytes(GOOD)
+    image = [str(tmp_path / "a"), "--resolution", "8", "--out"]
+    for flag in ("--max-pixels", "--max-bytes"):
+        with pytest.raises(InputError, match=r"a\.png: .*(max_pixels|bytes: at most)"):
+            prepare.main(["--source", *image, str(tmp_path / "store"), flag, "99"])
+        with pytest.raises(InputError, match=r"a\.png: .*(max_pixels|bytes: at most)"):
+            evaluate.main(["--images", *image, str(tmp_path / "out"), flag, "99", "--reference", str(tmp_path / "a")])
+    assert DataConfig(max_pixels=99).limits == ImageLimits(pixels=99)
+    for field in ({"max_pixels": 0}, {"max_bytes": 2**31}):
+        with pytest.raises(InputError, match=f"data.{next(iter(field))}="):
+            DataConfig(**field)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Union
 
 from lpl_jax.errors import InputError, nearest
+from lpl_jax.redaction import refuse_credentials
 
 TO_BE_GIVEN = "???"
 
@@ -94,6 +95,8 @@ class Part:
 
     def _check_field(self, item: dataclasses.Field, value: Any) -> None:
         hint, check = hints(type(self))[item.name], item.metadata.get("check")
+        if isinstance(value, str):
+            refuse_credentials(value, self._name(item))
         if value == TO_BE_GIVEN:
             raise InputError(f"{self._name(item)} has to be given: {item.metadata['help']}")
         if fits(value, hint) and (value is None or check is None or check.holds(value)):

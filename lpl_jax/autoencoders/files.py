@@ -28,7 +28,7 @@ def find(source: str | Path, subfolder: str | None) -> Path:
     if not is_hub_id(source):
         raise InputError(
             f"no autoencoder at {str(source)!r}: give 'bundled', an existing folder in diffusers layout, a file of "
-            f"weights ({', '.join(ENDINGS)}), or a hub id owner/name"
+            f"weights ({', '.join(ENDINGS)}), or a hub id owner/name[@REVISION]"
         )
     return find(fetch(str(source), ("config.json", *PATTERNS), subfolder=subfolder, unless_there=PICKLES), None)
 

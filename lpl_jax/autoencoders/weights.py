@@ -16,6 +16,7 @@ from lpl_jax.autoencoders.files import WEIGHTS, find, taesd_pair
 from lpl_jax.autoencoders.old_names import modern_names
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
+from lpl_jax.io.hub import pinned
 from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import to_path
 from lpl_jax.io.porting import Rule, export_params, import_params
@@ -71,7 +72,7 @@ def load(
       InputError: nothing there, a damaged file, another architecture, or tensors that do not fit (they are named).
     """
     path = find(source, subfolder)
-    name = str(source) if subfolder is None else f"{source}/{subfolder}"
+    name = pinned(source, path) if subfolder is None else f"{pinned(source, path)}/{subfolder}"
     options = dict(name=name, dtype=jnp.dtype(dtype).name)
     raw = _config_beside(path)
     if raw is not None:

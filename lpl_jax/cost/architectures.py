@@ -8,7 +8,7 @@ import jax
 from lpl_jax import autoencoders
 from lpl_jax.autoencoders import Autoencoder, AutoencoderConfig
 from lpl_jax.experiment import Experiment
-from lpl_jax.io.hub import is_hub_id
+from lpl_jax.io.hub import hub_id
 from lpl_jax.text import TextConditioner, TextConfig, abstract_conditioner, load_conditioner
 
 _asymmetric = functools.partial(AutoencoderConfig, mask_condition=True)
@@ -33,8 +33,9 @@ TOWERS = {
 def open_autoencoder(experiment: Experiment) -> tuple[Autoencoder, str]:
     """The autoencoder and a line on where it is from: with shapes in place of weights if its architecture is known."""
     source = experiment.autoencoder
-    if is_hub_id(source.source) and source.source in AUTOENCODERS:
-        config = dataclasses.replace(AUTOENCODERS[source.source], name=source.source, dtype=source.dtype)
+    found = hub_id(source.source)
+    if found and found.repository in AUTOENCODERS:
+        config = dataclasses.replace(AUTOENCODERS[found.repository], name=source.source, dtype=source.dtype)
         shapes = jax.eval_shape(functools.partial(autoencoders.init, config), jax.random.key(0))
         return shapes, f"{source.source}: the published architecture; nothing fetched, random weights where run"
     return autoencoders.load(**dataclasses.asdict(source)), f"{source.source}: loaded"
@@ -45,6 +46,7 @@ def open_text(experiment: Experiment) -> TextConditioner | None:
     source = experiment.text
     if source is None:
         return None
-    if is_hub_id(source.source) and source.source in TOWERS and source.subfolder is None:
-        return abstract_conditioner(source, TOWERS[source.source])
+    found = hub_id(source.source)
+    if found and found.repository in TOWERS and source.subfolder is None:
+        return abstract_conditioner(source, TOWERS[found.repository])
     return load_conditioner(source)[0]

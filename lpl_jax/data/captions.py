@@ -1,12 +1,14 @@
 """Captions of an image: which text a column is, and what of it is kept."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.texts import check_text, decode_text
 
 MAX_BYTES = 2**22  # of a txt or json file
+MOST_DEPTH = 64  # of objects and lists in each other: whoever writes them again has a stack, too
 TXT = "txt"  # the column that is a text file; every other name is a field of the json file
 
 
@@ -60,10 +62,29 @@ def _text(content: bytes | None, name: str) -> str | None:
 
 def _json(content: bytes | None, name: str):
     text = _text(content, f"{name}: its json")
+    return None if text is None else parse_json(text, f"{name}: its json")
+
+
+def parse_json(text: str, name: str) -> Any:
+    """JSON that people have beside their images: nothing is asked of it but that it can be read and is not too deep.
+
+    Raises:
+      InputError: it begins with `name`.
+    """
     try:
-        return None if text is None else json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: its json cannot be read ({error})") from None
+        raise InputError(f"{name} cannot be read ({error})") from None
+    level = [found]
+    for _ in range(MOST_DEPTH):
+        level = [part for value in level if isinstance(value, (dict, list)) for part in _parts(value)]
+        if not level:
+            return found
+    raise InputError(f"{name} cannot be read (objects and lists are more than {MOST_DEPTH} deep in each other)")
+
+
+def _parts(value: dict | list) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _field(fields, column: str) -> str | None:

@@ -21,4 +21,5 @@ def data_source(experiment: Experiment) -> Source:
         seed=experiment.seed,
         limit=data.limit,
         identity=data.identity,
+        limits=data.limits,
     )

@@ -5,82 +5,123 @@ is guessed and nothing is mended. An image in 8-bit RGB comes out as it is store
 """
 
 import contextlib
+import ctypes
 import io
-import zlib
+import logging
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
+from lpl_jax.data import containers
 from lpl_jax.errors import InputError
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-MAX_BYTES = 2**28  # of an image file
-MAX_PIXELS = 89_478_485  # of an image: 256 MiB in 24 bits, Pillow's own default
 MAX_SIDE = 2**16 - 1  # of an image, as in JPEG; offsets in an enlarged image stay below 2**31
 LARGE = 2**24  # pixels: larger ones are decoded one at a time
 RULES = (
     "JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF by content, whatever the name; RGB as stored; EXIF rotation applied; "
     "transparency composited on white; grey-scale, palette, CMYK, YCbCr and Lab images converted to RGB; colour "
     "profiles not applied; 16 bits per channel cut to the upper 8; of several pictures the first; refused: floating "
-    f"point, 32-bit integers, damaged files, more than {MAX_BYTES // 2**20} MiB, {MAX_PIXELS:,} pixels or "
+    f"point, 32-bit integers, damaged files, more than {DEFAULT.bytes // 2**20} MiB, {DEFAULT.pixels:,} pixels or "
     f"{MAX_SIDE:,} pixels on a side"
 )
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # what pixels depend on
-PNG_EXIF = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts in which PNGs keep a rotation, too
+# The classes themselves, not Image.open: that asks other formats, and makes an MPO of some JPEGs.
+_OPENERS: dict[str, Callable[[Any], Image.Image]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_XMP_TURN = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 Used = TypeVar("Used")
 _large = ThreadPoolExecutor(1)
 
 
-def read_rgb(content: bytes, name: str) -> Image.Image:
+def _say_nothing() -> None:
+    """What decoders print of damage is in our message already; sizes are checked here.
+
+    Warnings and logs of Pillow are off, and so is what libtiff writes to stderr by itself, where it can be reached.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # found among what Pillow's library is linked with
+
+
+_say_nothing()
+
+
+def read_rgb(content: bytes, name: str, limits: ImageLimits = DEFAULT) -> Image.Image:
     """The RGB image in the bytes of a file, by `RULES`.
+
+    limits: in place of the numbers of pixels and bytes in the rules.
 
     Raises:
       InputError: what the rules refuse; it begins with `name`.
     """
-    return decode(content, name, lambda image: image)
+    return decode(content, name, lambda image: image, limits)
 
 
-def decode(content: bytes, name: str, use: Callable[[Image.Image], Used]) -> Used:
-    """`use` of the RGB image in the bytes of a file; raises as `read_rgb`.
+def decode(content: bytes, name: str, use: Callable[[Image.Image], Used], limits: ImageLimits = DEFAULT) -> Used:
+    """`use` of the RGB image in the bytes of a file; raises as `read_rgb`, whatever a decoder raises.
 
     Large images are decoded and used one at a time, whatever the number of threads that call this.
     """
-    with _damage(name):
-        image = _open(content, name)
-    if image.width * image.height <= LARGE:
-        return _decode(image, name, use)
-    # One thread, and not a lock: each thread's allocator would keep the memory of its last image. It opens the file
-    # itself, so that nobody else holds on to the image.
-    del image
-    return _large.submit(lambda: _decode(_open(content, name), name, use)).result()
+    with damage(name):
+        image = _open(content, name, limits)
+        if image.width * image.height <= LARGE:
+            return use(_to_rgb(image, name))
+        # One thread, and not a lock: each thread's allocator would keep the memory of its last image. It opens the file
+        # itself, so that nobody else holds on to the image.
+        del image
+        return _large.submit(lambda: use(_to_rgb(_open(content, name, limits), name))).result()
 
 
-def _decode(image: Image.Image, name: str, use: Callable[[Image.Image], Used]) -> Used:
-    with _damage(name):
-        image = _to_rgb(image, name)
-    return use(image)
-
-
-def _open(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
     """The image of a file, not yet decoded: its size is known, and within bounds."""
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{name}: more than {MAX_BYTES:,} bytes, which no image may have")
-    image = Image.open(io.BytesIO(_png(content, name)), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+    if len(content) > limits.bytes:
+        raise InputError(f"{name}: more than {limits.bytes:,} bytes (max_bytes)")
+    kind = containers.kind_of(content, name)
+    image = _OPENERS[kind](io.BytesIO(containers.first_picture(content, kind, name)))
+    if image.width * image.height > limits.pixels or max(image.size) > MAX_SIDE:
         raise InputError(
-            f"{name}: {image.width}x{image.height} pixels: possible: {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side"
+            f"{name}: {image.width}x{image.height} pixels: possible: {limits.pixels:,} pixels (max_pixels), "
+            f"{MAX_SIDE:,} on a side"
         )
     return image
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image.load()
-    _rotate(image)
+    image = _rotated(image)
     if image.mode.startswith("I;16"):
         image = _upper_bits(image)
     if image.mode in ("I", "F"):
@@ -94,48 +135,33 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _damage(name: str) -> Iterator[None]:
-    """What Pillow raises, as an InputError that names the file."""
+def damage(name: str) -> Iterator[None]:
+    """What a decoder raises, of whatever type, as an InputError that names the file."""
     try:
         yield
     except InputError:
         raise
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: not an image that can be read as {', '.join(FORMATS)}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{name}: its size in pixels is no image's: possible: {MAX_PIXELS:,}") from None
-    except Exception as error:  # whatever the decoders of seven formats raise for damaged files
-        raise InputError(f"{name}: image cannot be read ({error or type(error).__name__})") from None
+    except Exception as error:  # of seven formats, and also out of memory and RecursionError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: image cannot be read ({reason})") from None
 
 
-def _png(content: bytes, name: str) -> bytes:
-    """A PNG without the chunks that pixels do not depend on; files of other formats as they are.
-
-    Pillow refuses long texts, inflates profiles, and passes over wrong checksums and a missing end.
-    """
-    if not content.startswith(PNG_START):
-        return content
-    view, place, kind = memoryview(content), len(PNG_START), b""
-    kept: list[bytes | memoryview] = [PNG_START]
-    while kind != b"IEND":
-        length = int.from_bytes(view[place : place + 4], "big")
-        chunk, kind = view[place : place + 12 + length], bytes(view[place + 4 : place + 8])
-        if len(chunk) < 12 + length:
-            raise InputError(f"{name}: image cannot be read (the end of the file is missing)")
-        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-            raise InputError(f"{name}: image cannot be read (wrong checksum of the part {kind!r} at byte {place})")
-        if kind == b"tRNS" and content[24:26] == b"\x10\x02":  # bits per channel, RGB
-            raise InputError(f"{name}: a transparent colour of 16 bits per channel, which 8 cannot tell from its like")
-        if kind in PNG_CHUNKS or bytes(chunk[8:40]).startswith(PNG_EXIF):
-            kept.append(chunk)
-        place += len(chunk)
-    return b"".join(kept)
+def _rotated(image: Image.Image) -> Image.Image:
+    """Upright, by its EXIF; EXIF that cannot be read tells no rotation. A TIFF has been turned when it was loaded."""
+    turn = TURNS.get(_orientation(image.info) or 1) if image.format != "TIFF" else None
+    return image if turn is None else image.transpose(turn)
 
 
-def _rotate(image: Image.Image) -> None:
-    """Applies the rotation that EXIF tells, in place; EXIF that cannot be read tells none."""
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
+def _orientation(info: dict[Any, Any]) -> int | None:
+    exif = info.get("exif", b"")
+    if not exif and "Raw profile type exif" in info:  # hexadecimal, below three lines
+        with contextlib.suppress(ValueError):
+            exif = bytes.fromhex("".join(str(info["Raw profile type exif"]).split("\n")[3:]))
+    turned = containers.orientation(exif)
+    xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+    if turned is None and (found := _XMP_TURN.search(xmp.encode(errors="replace") if isinstance(xmp, str) else xmp)):
+        turned = int(found[1])
+    return turned
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:

@@ -36,10 +36,14 @@ class Example(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An example that has yet to be decoded: `load` gives it, or raises the InputError that says why it cannot."""
+    """An example that has yet to be decoded: `load` gives it, or raises the InputError that says why it cannot.
+
+    size: bytes of memory that it holds until then.
+    """
 
     key: str
     load: Callable[[], Example]
+    size: int = 0
 
 
 class Skipped(NamedTuple):

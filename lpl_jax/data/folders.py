@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lpl_jax.data import decoding
 from lpl_jax.data.captions import MAX_BYTES, TXT, check_columns, read_captions
 from lpl_jax.data.examples import Example, Identified
 from lpl_jax.data.images import Crop
-from lpl_jax.data.listing import Listing, list_files, name_text
+from lpl_jax.data.listing import Listing, list_files, name_text, read_listed
 from lpl_jax.data.metadata import NAMES, Metadata, metadata_labels, read_metadata
 from lpl_jax.errors import InputError, some
 from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_values
-from lpl_jax.io.paths import PathLike, read_bounded, to_path
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
+from lpl_jax.io.paths import PathLike, to_path
 
 UNLABELLED = ("all",)
 SPLIT = re.compile(
@@ -37,6 +37,7 @@ class FolderSource(Identified):
       captions: caption columns: "txt" is the file NAME.txt beside the image NAME.jpg, every other name a column of the
         metadata, or a field of NAME.json.
       identity: how these files are told from others of their names, see `io.fingerprints`.
+      limits: the largest image that is read.
 
     Raises:
       InputError: no such folder, no images, a class folder without images, images both in the folder and in folders of
@@ -52,8 +53,9 @@ class FolderSource(Identified):
         crop: str = "resize_center_crop",
         seed: int = 0,
         identity: str = "times",
+        limits: ImageLimits = DEFAULT,
     ):
-        self.path = to_path(path, "a folder of images")
+        self.path, self._limits = to_path(path, "a folder of images"), limits
         self._identified_by = identity
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
@@ -99,10 +101,11 @@ class FolderSource(Identified):
             if ending == "json" and in_row:
                 return json.dumps(row).encode()
             path = file.with_suffix(f".{ending}")
-            return read_bounded(path, MAX_BYTES) if path.is_file() else None
+            return read_listed(path, MAX_BYTES) if path.is_file() else None
 
         captions = read_captions(self.caption_columns, beside, str(file))
-        image, control = self.crop.read(read_bounded(file, decoding.MAX_BYTES), index, str(file))
+        content = read_listed(file, self._limits.bytes)
+        image, control = self.crop.read(content, index, str(file), self._limits)
         return Example(image, self._labels[index], name_text(name), control, captions)
 
     def key(self, index: int) -> str:

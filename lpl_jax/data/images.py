@@ -8,6 +8,7 @@ from PIL import Image
 
 from lpl_jax.data.decoding import decode
 from lpl_jax.errors import InputError
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 
 CROP_RULES = ("resize_center_crop", "center_crop", "random_crop")
 LONG = 16  # an image is cut before it is resized where its longer side is more than so many shorter ones
@@ -48,9 +49,11 @@ class Crop:
             return f"random_crop(side={self.side[0]:g}-{self.side[1]:g}, seed={self.seed})"
         return self.rule
 
-    def read(self, content: bytes, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, content: bytes, index: int, name: str, limits: ImageLimits = DEFAULT
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What `with_control` gives of the image in the bytes of a file; raises as `decoding.read_rgb`, too."""
-        return decode(content, name, lambda image: self.with_control(image, index, name))
+        return decode(content, name, lambda image: self.with_control(image, index, name), limits)
 
     def __call__(self, image: Image.Image, index: int, name: str) -> np.ndarray:
         """RGB image -> uint8 (resolution, resolution, 3); `index` seeds a random rule, `name` is for error messages."""

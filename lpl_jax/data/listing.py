@@ -6,6 +6,7 @@ Hidden files and folders, what systems leave behind (`SYSTEM_NAMES`), and our ow
 not there at all.
 """
 
+import errno
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from lpl_jax.data.images import IMAGE_SUFFIXES
 from lpl_jax.errors import InputError
-from lpl_jax.io.paths import AnyPath, files_below, is_remote
+from lpl_jax.io.paths import AnyPath, files_below, is_remote, read_bounded
 from lpl_jax.io.pictures import without_pictures
 
 TAR_SUFFIXES = tuple(f".tar{end}" for end in ("", ".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4", ".z", ".br"))
@@ -25,6 +26,9 @@ SIDE_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".cls", ".caption", 
 SIDE_SUFFIXES += (".md", ".html", ".log", ".py", ".sh")
 SIDE_NAMES = ("readme", "license", "licence", "copying", "notice", "md5sums", "sha256sums")
 SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "@eadir")
+# What is wrong with one file alone, and not with the disk or the network.
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+_OF_ONE_FILE += (errno.ENAMETOOLONG,)
 MOST_AGAIN = 1000  # folders that are read more than once; links to links would grow without end
 
 
@@ -70,6 +74,20 @@ def list_files(folder: AnyPath) -> Listing:
             found.others[name] = f"{ending or 'a name without an ending'} is no ending of an image that is read"
     found.folders.sort(key=natural)
     return found._replace(images=without_pictures(folder, found.images))
+
+
+def read_listed(path: AnyPath, most: int) -> bytes:
+    """The content of a file that was listed, of at most `most` bytes.
+
+    Raises:
+      InputError: it is longer, may not be read, or is no file any more. OSError: the disk or the network has failed.
+    """
+    try:
+        return read_bounded(path, most)
+    except OSError as error:
+        if error.errno not in _OF_ONE_FILE:
+            raise
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def first_kind(folder: Path) -> str | None:

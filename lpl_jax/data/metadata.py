@@ -6,19 +6,20 @@ number or a name), and every other column may be a caption.
 
 import csv
 import io
-import json
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lpl_jax.data.listing import Listing, natural
+from lpl_jax.data.captions import parse_json
+from lpl_jax.data.listing import Listing, natural, read_listed
 from lpl_jax.data.records import MOST_CLASSES
 from lpl_jax.errors import InputError
 from lpl_jax.io.texts import decode_text
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 UNREAD = "metadata.parquet"
+MOST_BYTES = 2**32  # of a metadata file: 300 bytes for each of 14 million images
 FILE, LABEL = "file_name", "label"
 
 
@@ -99,7 +100,7 @@ def _label(row: dict[str, Any]) -> str | None:
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(number of its line, row) of a metadata file; a line that is no JSON is None."""
     try:
-        text = decode_text(path.read_bytes(), str(path))
+        text = decode_text(read_listed(path, MOST_BYTES), str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if path.suffix.lower() == ".csv":
@@ -115,6 +116,6 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError):
+                yield number, parse_json(line, "row")
+            except InputError:
                 yield number, None

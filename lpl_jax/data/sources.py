@@ -17,7 +17,9 @@ from lpl_jax.data.tfds import TFDSSource
 from lpl_jax.data.webdataset import WebDatasetSource, is_webdataset
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_files, fingerprint_texts
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 from lpl_jax.io.paths import PathLike, is_remote, to_path
+from lpl_jax.redaction import refuse_credentials
 
 # The colour photographs that are files of the scikit-image wheel itself; its other data sets are downloads.
 PHOTOS = {
@@ -116,6 +118,7 @@ def open_source(
     seed: int = 0,
     limit: int | None = None,
     identity: str = "times",
+    limits: ImageLimits = DEFAULT,
 ) -> Source:
     """The source that a command line or a config names.
 
@@ -130,10 +133,13 @@ def open_source(
       identity: how files are told from others of their names, by their change "times" or their "content"; of photos it
         is always their content.
       limit: at most this many images, drawn at random by `seed`; of a webdataset the first of every tar file.
+      limits: the largest image that is read. Larger ones are skipped, but do not make it another source: a store that
+        was begun is resumed with other limits.
 
     Raises:
       InputError: an option that the source does not have, and all that the sources themselves raise.
     """
+    refuse_credentials(spec, "source")
     kind = _kind(spec)
     photo_options = _given(crops=crops)
     tfds_options = _given(split=split, data_dir=data_dir)
@@ -149,7 +155,7 @@ def open_source(
             raise InputError(f"captions={', '.join(captions)} with source photos: these have no captions")
         source = PhotoSource(resolution, seed=seed, **photo_options)
         return source if limit is None else Subset(source, limit, seed)
-    options = _given(seed=seed, crop=crop, captions=captions, identity=identity)
+    options = _given(seed=seed, crop=crop, captions=captions, identity=identity, limits=limits)
     if kind == "webdataset":
         return WebDatasetSource(spec, resolution, limit=limit, **options)
     if kind == "tfds":

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lpl_jax.data.captions import check_columns, clean_caption
+from lpl_jax.data.decoding import damage
 from lpl_jax.data.examples import Example, Identified
 from lpl_jax.data.images import Crop
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import fingerprint_files
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.io.texts import decode_text
 
@@ -24,6 +26,7 @@ class TFDSSource(Identified):
       data_dir: where prepared data sets lie; None is tensorflow-datasets' own default.
       captions: features that hold a caption, or a list of captions, of which the first is taken.
       identity: how its files are told from others of their names, see `io.fingerprints`.
+      limits: the largest image that is read.
       image_key, label_key: the features that hold the encoded image and the class. A data set with captions need not
         have a class: all its images are then one, "all".
     """
@@ -41,10 +44,11 @@ class TFDSSource(Identified):
         identity: str = "times",
         image_key: str = "image",
         label_key: str = "label",
+        limits: ImageLimits = DEFAULT,
     ):
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
-        self.unusable, self.notes = (), ()
+        self.unusable, self.notes, self._limits = (), (), limits
         self._prefix = f"{name}/{split}"
         data_dir = None if data_dir is None else to_path(data_dir, "data.data_dir")
         self._examples = _open(name, split, data_dir, image_key)
@@ -74,11 +78,13 @@ class TFDSSource(Identified):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        example = self._examples[index]
         key = self.key(index)
-        captions = tuple(_caption(example[column], column, key) for column in self.caption_columns)
-        label = 0 if self._label_key is None else int(example[self._label_key])
-        image, control = self.crop.read(bytes(example[self._image_key]), index, key)
+        with damage(key):  # array_record and the decoders of features have exceptions of many types
+            example = self._examples[index]
+            captions = tuple(_caption(example[column], column, key) for column in self.caption_columns)
+            label = 0 if self._label_key is None else int(example[self._label_key])
+            content = bytes(example[self._image_key])
+        image, control = self.crop.read(content, index, key, self._limits)
         return Example(image, label, key, control, captions)
 
     def key(self, index: int) -> str:

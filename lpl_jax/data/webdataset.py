@@ -10,22 +10,27 @@ import functools
 import glob
 import hashlib
 import itertools
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lpl_jax.data.captions import TXT, check_columns, read_captions
+from lpl_jax.data.captions import MAX_BYTES, TXT, check_columns, read_captions
 from lpl_jax.data.examples import Example, Identified, Item, Note, Skipped, Unit
 from lpl_jax.data.images import Crop
 from lpl_jax.data.listing import first_kind, is_hidden, is_image, is_tar, list_files, name_text, natural
 from lpl_jax.data.records import MOST_CLASSES
-from lpl_jax.data.tars import IMAGE_ENDINGS, Sample, read_tar, seekable
-from lpl_jax.errors import InputError
+from lpl_jax.data.tar_files import seekable
+from lpl_jax.data.tars import IMAGE_ENDINGS, PART_ENDINGS, Sample, read_tar
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.fingerprints import fingerprint_files
-from lpl_jax.io.paths import file_system, is_remote, to_path
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
+from lpl_jax.io.paths import file_system, is_remote, open_regular, to_path
 
+AGAIN = "is in the tar file twice; the first one is taken"
+MOST_FILES = 10**6
 LABEL = "cls"  # ending of the file with the number of a sample's class
 UNLABELLED = ("all",)
 
@@ -39,6 +44,7 @@ class WebDatasetSource(Identified):
       captions: columns: "txt" or a field of the json (see `captions.read_captions`); none: images without text.
       limit: at most this many samples, the first of every tar file alike.
       identity: how these files are told from others of their names, see `io.fingerprints`.
+      limits: the largest image that is read.
 
     Attributes:
       urls, sizes: the tar files in order of their names, and their bytes.
@@ -58,15 +64,18 @@ class WebDatasetSource(Identified):
         seed: int = 0,
         limit: int | None = None,
         identity: str = "times",
+        limits: ImageLimits = DEFAULT,
     ):
         if limit is not None and limit < 1:
             raise InputError(f"limit={limit}: must be a positive number of images")
         self.crop = Crop(resolution, crop, seed=seed)
         self.caption_columns = check_columns(captions)
+        texts = ((TXT, TXT in self.caption_columns), ("json", set(self.caption_columns) - {TXT}))
+        self._endings = (LABEL, *(ending for ending, wanted in texts if wanted))
         self.urls, self.sizes = _find(pattern)
         self._names = _names(self.urls)
         self._stems = _stems(self._names)
-        self._limit = limit
+        self._limit, self._limits = limit, limits
         text = f", captions {', '.join(self.caption_columns)}" if self.caption_columns else ""
         most = "" if limit is None else f"at most {limit} images of "
         self.description = f"{most}webdataset {pattern}: {len(self.urls)} tar files{text}"
@@ -134,23 +143,30 @@ class WebDatasetSource(Identified):
             if sample.image is None:
                 found = ", ".join(ending or "a name without an ending" for ending in sample.found[:4])
                 raise InputError(f"{key}: has no image ({', '.join(IMAGE_ENDINGS)}); it has {found}")
-            parts = {ending: member.read() for ending, member in sample.parts.items()}
-            yield Item(key, functools.partial(self._load, key, sample.image, parts))
+            parts = {
+                ending: member.read(MAX_BYTES if ending in PART_ENDINGS else self._limits.bytes)
+                for ending, member in sample.parts.items()
+                if ending in (sample.image, *self._endings)
+            }
+            size = sum(map(len, parts.values()))
+            yield Item(key, functools.partial(self._load, key, sample.image, parts), size)
         except InputError as error:
             yield Skipped(key, unit, str(error))
         for name in sample.further:
             reason = f"{stem}/{name}: another image of sample {name_text(sample.key)}, no sample of its own"
             yield Skipped(f"{stem}/{name}", unit, reason, tolerated=True)
         for name in sample.again:
-            reason = f"{stem}/{name}: is in the tar file twice; the first one is taken"
-            yield Skipped(f"{stem}/{name}", unit, reason) if is_image(name) else Note(name_text(reason))
+            if is_image(name):
+                yield Skipped(f"{stem}/{name}", unit, f"{stem}/{name}: {AGAIN}")
+        if texts := [name for name in dict.fromkeys(sample.again) if not is_image(name)]:
+            yield Note(name_text(f"{stem}/{some(texts)}: {AGAIN}"))
 
     def _load(self, key: str, ending: str, parts: dict[str, bytes]) -> Example:
         captions = read_captions(self.caption_columns, parts.get, key)
         label = self._label(key, parts.get(LABEL))
         # Files are read in any order by any host: a random crop is drawn from the key, not from a running number.
         index = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-        image, control = self.crop.read(parts[ending], index, key)
+        image, control = self.crop.read(parts[ending], index, key, self._limits)
         return Example(image, label, key, control, captions)
 
     def _label(self, key: str, content: bytes | None) -> int:
@@ -185,7 +201,7 @@ def is_webdataset(spec: str) -> bool:
 
 def expand(pattern: str) -> list[str]:
     """Every {00000..00099} of a pattern written out, zeros in front kept; the last one changes fastest."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    match = re.search(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}", pattern)
     if not match:
         return [pattern]
     first, last = match.groups()
@@ -193,6 +209,8 @@ def expand(pattern: str) -> list[str]:
         raise InputError(f"webdataset {pattern}: {match[0]} counts down; write the smaller number first")
     numbers = range(int(first), int(last) + 1)
     rest = expand(pattern[match.end() :])
+    if len(numbers) * len(rest) > MOST_FILES:
+        raise InputError(f"webdataset {pattern}: means more than {MOST_FILES:,} files")
     return [f"{pattern[: match.start()]}{number:0{len(first)}d}{end}" for number in numbers for end in rest]
 
 
@@ -237,14 +255,15 @@ def _remote(part: str) -> list[str]:
 
 def _size(url: str) -> int:
     if not is_remote(url):
-        return Path(url).stat().st_size
+        with open_regular(Path(url)) as file:
+            return os.fstat(file.fileno()).st_size
     system, path = file_system(url)
     return system.info(path)["size"]
 
 
 def _open(url: str):
     if not is_remote(url):
-        return Path(url).open("rb")
+        return open_regular(Path(url))
     system, path = file_system(url)
     return system.open(path, "rb")
 

@@ -25,6 +25,7 @@ from lpl_jax.evaluation.spectrum import SpectrumSum, log_ratio_map
 from lpl_jax.evaluation.spectrum_plots import plot_errors, plot_maps
 from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.io.atomic import atomic_open
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 from lpl_jax.io.npy import read_npz, write_npz
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.io.pictures import write_picture
@@ -62,6 +63,7 @@ def make_evaluator(
     mesh: Mesh,
     folder: PathLike,
     prompts: Prompts | None = None,
+    limits: ImageLimits = DEFAULT,
 ) -> Evaluator:
     """Loads the networks and computes the features of the reference, or reads them where they were computed before.
 
@@ -70,12 +72,15 @@ def make_evaluator(
       resolution: side of the images that will be evaluated; reference images of another size are brought to it.
       folder: where features are kept unless `config.cache` says otherwise.
       prompts: for CLIPScore, where the config names CLIP weights, and for the card.
+      limits: the largest reference image that is read.
     """
     if config.reference is None and source is None:
         raise InputError("nothing to compare with: give evaluation.reference, a folder of images or an .npz file")
     folder = to_path(config.cache or folder, "evaluation.cache", remote=True)
     networks, provenance = load_networks(config)
-    reference = load_reference(config, source, networks, provenance, resolution=resolution, mesh=mesh, folder=folder)
+    reference = load_reference(
+        config, source, networks, provenance, resolution=resolution, mesh=mesh, folder=folder, limits=limits
+    )
     embedded = None
     if prompts is not None and config.clip is not None and networks.clip is not None:
         embedded = text_features(networks.clip.clip, load_tokenizer(config.clip), prompts.lines)

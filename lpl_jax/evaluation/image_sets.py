@@ -26,6 +26,7 @@ from lpl_jax.data.images import IMAGE_SUFFIXES, LONG, Crop
 from lpl_jax.data.listing import SIDE_SUFFIXES, list_files
 from lpl_jax.errors import InputError, some
 from lpl_jax.io.copies import local_copy
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 from lpl_jax.io.npy import read_header
 from lpl_jax.io.paths import AnyPath, PathLike, read_bounded, to_path
 
@@ -40,7 +41,9 @@ BLOCK = 2**22  # bytes hashed at a time
 Fit = Callable[[Image.Image, str], np.ndarray]  # an RGB image and its name -> uint8 (H, W, 3)
 
 
-def open_images(path: PathLike, *, resolution: int | None = None, minimum: int = 1) -> "ImageSet":
+def open_images(
+    path: PathLike, *, resolution: int | None = None, minimum: int = 1, limits: ImageLimits = DEFAULT
+) -> "ImageSet":
     """The images of a folder (PNG, JPEG, WebP), of an .npz (`arr_0`, as ADM's sample batches) or of an .npy file.
 
     What happens to each kind of image is said in `RULES`. The list of files, or the array's header, and the first image
@@ -52,6 +55,7 @@ def open_images(path: PathLike, *, resolution: int | None = None, minimum: int =
       resolution: resize the shorter side of every image to it and cut the centre square; None leaves images as they
         are, and they must be of one size.
       minimum: number of images that are needed.
+      limits: the largest image that is read.
 
     Raises:
       InputError: nothing there, another kind of file, a file in the folder that is no image, fewer than `minimum`
@@ -59,9 +63,9 @@ def open_images(path: PathLike, *, resolution: int | None = None, minimum: int =
     """
     path = to_path(path, "a set of images", remote=True)
     if path.is_dir():
-        reader = _Folder(path)
+        reader = _Folder(path, limits)
     elif path.suffix.lower() in (".npz", ".npy") and path.is_file():
-        reader = _Array(path)
+        reader = _Array(path, limits)
     else:
         found = "is not one" if path.exists() else "does not exist"
         raise InputError(f"image set {_shown(path)} {found}: possible: a folder of images, an .npz or an .npy file")
@@ -146,8 +150,8 @@ class ImageSet:
 class _Folder:
     """Files of a folder and its subfolders, in natural order."""
 
-    def __init__(self, path: AnyPath):
-        self.path = path
+    def __init__(self, path: AnyPath, limits: ImageLimits):
+        self.path, self._limits = path, limits
         self.names = _image_names(path)
 
     def shown(self, index: int) -> str:
@@ -156,7 +160,7 @@ class _Folder:
     def images(self, start: int, stop: int, fit: Fit, ahead: int) -> Iterator[np.ndarray]:
         def pixels(index):
             name = self.shown(index)
-            return decoding.decode(self._read(index), name, lambda image: fit(image, name))
+            return decoding.decode(self._read(index), name, lambda image: fit(image, name), self._limits)
 
         return _ahead(pixels, range(start, stop), ahead)
 
@@ -169,7 +173,7 @@ class _Folder:
 
     def _read(self, index: int) -> bytes:
         try:
-            return read_bounded(self.path / self.names[index], decoding.MAX_BYTES)
+            return read_bounded(self.path / self.names[index], self._limits.bytes)
         except OSError as error:
             raise InputError(f"{self.shown(index)} cannot be read: {error.strerror}") from None
 
@@ -181,12 +185,12 @@ class _Array:
     part costs as much as reading it once, and only steps back start again.
     """
 
-    def __init__(self, path: AnyPath):
+    def __init__(self, path: AnyPath, limits: ImageLimits):
         self.path, self._lock = path, threading.Lock()
         with _damage(path):
             self._local = local_copy(path)
             self._stream, size = _open_array(self._local)
-            shape = _array_shape(self._stream, _shown(path))
+            shape = _array_shape(self._stream, _shown(path), limits)
             self._row, self._first = shape[1:], self._stream.tell()
             self._end = self._first + math.prod(shape)
             if size != self._end:
@@ -248,13 +252,13 @@ def _open_array(path: Path) -> tuple[IO[bytes], int]:
         return archive.open("arr_0.npy"), archive.getinfo("arr_0.npy").file_size  # open until it is closed itself
 
 
-def _array_shape(stream: IO[bytes], name: str) -> tuple[int, ...]:
+def _array_shape(stream: IO[bytes], name: str, limits: ImageLimits) -> tuple[int, ...]:
     """(N, H, W, 3) from an .npy header; leaves the stream after it. Nothing is unpickled."""
     shape, fortran_order, dtype = read_header(stream)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or min(shape[1:]) < 1:
         raise InputError(f"{name} is an array {shape}, {dtype}: needed: (N, H, W, 3), uint8")
-    if max(shape[1:]) > decoding.MAX_SIDE or shape[1] * shape[2] > decoding.MAX_PIXELS:
-        raise InputError(f"{name} is an array {shape}: possible: images of up to {decoding.MAX_PIXELS:,} pixels")
+    if max(shape[1:]) > decoding.MAX_SIDE or shape[1] * shape[2] > limits.pixels:
+        raise InputError(f"{name} is an array {shape}: possible: images of up to {limits.pixels:,} pixels (max_pixels)")
     if fortran_order:
         raise InputError(f"{name} is in Fortran order: needed: C order (np.ascontiguousarray)")
     return shape

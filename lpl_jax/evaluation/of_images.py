@@ -34,9 +34,9 @@ def evaluate_images(
         raise InputError("no place for the result: give --out FOLDER")
     out = to_path(out, "--out", remote=True)
     check_outside(str(path), out)
-    images = image_sets.open_images(path, resolution=side, minimum=2)
+    images = image_sets.open_images(path, resolution=side, minimum=2, limits=experiment.data.limits)
     height, width = images.shape[:2]
-    count = min(image_count(config, min(height, width)), len(images))
+    count = min(image_count(config, min(height, width), experiment.data.limits), len(images))
     print(f"scoring {count} of the {len(images)} images of {path}", flush=True)
     mesh = parallel.make_mesh(experiment.mesh)
     prompts = read_prompts(config.prompts, count) if config.prompts else None
@@ -50,6 +50,7 @@ def evaluate_images(
             mesh=mesh,
             folder=out / cards.FEATURES,
             prompts=prompts,
+            limits=experiment.data.limits,
         )
         provenance = {
             "images.source": str(path),
@@ -86,7 +87,7 @@ def save_statistics(path: PathLike, experiment: Experiment, out: AnyPath) -> int
         raise InputError(f"--statistics are of Inception features; evaluation.features={config.features!r}")
     if out.suffix != ".npz" or out.exists():
         raise InputError(f"--statistics {out}: give the name of a new .npz file")
-    images = image_sets.open_images(path, resolution=None, minimum=2)
+    images = image_sets.open_images(path, resolution=None, minimum=2, limits=experiment.data.limits)
     networks, _ = load_networks(config)
     mesh = parallel.make_mesh(experiment.mesh)
     found = extract(set_rows(images), len(images), networks, mesh=mesh, batch_size=config.batch_size)

@@ -68,7 +68,7 @@ def evaluate_run(
     settings = _settings(run, experiment.sampling, lists)
     out = to_path(out, "--out", remote=True) if out else run.workdir / cards.FOLDER
     config, mesh = experiment.evaluation, parallel.make_mesh(experiment.mesh)
-    count = image_count(config, run.experiment.resolution)
+    count = image_count(config, run.experiment.resolution, experiment.data.limits)
     prompts = _prompts(run, config, count)
     condition = run.condition(prompts.lines if run.text and prompts else range(run.experiment.model.num_classes))
     evaluator = make_evaluator(
@@ -78,6 +78,7 @@ def evaluate_run(
         mesh=mesh,
         folder=out / cards.FEATURES,
         prompts=prompts,
+        limits=experiment.data.limits,
     )
     about = _about(run)
     results, params, loaded = [], None, None
@@ -163,7 +164,7 @@ def _about(run: Run) -> dict[str, Any]:
         "run": str(run.workdir),
         "paradigm": experiment.paradigm.name,
         "paradigm.schedule_rescale": experiment.paradigm.schedule_rescale,
-        "autoencoder": experiment.autoencoder.source,
+        "autoencoder": run.autoencoder.config.name,
         "autoencoder.weights": fingerprint(run.autoencoder.params),
         "rounding": ROUNDING,
         **drawn,

@@ -16,6 +16,7 @@ from lpl_jax.evaluation.frechet import Gaussian, Statistics, read_statistics, st
 from lpl_jax.evaluation.image_sets import RULES, ImageSet, open_images
 from lpl_jax.evaluation.networks import Networks
 from lpl_jax.experiment.evaluation import EvaluationConfig
+from lpl_jax.io.image_limits import DEFAULT, ImageLimits
 from lpl_jax.io.npy import npz_names
 from lpl_jax.io.paths import AnyPath, to_path
 
@@ -43,12 +44,14 @@ def load_reference(
     resolution: int,
     mesh: Mesh,
     folder: AnyPath,
+    limits: ImageLimits = DEFAULT,
 ) -> Reference:
     """The reference that `config.reference` names, its features computed or read from `folder`.
 
     Args:
       source: the images where the config names none: those of the run's data.
       provenance: of the networks.
+      limits: the largest image that is read.
 
     Raises:
       InputError: no such file, images that are refused, statistics of other features.
@@ -67,7 +70,7 @@ def load_reference(
             "reference.statistics": statistics_hash(published["pool"]),
         }
         return Reference(None, published, about)
-    images, count, about = _images(config, source, resolution)
+    images, count, about = _images(config, source, resolution, limits)
     features = extract(
         images,
         count,
@@ -86,7 +89,7 @@ def load_reference(
     return Reference(features, found, about)
 
 
-def image_count(config: EvaluationConfig, resolution: int) -> int:
+def image_count(config: EvaluationConfig, resolution: int, limits: ImageLimits = DEFAULT) -> int:
     """How many images are evaluated: `evaluation.num_images`, of auto the number of the reference's images.
 
     Raises InputError where no reference is named, or its file does not say of how many images it is.
@@ -102,7 +105,7 @@ def image_count(config: EvaluationConfig, resolution: int) -> int:
             reason = "does not say of how many images its statistics are: give a number"
             raise InputError(f"evaluation.num_images=auto: {path} {reason}")
         return count
-    count = len(open_images(config.reference, resolution=resolution))
+    count = len(open_images(config.reference, resolution=resolution, limits=limits))
     return min(count, config.reference_images or count)
 
 
@@ -114,10 +117,11 @@ def statistics_hash(stats: Statistics | Gaussian) -> str:
     return digest.hexdigest()
 
 
-def _images(config: EvaluationConfig, source, resolution: int):
+def _images(config: EvaluationConfig, source, resolution: int, limits: ImageLimits):
     """(function rows -> images, how many, what the card says of them)."""
     if config.reference:
-        images, rules = open_images(config.reference, resolution=resolution), {"reference.rules": RULES}
+        images = open_images(config.reference, resolution=resolution, limits=limits)
+        rules = {"reference.rules": RULES}
         name, crop, read = config.reference, "shorter side resized, centre crop", set_rows(images)
     else:
         images, rules = indexed(source), {}

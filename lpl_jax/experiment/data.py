@@ -6,7 +6,8 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Part, at_least, field
+from lpl_jax.fields import Part, at_least, between, field
+from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS, ImageLimits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,23 @@ class DataConfig(Part, section="data"):
     identity: Literal["times", "content"] = field(
         "times", "how the source's files are told from others of their names: sizes and times | content (reads all)"
     )
+    max_pixels: int = field(
+        ImageLimits.pixels,
+        "pixels of the largest image that is read; more is skipped, or refused in an evaluation",
+        between(1, MOST_PIXELS),
+    )
+    max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", between(1, MOST_BYTES))
     unfinished: bool = field(False, "train on the finished shards of a store that is still being written")
 
     @override
     def check(self) -> None:
         if self.second_caption_key is not None and self.caption_key is None:
             raise InputError(f"data.second_caption_key={self.second_caption_key}: give data.caption_key, the first one")
+
+    @property
+    def limits(self) -> ImageLimits:
+        """The largest image that is read."""
+        return ImageLimits(self.max_pixels, self.max_bytes)
 
     @property
     def captions(self) -> tuple[str, ...] | None:
@@ -44,7 +56,9 @@ class DataConfig(Part, section="data"):
 class AutoencoderSource(Part, section="autoencoder"):
     """The frozen first stage; its decoder is also the perceptual loss's network."""
 
-    source: str = field("bundled", "bundled | folder in diffusers layout | file of weights | hub id owner/name")
+    source: str = field(
+        "bundled", "bundled | folder in diffusers layout | file of weights | hub id owner/name[@REVISION]"
+    )
     subfolder: str | None = field(None, "the autoencoder's folder inside a pipeline, such as vae")
     variant: str | None = field(None, "which weights, where there are several and none in full precision, such as fp16")
     dtype: Literal["float32", "bfloat16"] = field("float32", "compute type of encoder and decoder: float32 | bfloat16")

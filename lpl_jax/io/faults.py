@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from lpl_jax.errors import InputError
+from lpl_jax.redaction import redact
 
 LONGEST = 600  # characters of a line
 # As libraries in C++ and Rust write the system's error number into their messages.
@@ -125,5 +126,5 @@ def _worker(error: BaseException) -> str | None:
 
 
 def _line(text: str) -> str:
-    line = " ".join(text.split())
+    line = redact(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

@@ -11,9 +11,10 @@ images to be scored, prompts, and everything that is given as an output.
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import BinaryIO, Literal, TypeAlias, overload
 
 import fsspec
 from etils import epath
@@ -21,6 +22,7 @@ from fsspec.config import conf
 from typing_extensions import TypeIs
 
 from lpl_jax.errors import InputError
+from lpl_jax.redaction import refuse_credentials
 
 AnyPath: TypeAlias = Path | epath.Path
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -52,6 +54,7 @@ def to_path(text: PathLike, name: str = "path", *, remote: bool | tuple[str, ...
         except RuntimeError as error:
             raise InputError(f"{name}={text}: {error}") from None
     scheme, rest = url[1].lower(), url[2]
+    refuse_credentials(f"{scheme}://{rest}", name)
     if not remote:
         raise InputError(f"{scheme}://{rest} is remote; {name} takes local paths only")
     kinds = REMOTE if remote is True else remote
@@ -92,19 +95,33 @@ def size_of(path: AnyPath) -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A local file, opened to be read.
+
+    Raises:
+      InputError: a pipe, socket or device, which might never end. OSError: it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder")
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # or a pipe that comes in between would wait
+    return os.fdopen(number, "rb")
+
+
 def read_bounded(path: AnyPath, most: int) -> bytes:
     """The content of a file of at most `most` bytes; of a longer one nothing, or little, is read.
 
     Raises:
-      InputError: it is longer. OSError: it cannot be read.
+      InputError: it is longer, or no file. OSError: it cannot be read.
     """
     if is_remote(path):  # without a request for its size
         with path.open("rb") as file:
             content = file.read(most + 1)
         size = len(content)
     else:
-        size = size_of(path)
-        content = path.read_bytes() if size <= most else b""
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(most + 1) if size <= most else b""
+        size = max(size, len(content))  # it may have grown since
     if size > most:
         raise InputError(f"{path}: {'more' if is_remote(path) else f'{size:,}'} bytes: at most {most:,} are read")
     return content

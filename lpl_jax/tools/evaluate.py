@@ -25,6 +25,8 @@ from lpl_jax.io.paths import PathLike
 from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, config_file, flags
 
+# Flags that are fields of the config.
+FIELDS = (("evaluation", "features"), ("evaluation", "reference"), ("data", "max_pixels"), ("data", "max_bytes"))
 LISTS = ("checkpoint", "weights", "guidance", "steps")  # flags that take several values
 
 
@@ -41,6 +43,8 @@ def parser() -> cli.Parser:
     flags.add(result, "resolution", note="as --images are")
     add("--statistics", type=flags.path, metavar="FILE.npz",
         help="only write means and covariances of --images, as pytorch-fid and ADM have them")  # fmt: skip
+    flags.add(result, "max-pixels", note="data.max_pixels")
+    flags.add(result, "max-bytes", note="data.max_bytes")
     flags.add_config(result, note="that of the run, or base")
     # Every combination of these is evaluated, with a table and curves.
     lists = result.add_argument_group("of a run; with several values, each combination is evaluated")
@@ -59,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
     config = config_file.given(args, _config_of(args.workdir) if args.workdir else base.get_config())
     flags.join_processes(args)
-    for name in ("features", "reference"):
+    for section, name in FIELDS:
         if getattr(args, name) is not None:
-            config.update_from_flattened_dict({f"evaluation.{name}": getattr(args, name)})
+            config.update_from_flattened_dict({f"{section}.{name}": getattr(args, name)})
     experiment = build(config)
     command = ["lpl", "eval", *argv]
     lists = {name: getattr(args, name) for name in LISTS}

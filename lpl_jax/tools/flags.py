@@ -60,6 +60,8 @@ FLAGS = {
     "limit": Flag(
         cli.positive, "N", "largest number of: images, drawn by the seed (prepare); captions, in turn (sample)"
     ),
+    "max-pixels": Flag(cli.positive, "N", "pixels of the largest image that is read"),
+    "max-bytes": Flag(cli.positive, "N", "bytes of the largest file of an image"),
     "batch-size": Flag(cli.positive, "N", "images at a time, over all devices"),
     "seed": Flag(cli.not_negative, "N", "every random choice follows from it"),
     # networks and samplers

@@ -20,6 +20,7 @@ from lpl_jax.data.manifest import DTYPES
 from lpl_jax.data.skips import parse_limit
 from lpl_jax.errors import InputError
 from lpl_jax.io.fingerprints import IDENTITIES
+from lpl_jax.io.image_limits import ImageLimits
 from lpl_jax.io.locks import only_writer
 from lpl_jax.tools import cli, flags
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
     if args.second_caption_key and not args.caption_key:
         raise InputError("--second-caption-key needs --caption-key, the first one")
+    limits = ImageLimits(args.max_pixels, args.max_bytes)
     check_outside(args.source, args.out)
     # From here on, so that no other call lists the same source and loads the same weights in vain.
     with only_writer(args.out, host_index if host_count > 1 else None):
@@ -45,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
             seed=args.seed,
             limit=args.limit,
             identity=args.identity,
+            limits=limits,
         )
         prepare(
             source,
@@ -115,6 +118,8 @@ def parser() -> cli.Parser:
         help="how files are told from others of their names: sizes and times, or content, which reads all")  # fmt: skip
     add("--max-skipped", type=cli.text, metavar="N", help="unusable images to pass over: a number, or a share such as "
         "1%% (default: 0; tar files: 1%%)")  # fmt: skip
+    flags.add(result, "max-pixels", default=ImageLimits.pixels)
+    flags.add(result, "max-bytes", default=ImageLimits.bytes)
     _add_captions(result.add_argument_group("captions").add_argument)
     flags.add_processes(result)
     add = result.add_argument_group("several hosts that know nothing of each other").add_argument

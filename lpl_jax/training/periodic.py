@@ -85,7 +85,12 @@ def make_evaluation(
     evaluator = None
     if source is not None or config.reference is not None:
         evaluator = make_evaluator(
-            config, source=source, resolution=experiment.resolution, mesh=mesh, folder=folder / "features"
+            config,
+            source=source,
+            resolution=experiment.resolution,
+            mesh=mesh,
+            folder=folder / "features",
+            limits=experiment.data.limits,
         )
 
     def evaluate(step: int, params) -> tuple[dict[str, float], np.ndarray]:

@@ -8,7 +8,7 @@ from image_kinds import encoded, smooth
 from peak_memory import peak_growth
 
 from lpl_jax.data import FolderSource, WebDatasetSource, tfds
-from lpl_jax.data.examples import work_units
+from lpl_jax.data.examples import Skipped, work_units
 from lpl_jax.errors import InputError
 
 TEXT = "a café, “open” 🐈"
@@ -34,6 +34,9 @@ def captions(source):
     """Caption or reason by name."""
     found = {}
     for item in (item for unit in work_units(source, 100) for item in unit.items()):
+        if isinstance(item, Skipped):
+            found[item.key.split("/")[-1]] = InputError(item.reason)
+            continue
         try:
             (found[item.key.split("/")[-1].removesuffix(".png")],) = item.load().captions
         except InputError as error:

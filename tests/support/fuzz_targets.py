@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fuzz_media
 import numpy as np
 
 from lpl_jax.errors import InputError
@@ -69,3 +70,4 @@ TARGETS: dict[str, Target] = {
         lambda data: jsons.parse(data, "a file"),
     ),
 }
+TARGETS |= {name: of_bytes(*reader) for name, reader in fuzz_media.READERS.items()}

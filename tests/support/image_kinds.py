@@ -195,7 +195,7 @@ def damaged():
         "float": (encoded(image[..., 0].astype(np.float32), "TIFF"), "floating point"),
         "integers": (encoded(image[..., 0].astype(np.int32), "TIFF"), "32-bit integers"),
         "colour-16-key": (png16(image.astype(np.uint16) << 8, key), "a transparent colour of 16 bits"),
-        "ppm": (encoded(image, "PPM"), "not an image that can be read as JPEG, PNG"),
+        "ppm": (encoded(image, "PPM"), "a PNM file, which is not read; possible: JPEG, PNG"),
         "empty": (b"", "not an image that can be read"),
         "text": (b"404: not found", "not an image that can be read"),
         "flipped-bit": (bytes(flipped), "wrong checksum"),

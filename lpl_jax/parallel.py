@@ -50,7 +50,8 @@ STACKED = r"(^|/)(dual_)?blocks/"
 MIN_SHARD_SIZE = 2**14
 
 
-_AXIS_SIZE = Check(lambda size: size >= 1 or size == -1, "a positive integer, or -1 for the rest")
+_MOST_DEVICES = 2**20  # of an axis
+_AXIS_SIZE = Check(lambda size: 1 <= size <= _MOST_DEVICES or size == -1, f"1 to {_MOST_DEVICES:,}, or -1 for the rest")
 
 
 @dataclasses.dataclass(frozen=True)

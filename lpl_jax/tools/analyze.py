@@ -28,6 +28,7 @@ from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
 
 PHOTO_RESOLUTION = 256
+SIDE = cli.whole(1, 2**12)  # of a patch of latents
 SHOWN_IMAGES = 4  # in a figure of heat maps
 
 
@@ -295,17 +296,23 @@ def parser() -> cli.Parser:
     add = _command(verbs, "irregularity", irregular, about, batch_size=32)
     text = "what is put on a patch; masked: it is set to zero"
     add("--noise", **cli.one_of(irregularity.CHANGES), default="half_variance", help=text)
-    add("--patch", type=cli.positive, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
+    add("--patch", type=SIDE, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
     text = "between patches, latent pixels (default: the patch's side)"
-    add("--stride", type=cli.positive, metavar="N", help=text)
-    add("--draws", type=cli.positive, metavar="N", default=4, help="draws of noise that are averaged")
+    add("--stride", type=SIDE, metavar="N", help=text)
+    add("--draws", type=cli.whole(1, 10_000), metavar="N", default=4, help="draws of noise that are averaged")
     about = "Fig. 13: extreme values in decoder features and their masks"
     add = _command(verbs, "outliers", outliers, about, batch_size=8)
     text = f"names (mid, up_0 ...) or numbers from 0, or all (default: {outlier_maps.DEFAULT_TAP}, or the last one)"
     add("--taps", type=cli.text, metavar="TAP[,...]", help=text)
     add("--channels", type=cli.text, metavar="N[,...]", help="show these channels, too, by their numbers from 0")
-    add("--top", type=cli.not_negative, metavar="N", default=2, help="channels with the largest max/median ratio shown")
-    add("--show", type=cli.not_negative, metavar="N", default=0, help="number of the image that is shown, from 0")
+    add(
+        "--top",
+        type=cli.whole(0, 1000),
+        metavar="N",
+        default=2,
+        help="channels with the largest max/median ratio shown",
+    )
+    add("--show", type=cli.whole(0, 10_000), metavar="N", default=0, help="number of the image that is shown, from 0")
     add("--preset", **cli.one_of(("paper", "reference")), default="paper", help="filters of the mask")
     return result
 

@@ -158,12 +158,23 @@ def _shown(run: Run, args) -> tuple[list, list[str]]:
     return prompts, prompts
 
 
+def prompt(given: str) -> str:
+    """A prompt of the command line; an empty one is one, too."""
+    return given and cli.text(given)
+
+
 def parser() -> cli.Parser:
     """The flags of `lpl sample`."""
     result = cli.Parser(__doc__, prog="lpl sample")
     add = result.add_argument
     flags.add(result, "workdir", required=True, nargs="+", action="extend")
-    add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
+    add(
+        "--prompt",
+        action="append",
+        type=prompt,
+        metavar="TEXT",
+        help="text of a run on captions; may be given several times",
+    )
     add("--prompts", type=flags.path, metavar="PATH", help="text file of prompts, one a line, or a store with captions")
     flags.add(result, "limit")
     text = "class, by its number or name; may be given several times"

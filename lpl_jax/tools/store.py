@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lpl_jax import autoencoders
+from lpl_jax import autoencoders, limits
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
@@ -152,12 +152,16 @@ def parser() -> cli.Parser:
     add_verb("verify", "checksums and every record; status 1 where something is wrong")
     stats = add_verb("stats", "classes, latents, captions, sizes")
     stats.add_argument(
-        "--records", type=cli.positive, metavar="N", default=4096, help="how many to look at, drawn at random"
+        "--records",
+        type=cli.count(limits.MOST_IMAGES),
+        metavar="N",
+        default=4096,
+        help="how many to look at, drawn at random",
     )
     show = add_verb("show", "decoded images with their captions or classes on one sheet", " --out sheet.png")
     flags.add(show, "out", required=True)
     flags.add(show, "count", default=16)
-    show.add_argument("--columns", type=cli.positive, metavar="N", default=4, help="images side by side")
+    show.add_argument("--columns", type=cli.whole(1, 1000), metavar="N", default=4, help="images side by side")
     flags.add(show, "seed", default=0)
     flags.add(show, "autoencoder", default="bundled")
     flags.add(show, "autoencoder-subfolder")

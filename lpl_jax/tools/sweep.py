@@ -153,7 +153,7 @@ def parser() -> cli.Parser:
     """The flags of `lpl sweep`."""
     result = cli.Parser(__doc__, prog="lpl sweep")
     add = result.add_argument
-    add("--rows", nargs="+", metavar="NAME", help="names of experiments; * stands for anything")
+    add("--rows", nargs="+", type=cli.text, metavar="NAME", help="names of experiments; * stands for anything")
     flags.add(result, "workdir", default=Path("runs/paper"))
     text = "folder of latent stores, one for each size and autoencoder"
     add("--stores", type=flags.path, metavar="FOLDER", help=text)

@@ -31,9 +31,11 @@ def main(argv: Sequence[str]) -> int:
     import jax  # only once the flags are known to be good
 
     from lpl_jax.experiment import build
+
+    experiment = build(config)  # before the rest is imported, so that a mistake is said at once
     from lpl_jax.training import train
 
-    result = train(build(config), args.workdir, began=began, given=config.to_dict())
+    result = train(experiment, args.workdir, began=began, given=config.to_dict())
     end = (
         f"stopped by a signal at step {result.step}; call again to resume" if result.stopped else f"step {result.step}"
     )

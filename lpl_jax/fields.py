@@ -193,8 +193,11 @@ def fits(value: Any, hint: Any) -> bool:
             # An int equals a bool, and a list is never one of them.
             found = any(type(value) is type(possible) and value == possible for possible in arguments)
         elif origin is tuple:
-            short = isinstance(value, tuple) and len(value) <= MOST_MEMBERS
-            found = short and all(fits(member, arguments[0]) for member in value)
+            found = (
+                isinstance(value, tuple)
+                and len(value) <= MOST_MEMBERS
+                and all(fits(member, arguments[0]) for member in value)
+            )
         elif kind in (int, float):
             found = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         else:

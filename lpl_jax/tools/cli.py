@@ -91,6 +91,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises InputError, for all that argparse finds wrong."""
+        unknown = "unrecognized arguments: "
+        if message.startswith(unknown) and "--config" in self._option_string_actions:
+            message += f" (did you mean --config {message.removeprefix(unknown).split()[0]}?)"
         required = "the following arguments are required: "
         if message.startswith(required):
             message = f"missing {message.removeprefix(required)}; {self.prog} --help shows all flags"

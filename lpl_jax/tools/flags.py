@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lpl_jax import autoencoders, distributed, limits
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.outputs import check_folder
 from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.tools import cli
 
@@ -39,6 +40,12 @@ def _path(given: str, remote: bool) -> AnyPath:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def check_out(args: argparse.Namespace, name: str = "out") -> None:
+    """Raises InputError unless the folder of a flag can be written into, before any work; None is no folder."""
+    if (given := getattr(args, name)) is not None:
+        check_folder(given, f"--{name}")
+
+
 def check_local(args: argparse.Namespace, name: str) -> None:
     """Raises InputError where a flag that may be remote in other verbs is remote."""
     to_path(getattr(args, name), f"--{name}")
@@ -46,7 +53,7 @@ def check_local(args: argparse.Namespace, name: str) -> None:
 
 MOST_HOSTS = 2**20
 HOSTS, HOST = cli.whole(1, MOST_HOSTS), cli.whole(0, MOST_HOSTS - 1)
-FLAGS = {
+FLAGS: dict[str, Flag] = {
     # configs and runs
     "config": Flag(
         cli.text, "FILE[:ARGUMENTS]", "config, such as imagenet:256,lpl: a file here or one of the package (lpl config)"

@@ -31,7 +31,9 @@ def main(argv: Sequence[str]) -> int:
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
     if args.second_caption_key and not args.caption_key:
         raise InputError("--second-caption-key needs --caption-key, the first one")
+    max_skipped = None if args.max_skipped is None else parse_limit(args.max_skipped)
     check_outside(args.source, args.out)
+    flags.check_out(args)
     # From here on, so that no other call lists the same source and loads the same weights in vain.
     with only_writer(args.out, host_index if host_count > 1 else None):
         source = open_source(
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             read_threads=args.threads,
             host_index=host_index,
             host_count=host_count,
-            max_skipped=None if args.max_skipped is None else parse_limit(args.max_skipped),
+            max_skipped=max_skipped,
         )
     distributed.wait_for_all("prepared")
     return 0

@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
             raise InputError("--table8 stands alone: it counts the paper's own configurations")
         print(paper_tables.table8(), end="")
         return 0
+    flags.check_out(args)
     config = config_file.given(args)
     if args.peak_tflops is not None and not args.run:
         raise InputError("--peak-tflops is for measured steps: give --run too")

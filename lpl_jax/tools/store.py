@@ -18,6 +18,7 @@ from lpl_jax import autoencoders, limits
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.outputs import check_file
 from lpl_jax.io.pictures import SUFFIX, write_picture
 from lpl_jax.io.progress import progress_bar
 from lpl_jax.tools import cli, flags
@@ -92,6 +93,7 @@ def _show(store: LatentStore, args) -> int:
         raise InputError(f"latent store {store.path}: holds no image yet")
     if args.out.suffix.lower() != SUFFIX:
         raise InputError(f"--out={args.out}: give the name of a PNG file, such as sheet.png")
+    check_file(args.out, "--out")
     autoencoder = flags.load_autoencoder(args)
     check_autoencoder(store, autoencoder)
     indices = np.sort(np.random.default_rng(args.seed).permutation(len(store))[: args.count])

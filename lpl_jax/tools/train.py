@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     began = time.perf_counter()
     args = parser().parse_args(argv)
+    flags.check_out(args, "workdir")
     config = config_file.given(args)
     flags.join_processes(args)
     import jax  # only once the flags are known to be good

@@ -10,6 +10,7 @@ what counts is the median of the last window beside that of the first one. Train
 checkpoints on the way. The result is written to benchmarks/results/YYYY-MM-DD-endurance.json.
 """
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -85,7 +86,7 @@ def windows(samples: list[dict[str, float]]) -> dict[str, list[float]]:
     return {
         name: [
             round(statistics.median(each[name] for each in rest[a:b]), 1)
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in itertools.pairwise(cuts)
         ]
         for name in rest[0]
     }

@@ -18,6 +18,23 @@ def nearest(name: object, possible: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
+def shown(value: object, most: int = 100) -> str:
+    """A value in a message: on one line, and cut where it is long."""
+    if isinstance(value, tuple | list) and len(value) > most:
+        value = (*value[:most], ...)
+    try:
+        text = repr(value[: most + 1] if isinstance(value, str) else value)
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return short(text, most)
+
+
+def short(text: str, most: int = 100) -> str:
+    """A text in a message: on one line, and cut where it is long."""
+    line = " ".join(text[: most + 1].split())
+    return line if len(text) <= most else f"{line[:most]} ..."
+
+
 def some(things: Iterable[object], separator: str = ", ", most: int = 6) -> str:
     """The first few of a list for messages, and how many more there are: a line stays a line."""
     texts = list(map(str, things))

@@ -8,6 +8,9 @@
 
 Types are checked too: int, float, bool, str, Literal, tuple[X, ...], and unions of them. In an optional field
 (X | None) an empty text and "None" are None; a field at `TO_BE_GIVEN` has to be given before the part can be built.
+
+A number has a finite range, which its check says, and is never NaN; ranges that several fields and flags share are in
+`limits`. A text is a line that a path or name may be.
 """
 
 import dataclasses
@@ -18,27 +21,38 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Union
 
-from lpl_jax.errors import InputError, nearest
+from lpl_jax.errors import InputError, nearest, shown
 from lpl_jax.redaction import refuse_credentials
 
 TO_BE_GIVEN = "???"
 
 
+LONGEST_TEXT = 4096  # characters, as of a path
+MOST_MEMBERS = 1000  # of a tuple
+
+
 class Check(NamedTuple):
-    """Whether a value is possible, and the words for what is: "it must be {possible}"."""
+    """Whether a value is possible, and the words for what is: "it must be {possible}".
+
+    holds: of NaN it is False.
+    """
 
     holds: Callable[[Any], bool]
     possible: str
 
 
-def at_least(least: float) -> Check:
-    """A number from `least` up."""
-    return Check(lambda value: value >= least, f"{least} or more")
+def whole(low: int, high: int) -> Check:
+    """A whole number from low to high."""
+    return Check(lambda value: low <= value <= high, f"{low:,} to {high:,}")
 
 
-def above(bound: float) -> Check:
-    """A finite number above the bound."""
-    return Check(lambda value: bound < value < math.inf, "positive" if bound == 0 else f"above {bound}")
+def above(bound: float, high: float, *, or_infinite: bool = False) -> Check:
+    """A number above the bound, up to high; or_infinite: or inf."""
+
+    def holds(value):
+        return bound < value <= high or (or_infinite and value == math.inf)
+
+    return Check(holds, f"above {bound:g}, up to {high:g}{', or inf' if or_infinite else ''}")
 
 
 def between(low: float, high: float, *, ends: Literal["both", "low", "none"] = "both") -> Check:
@@ -47,16 +61,28 @@ def between(low: float, high: float, *, ends: Literal["both", "low", "none"] = "
     def holds(value):
         return (low <= value if ends != "none" else low < value) and (value <= high if ends == "both" else value < high)
 
-    brackets = {"both": "[{:g}, {:g}]", "low": "[{:g}, {:g})", "none": "({:g}, {:g})"}[ends]
+    brackets = {"both": "[{:.7g}, {:.7g}]", "low": "[{:.7g}, {:.7g})", "none": "({:.7g}, {:.7g})"}[ends]
     return Check(holds, "in " + brackets.format(low, high))
+
+
+def each(check: Check, most: int) -> Check:
+    """A tuple of at most so many members, of which each is checked."""
+    return Check(
+        lambda value: len(value) <= most and all(map(check.holds, value)), f"up to {most}, each {check.possible}"
+    )
+
+
+def word_or(check: Check, *words: str) -> Check:
+    """One of these words, or a whole number that is checked."""
+    return Check(
+        lambda value: value in words or (type(value) is int and check.holds(value)),
+        f"{', '.join(words)}, or {check.possible}",
+    )
 
 
 def one_of(*values: Any) -> Check:
     """One of these values, where a Literal cannot list them."""
     return Check(lambda value: value in values, f"one of {', '.join(map(str, values))}")
-
-
-POSITIVE = above(0)
 
 
 def field(default: Any, help: str, check: Check | None = None, *, derived: str | None = None) -> Any:
@@ -100,14 +126,28 @@ class Part:
         if value == TO_BE_GIVEN:
             raise InputError(f"{self._name(item)} has to be given: {item.metadata['help']}")
         if fits(value, hint) and (value is None or check is None or check.holds(value)):
+            _check_text(self._name(item), value)
             return
         possible = describe(hint)
         if check is not None:
             possible = check.possible if fits(value, hint) else f"{possible} ({check.possible})"
-        raise InputError(f"{self._name(item)}={value!r} is not possible: it must be {possible}")
+        raise InputError(f"{self._name(item)}={shown(value)} is not possible: it must be {possible}")
 
     def _name(self, item: dataclasses.Field) -> str:
         return f"{self.section}.{item.name}" if self.section else item.name
+
+
+def _check_text(name: str, value: Any) -> None:
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not is_line(text):
+            raise InputError(
+                f"{name}={shown(text)} is not possible: it must be a line of 1 to {LONGEST_TEXT:,} characters"
+            )
+
+
+def is_line(text: str) -> bool:
+    """Whether a text may be a name or path: neither empty nor endless, and without control characters."""
+    return 0 < len(text) <= LONGEST_TEXT and all(each >= " " and each != "\x7f" for each in text)
 
 
 @functools.cache
@@ -119,6 +159,14 @@ def hints(cls: type) -> dict[str, Any]:
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union; a single type is a union of one."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def is_numeric(hint: Any) -> bool:
+    """Whether a number, or a tuple of them, is of this type."""
+    kinds = [kind for kind in members(hint) if kind is not type(None)]
+    return any(
+        {int, float} & {kind, *(typing.get_args(kind) if typing.get_origin(kind) is tuple else ())} for kind in kinds
+    )
 
 
 def normalised(value: Any, hint: Any) -> Any:
@@ -139,7 +187,7 @@ def normalised(value: Any, hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether the value has the type. A bool is no number; an int is a float."""
+    """Whether the value has the type. A bool is no number; an int is a float; a tuple has an end."""
     for kind in members(hint):
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if kind is Any:
@@ -148,7 +196,11 @@ def fits(value: Any, hint: Any) -> bool:
             # An int equals a bool, and a list is never one of them.
             found = any(type(value) is type(possible) and value == possible for possible in arguments)
         elif origin is tuple:
-            found = isinstance(value, tuple) and all(fits(member, arguments[0]) for member in value)
+            found = (
+                isinstance(value, tuple)
+                and len(value) <= MOST_MEMBERS
+                and all(fits(member, arguments[0]) for member in value)
+            )
         elif kind in (int, float):
             found = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         else:

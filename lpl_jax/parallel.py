@@ -15,6 +15,7 @@ moment has the path of its parameter as the end of its own.
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -50,7 +51,8 @@ STACKED = r"(^|/)(dual_)?blocks/"
 MIN_SHARD_SIZE = 2**14
 
 
-_AXIS_SIZE = Check(lambda size: size >= 1 or size == -1, "a positive integer, or -1 for the rest")
+_MOST_DEVICES = 2**20  # of an axis
+_AXIS_SIZE = Check(lambda size: 1 <= size <= _MOST_DEVICES or size == -1, f"1 to {_MOST_DEVICES:,}, or -1 for the rest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,14 @@ class MeshConfig(Part, section="mesh"):
                 "number (-1 = the rest)"
             )
         return tuple(sizes)
+
+
+def device_memory() -> int | None:
+    """Bytes that a device of this process has, a CPU's emulated ones a part each; None where it does not say."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def make_mesh(

@@ -14,6 +14,7 @@ from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.autoencoders.model import MAX_LOGVAR, MIN_LOGVAR, Decoder, Encoder
 from lpl_jax.autoencoders.tiny import TinyDecoder, TinyEncoder
 from lpl_jax.errors import InputError
+from lpl_jax.parallel import device_memory
 
 
 class Moments(NamedTuple):
@@ -48,6 +49,22 @@ class Autoencoder(flax.struct.PyTreeNode):
         encoder, _ = _networks(self.config)
         mean, logvar = jnp.split(_apply(encoder, self.params["encoder"], images), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR))
+
+    def check_side(self, side: int, name: str = "resolution") -> None:
+        """Raises InputError for images whose sides its factor does not divide, or of which no device here holds one.
+
+        name: what the side was given as, for messages.
+        """
+        if side % self.config.downsample:
+            raise InputError(
+                f"{name}={side}: autoencoder {self.config.name} needs a multiple of {self.config.downsample} pixels"
+            )
+        needed, there = self.config.attention_bytes(side), device_memory()
+        if there is not None and needed > there:
+            raise InputError(
+                f"{name}={side}: the attention of autoencoder {self.config.name} takes {needed / 2**30:,.1f} GiB for "
+                f"one such image, and a device here has {there / 2**30:,.1f} GiB: give a smaller one"
+            )
 
     def without_encoder(self) -> "Autoencoder":
         """What decodes, for programs whose latents were encoded before: `encode` fails."""

@@ -144,6 +144,10 @@ class AutoencoderConfig:
         """Pixels per latent along each side (8 for four levels)."""
         return 2 ** (len(self.encoder_channels) - 1)
 
+    def attention_bytes(self, side: int) -> int:
+        """Memory of the middle block's attention, whose map has all pairs of latents, for one image of this side."""
+        return 4 * (side // self.downsample) ** 4 if self.mid_attention else 0
+
     @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: the middle block and every up block."""
@@ -208,6 +212,10 @@ class TinyAutoencoderConfig:
     def downsample(self) -> int:
         """Pixels per latent along each side (8 for four levels)."""
         return 2 ** (len(self.encoder_blocks) - 1)
+
+    def attention_bytes(self, side: int) -> int:
+        """0: it has no attention."""
+        return 0
 
     @property
     def num_taps(self) -> int:

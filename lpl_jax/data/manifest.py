@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import POSITIVE, at_least, between, one_of
+from lpl_jax.fields import above, one_of, whole
 from lpl_jax.io.jsons import Count, Digest, FileName, checked, record, signed
 
 FORMAT = 3
@@ -21,9 +21,9 @@ DTYPES = ("float16", "float32")
 MAX_RECORD = 2**30  # bytes: a latent of 4096 x 4096 with four channels
 MAX_COLUMNS = 64  # of captions
 
-Positive: TypeAlias = Annotated[int, at_least(1)]
-Side: TypeAlias = Annotated[int, between(1, 2**16)]  # pixels, or tokens
-Width: TypeAlias = Annotated[int, between(0, 2**16)]  # of states of a text tower
+Positive: TypeAlias = Annotated[int, whole(1, 2**63 - 1)]
+Side: TypeAlias = Annotated[int, whole(1, 2**16)]  # pixels, or tokens
+Width: TypeAlias = Annotated[int, whole(0, 2**16)]  # of states of a text tower
 
 
 class Shard(NamedTuple):
@@ -54,7 +54,7 @@ class TextInfo:
     tokenizer: str
     fingerprint: str
     length: Side
-    vocab_size: Annotated[int, between(1, 2**31 - 1)]
+    vocab_size: Annotated[int, whole(1, 2**31 - 1)]
     eos: Count
     columns: tuple[str, ...]
     encoder: str | None = None
@@ -84,9 +84,9 @@ class Manifest:
 
     autoencoder: str
     weights_hash: str
-    scaling_factor: Annotated[float, POSITIVE]
+    scaling_factor: Annotated[float, above(0, 1e30)]
     shift_factor: float
-    latent_channels: Annotated[int, between(1, 2**12)]
+    latent_channels: Annotated[int, whole(1, 2**12)]
     downsample: Side
     resolution: Side
     crop: str
@@ -101,7 +101,7 @@ class Manifest:
     skipped: Count = 0
     source_identity: Mapping[str, str] | None = None
     latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[Annotated[float, POSITIVE], ...] | None = None
+    latents_std: tuple[Annotated[float, above(0, 1e30)], ...] | None = None
 
     @property
     def num_records(self) -> int:

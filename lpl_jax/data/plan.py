@@ -18,10 +18,7 @@ def plan_store(source: Source, autoencoder: Autoencoder, dtype: str, captions: C
     config, resolution = autoencoder.config, source.crop.resolution
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}; possible: {', '.join(DTYPES)}")
-    if resolution % config.downsample:
-        raise InputError(
-            f"resolution={resolution}: autoencoder {config.name} needs a multiple of {config.downsample} pixels"
-        )
+    autoencoder.check_side(resolution)
     if not is_stream(source) and not len(source):
         raise InputError(f"{source.description}: nothing to encode")
     return Manifest(

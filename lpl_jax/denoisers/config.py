@@ -8,7 +8,8 @@ from typing_extensions import override
 
 from lpl_jax.denoisers.attention import IMPLEMENTATIONS
 from lpl_jax.errors import InputError, nearest
-from lpl_jax.fields import Check, Part, check_names, field, one_of
+from lpl_jax.fields import Part, check_names, field, one_of, whole
+from lpl_jax.limits import DEPTH, PARAMETERS
 
 # What the forward pass of a block keeps for the backward pass; "none" keeps everything.
 REMAT_POLICIES = {
@@ -17,8 +18,9 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-COUNT = Check(lambda value: value > 0, "a positive integer")
-COUNT_OR_NONE = Check(lambda value: value >= 0, "0 or a positive integer")
+WIDTH = whole(1, 2**16)
+WIDTH_OR_NONE = whole(0, 2**16)
+SIDE = whole(1, 4096)  # of a grid of patches
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,18 @@ class MMDiTConfig(Part, section="model"):
     Raises InputError for a field that cannot be used.
     """
 
-    hidden: int = field(MISSING, "width of the streams", COUNT)
-    depth: int = field(MISSING, "number of blocks, the pre-only one included", COUNT)
-    heads: int = field(MISSING, "attention heads; hidden / heads is the head size", COUNT)
-    latent_channels: int = field(4, "channels of the latents, in and out", COUNT, derived="the autoencoder")
-    patch_size: int = field(2, "side of a patch, latent pixels", COUNT)
-    mlp_ratio: int = field(4, "hidden width of the MLPs, in units of the width", COUNT)
-    num_classes: int = field(0, 'rows of the class table (one more stands for "no class"); 0: text', COUNT_OR_NONE)
-    context_dim: int = field(0, "width of the text tokens; 0: class labels", COUNT_OR_NONE, derived="the text tower")
+    hidden: int = field(MISSING, "width of the streams", WIDTH)
+    depth: int = field(MISSING, "number of blocks, the pre-only one included", DEPTH)
+    heads: int = field(MISSING, "attention heads; hidden / heads is the head size", WIDTH)
+    latent_channels: int = field(4, "channels of the latents, in and out", WIDTH, derived="the autoencoder")
+    patch_size: int = field(2, "side of a patch, latent pixels", whole(1, 64))
+    mlp_ratio: int = field(4, "hidden width of the MLPs, in units of the width", whole(1, 64))
+    num_classes: int = field(0, 'rows of the class table (one more stands for "no class"); 0: text', whole(0, 10**6))
+    context_dim: int = field(0, "width of the text tokens; 0: class labels", WIDTH_OR_NONE, derived="the text tower")
     pooled_dim: int = field(
         0,
         "width of a pooled text vector, added to the time embedding; 0: none",
-        COUNT_OR_NONE,
+        WIDTH_OR_NONE,
         derived="the text tower",
     )
     control: bool = field(False, "condition on original size and crop of each image, by two MLPs")
@@ -53,20 +55,22 @@ class MMDiTConfig(Part, section="model"):
     modulation: Literal["per_block", "single"] = field(
         "per_block", "a Linear per block | single: one for all blocks and a table per block (adaLN-single)"
     )
-    context_modulation_chunks: int = field(6, "6 (own) | 3 (own, without MLP) | 0 (those of the image stream)")
+    context_modulation_chunks: int = field(
+        6, "6 (own) | 3 (own, without MLP) | 0 (those of the image stream)", one_of(0, 3, 6)
+    )
     context_pre_only: bool = field(
         True, "the last block's context only feeds the attention (it has no output to anything)"
     )
     qk_norm: bool = field(True, "RMS-normalise queries and keys (Stable Diffusion 3.0 medium does not)")
     dual_attention: int = field(
-        0, "number of first blocks with a second attention, among image tokens (SD 3.5 medium)", COUNT_OR_NONE
+        0, "number of first blocks with a second attention, among image tokens (SD 3.5 medium)", whole(0, 1000)
     )
-    base_grid: int = field(16, "patches per side at the base resolution: range of the position coordinates", COUNT)
+    base_grid: int = field(16, "patches per side at the base resolution: range of the position coordinates", SIDE)
     position_table: int = field(
         0,
         "side of a table of positions, part of the parameters, of which a grid takes the centre; 0: positions are "
         "computed, and every grid spans the range of the base grid",
-        COUNT_OR_NONE,
+        whole(0, 4096),
     )
     attention: str = field("xla", "implementation of softmax attention", one_of(*IMPLEMENTATIONS))
     remat: str = field(
@@ -80,6 +84,13 @@ class MMDiTConfig(Part, section="model"):
 
     @override
     def check(self) -> None:
+        # Of the image stream's blocks alone: four matrices of the attention, and those of the MLP.
+        least = self.depth * (4 + 2 * self.mlp_ratio) * self.hidden**2
+        if least > PARAMETERS:
+            raise InputError(
+                f"model.hidden={self.hidden} and model.depth={self.depth} make {least:.1e} parameters or more; "
+                f"possible are up to {PARAMETERS:.0e}"
+            )
         self._require(self.hidden % self.heads == 0, "heads", f"a divisor of hidden={self.hidden}")
         self._require(self.hidden % 4 == 0, "hidden", "a multiple of 4 (sine and cosine of two coordinates)")
         if (self.num_classes > 0) == (self.context_dim > 0):

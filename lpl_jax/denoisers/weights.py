@@ -38,6 +38,7 @@ from lpl_jax.errors import InputError, some, some_of_each
 from lpl_jax.io.atomic import atomic_path, check_free, write_text
 from lpl_jax.io.hub import find
 from lpl_jax.io.jsons import parse, read_json
+from lpl_jax.io.outputs import check_folder
 from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.io.tensors import write_tensors
 from lpl_jax.io.weight_files import PATTERNS, PICKLES, open_weights, read_weights
@@ -79,8 +80,6 @@ def load(source: str | Path, *, subfolder: str | None = None, variant: str | Non
         tensors = read_weights(path, (diffusers_layout.ANCHOR,), variant=variant)
         if absurd := _out_of_proportion(config, tensors):
             raise InputError(f"{where}: {absurd}")
-        if config.depth > max(len(tensors), 1000):
-            raise InputError(f"{where}: num_layers = {config.depth} given, the weights are {len(tensors)} tensors")
         params = diffusers_layout.from_tensors(config, tensors, where=str(path))
     elif kind == CLASS_NAME:
         config = _config_from_fields(raw, where=where)
@@ -136,15 +135,7 @@ def save(
         that do not fit the configuration or are not finite (all are named). Nothing has been written then.
     """
     path = to_path(path, remote=True)
-    one_file = path.suffix == ".safetensors"
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        raise InputError(f"{path}: pickles are not written; give a folder, or a name that ends in .safetensors")
-    layout = layout or ("lpl_jax" if one_file else "diffusers")
-    if layout not in WEIGHTS:
-        raise InputError(f"layout {layout!r} given, possible is one of {', '.join(WEIGHTS)}")
-    if one_file and layout != "lpl_jax":
-        raise InputError(f"{path}: layout {layout!r} is a folder's, a file has layout 'lpl_jax'; give a folder")
-    check_free(path)
+    one_file, layout = path.suffix == ".safetensors", check_target(config, path, layout)
     flat: Any = flatten_dict(params, sep="/")
     _check(config, flat, where="parameters to save")
     if broken := sorted(name for name, array in flat.items() if not np.isfinite(array).all()):
@@ -164,15 +155,36 @@ def save(
     return layout
 
 
+def check_target(config: MMDiTConfig, path: PathLike, layout: str | None = None) -> str:
+    """The layout in which `save` would write there; raises its InputErrors, but for those of the parameters."""
+    path = to_path(path, remote=True)
+    one_file = path.suffix == ".safetensors"
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise InputError(f"{path}: pickles are not written; give a folder, or a name that ends in .safetensors")
+    layout = layout or ("lpl_jax" if one_file else "diffusers")
+    if layout not in WEIGHTS:
+        raise InputError(f"layout {layout!r} given, possible is one of {', '.join(WEIGHTS)}")
+    if one_file and layout != "lpl_jax":
+        raise InputError(f"{path}: layout {layout!r} is a folder's, a file has layout 'lpl_jax'; give a folder")
+    check_free(path)
+    check_folder(path.parent, "the folder of")
+    if layout == "diffusers":
+        _fields_of_diffusers(config)
+    return layout
+
+
 def _for_diffusers(config: MMDiTConfig, params: Mapping) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    return _fields_of_diffusers(config), diffusers_layout.to_tensors(config, params)
+
+
+def _fields_of_diffusers(config: MMDiTConfig) -> dict[str, Any]:
     try:
-        fields = diffusers_layout.to_diffusers(config)
+        return diffusers_layout.to_diffusers(config)
     except InputError as error:
         raise InputError(
             f"{error}; layout 'lpl_jax' (--layout lpl_jax), or a file that ends in .safetensors, takes every "
             "configuration"
         ) from None
-    return fields, diffusers_layout.to_tensors(config, params)
 
 
 def _config_inside(path: Path) -> dict | None:

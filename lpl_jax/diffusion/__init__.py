@@ -2,7 +2,7 @@
 
 from lpl_jax.diffusion.guidance import guided, rescaled_guidance
 from lpl_jax.diffusion.paradigms import PARADIGMS, Paradigm, paradigm
-from lpl_jax.diffusion.samplers import SAMPLERS, ddim_grid, flow_grid, sample
+from lpl_jax.diffusion.samplers import SAMPLERS, check_sampler, ddim_grid, flow_grid, sample
 from lpl_jax.diffusion.weighting import LOSS_WEIGHTS, loss_weight
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "PARADIGMS",
     "SAMPLERS",
     "Paradigm",
+    "check_sampler",
     "ddim_grid",
     "flow_grid",
     "guided",

@@ -35,7 +35,8 @@ from typing_extensions import override
 
 from lpl_jax.diffusion import schedules, timesteps
 from lpl_jax.errors import InputError, nearest
-from lpl_jax.fields import POSITIVE, Part, at_least, between, check_names, field, one_of
+from lpl_jax.fields import Part, between, check_names, field, one_of, whole
+from lpl_jax.limits import NOISE_LEVEL
 
 Times: TypeAlias = Num[Array, "*batch"]
 PerTime: TypeAlias = Float32[Array, "*batch"]  # a coefficient for each time
@@ -54,7 +55,7 @@ class Paradigm(Part, abc.ABC, section="paradigm"):
     samplers: ClassVar[tuple[str, ...]]
 
     schedule_rescale: float = field(
-        1.0, "image side over that of the schedule: 2.0 for 512 px with the 256 px schedule", POSITIVE
+        1.0, "image side over that of the schedule: 2.0 for 512 px with the 256 px schedule", between(0.001, 1000)
     )
 
     @abc.abstractmethod
@@ -117,9 +118,9 @@ class DiscreteParadigm(Paradigm):
     samplers: ClassVar[tuple[str, ...]] = ("ddim",)
 
     zero_terminal_snr: bool = field(False, "eps, v: rescale the schedule to end in pure noise (v: on)")
-    train_steps: int = field(1000, "eps, v: number of timesteps", at_least(2))
-    beta_start: float = field(0.00085, "eps, v: first beta", between(0, 1, ends="none"))
-    beta_end: float = field(0.012, "eps, v: last beta", between(0, 1, ends="none"))
+    train_steps: int = field(1000, "eps, v: number of timesteps", whole(2, 100_000))
+    beta_start: float = field(0.00085, "eps, v: first beta", between(1e-9, 0.999))
+    beta_end: float = field(0.012, "eps, v: last beta", between(1e-9, 0.999))
 
     @override
     def check(self) -> None:
@@ -177,6 +178,13 @@ class EpsParadigm(DiscreteParadigm):
                 "paradigm.zero_terminal_snr=True is impossible with 'eps' (z0_hat divides by alpha = 0): "
                 "use zero_terminal_snr=False, or paradigm 'v' or 'flow'"
             )
+        alpha, sigma = self.tables()
+        if not sigma[-1] <= NOISE_LEVEL * alpha[-1]:
+            raise InputError(
+                f"paradigm.train_steps={self.train_steps} with beta_end={self.beta_end} ends in noise alone (alpha = "
+                f"{alpha[-1]:.1e}), where 'eps' has no estimate of the image: take fewer steps, smaller betas, or "
+                "paradigm 'v'"
+            )
 
     def combination(self, *, alpha: PerTime, sigma: PerTime) -> Coefficients:
         """Ones and zeros: the target is the noise."""
@@ -215,8 +223,8 @@ class FlowParadigm(Paradigm):
         "flow, mode: scale of the heavy tails",
         between(timesteps.MODE_SCALE_MIN, timesteps.MODE_SCALE_MAX),
     )
-    logit_mean: float = field(0.0, "flow, logit_normal: mean", between(-math.inf, math.inf, ends="none"))
-    logit_std: float = field(1.0, "flow, logit_normal: standard deviation", POSITIVE)
+    logit_mean: float = field(0.0, "flow, logit_normal: mean", between(-10, 10))
+    logit_std: float = field(1.0, "flow, logit_normal: standard deviation", between(0.001, 100))
 
     def alpha_sigma(self, t: Times) -> Coefficients:
         """(1 - t, t); raises InputError unless t are floats."""

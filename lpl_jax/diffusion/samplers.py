@@ -63,16 +63,11 @@ def sample(
 
     Raises InputError for a sampler, number of steps, spacing or offset that the paradigm does not have.
     """
-    if sampler not in paradigm.samplers:
-        raise InputError(
-            f"sampler of paradigm {paradigm.name!r} must be one of {', '.join(paradigm.samplers)}, got {sampler!r}"
-        )
+    check_sampler(paradigm, sampler, steps, spacing, offset)
     if isinstance(paradigm, DiscreteParadigm):
         advance, grid = _ddim(denoise, paradigm, steps, spacing, offset)
     else:
         assert isinstance(paradigm, FlowParadigm)
-        if spacing != "trailing" or offset != 0:
-            raise InputError(f"spacing and offset belong to ddim; {sampler!r} got spacing={spacing!r}, offset={offset}")
         advance, grid = _euler(denoise) if sampler == "euler" else _rk4(denoise), _flow_intervals(paradigm, steps)
 
     def body(z, point):
@@ -81,6 +76,20 @@ def sample(
 
     latents, trajectory = jax.lax.scan(body, noise.astype(jnp.float32), grid)
     return latents if trajectory is None else (latents, trajectory)
+
+
+def check_sampler(paradigm: Paradigm, sampler: str, steps: int, spacing: str = "trailing", offset: int = 0) -> None:
+    """Raises InputError for a sampler, number of steps, spacing or offset that the paradigm does not have."""
+    if sampler not in paradigm.samplers:
+        raise InputError(
+            f"sampler of paradigm {paradigm.name!r} must be one of {', '.join(paradigm.samplers)}, got {sampler!r}"
+        )
+    if isinstance(paradigm, DiscreteParadigm):
+        ddim_grid(paradigm, steps, spacing, offset)
+        return
+    if spacing != "trailing" or offset != 0:
+        raise InputError(f"spacing and offset belong to ddim; {sampler!r} got spacing={spacing!r}, offset={offset}")
+    _check_steps(steps, None)
 
 
 def ddim_grid(

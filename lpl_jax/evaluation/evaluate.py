@@ -78,12 +78,13 @@ def make_evaluator(
         raise InputError("nothing to compare with: give evaluation.reference, a folder of images or an .npz file")
     folder = to_path(config.cache or folder, "evaluation.cache", remote=True)
     networks, provenance = load_networks(config)
-    reference = load_reference(
-        config, source, networks, provenance, resolution=resolution, mesh=mesh, folder=folder, limits=limits
-    )
     embedded = None
     if prompts is not None and config.clip is not None and networks.clip is not None:
         embedded = text_features(networks.clip.clip, load_tokenizer(config.clip), prompts.lines)
+    # Last, as it takes long: what else is missing has been said.
+    reference = load_reference(
+        config, source, networks, provenance, resolution=resolution, mesh=mesh, folder=folder, limits=limits
+    )
     prompts_provenance = prompts.provenance if prompts is not None else {}
     return Evaluator(config, networks, provenance, reference, embedded, prompts_provenance, mesh, folder)
 

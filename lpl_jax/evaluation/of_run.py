@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from lpl_jax.io.fingerprints import fingerprint
 from lpl_jax.io.locks import only_writers
 from lpl_jax.io.paths import PathLike, to_path
 from lpl_jax.runs import Run, checkpoints
-from lpl_jax.runs.sampling import ROUNDING, check_sampling
+from lpl_jax.runs.sampling import ROUNDING
 
 # What a given config has to share with the run; of the model, what does not touch the numbers may differ.
 SHARED = ("resolution", "paradigm", "model", "autoencoder", "text")
@@ -131,9 +130,6 @@ def _settings(run: Run, sampling: SamplingConfig, lists: Lists) -> list[Setting]
         steps = run.steps
     else:
         steps = [run.step(int(step)) for step in lists.checkpoint] or [run.step()]
-    for guidance in lists.guidance:
-        if not (math.isfinite(guidance) and guidance >= 0):
-            raise InputError(f"guidance {guidance:g} is not possible: it must be finite and at least 0")
     names = lists.weights or (sampling.weights,)
     if list(names) == ["all"]:
         names = run.weight_names[1:] or run.weight_names
@@ -145,7 +141,8 @@ def _settings(run: Run, sampling: SamplingConfig, lists: Lists) -> list[Setting]
     )
     settings = [Setting(*values) for values in combinations]
     for setting in settings:
-        check_sampling(run.experiment.paradigm, dataclasses.replace(sampling, steps=setting.steps))
+        chosen = dict(guidance=setting.guidance, guidance_resolution=None, steps=setting.steps)
+        dataclasses.replace(sampling, **chosen).check_for(run.experiment.paradigm)
     return settings
 
 

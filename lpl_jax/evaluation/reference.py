@@ -56,13 +56,7 @@ def load_reference(
     Raises:
       InputError: no such file, images that are refused, statistics of other features.
     """
-    path = to_path(config.reference, "evaluation.reference", remote=True) if config.reference else None
-    published: dict[str, Statistics | Gaussian] = {}
-    if path and path.suffix == ".npz" and "mu" in npz_names(path):
-        if config.features != "inception":
-            raise InputError(f"{path} holds statistics of Inception features; evaluation.features={config.features!r}")
-        kinds = KINDS if "mu_s" in npz_names(path) else ("pool",)
-        published = {kind: read_statistics(path, kind) for kind in kinds}
+    path, published = _published(config)
     if path and published and "arr_0" not in npz_names(path):
         about = {
             "reference.source": f"statistics {path.name}",
@@ -87,6 +81,26 @@ def load_reference(
     found = own | published
     about |= {"reference.num_images": count, "reference.statistics": statistics_hash(found["pool"])}
     return Reference(features, found, about)
+
+
+def check_reference(config: EvaluationConfig, resolution: int, limits: ImageLimits = DEFAULT) -> None:
+    """Raises InputError where the reference that is named cannot be one; of images the first alone is read."""
+    path, published = _published(config)
+    if config.reference is not None and not (path and published and "arr_0" not in npz_names(path)):
+        open_images(config.reference, resolution=resolution, limits=limits)
+
+
+def _published(config: EvaluationConfig) -> tuple[AnyPath | None, dict[str, Statistics | Gaussian]]:
+    """The path of the reference that is named, and the statistics of features in it, by kind."""
+    if config.reference is None:
+        return None, {}
+    path = to_path(config.reference, "evaluation.reference", remote=True)
+    if path.suffix != ".npz" or "mu" not in (names := npz_names(path)):
+        return path, {}
+    if config.features != "inception":
+        raise InputError(f"{path} holds statistics of Inception features; evaluation.features={config.features!r}")
+    kinds = KINDS if "mu_s" in names else ("pool",)
+    return path, {kind: read_statistics(path, kind) for kind in kinds}
 
 
 def image_count(config: EvaluationConfig, resolution: int, limits: ImageLimits = DEFAULT) -> int:

@@ -22,7 +22,8 @@ from lpl_jax.experiment.loss import LossConfig
 from lpl_jax.experiment.sampling import SamplingConfig
 from lpl_jax.experiment.sections import SCALARS, SECTIONS
 from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig, ema_name
-from lpl_jax.fields import POSITIVE, Part, at_least, check_names, field
+from lpl_jax.fields import Part, check_names, field
+from lpl_jax.limits import BATCH_PIXELS
 from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.text import TextConfig, TextSource
@@ -35,8 +36,8 @@ FEW = 0.25  # share of timesteps under which a gate is remarked upon
 class Experiment(Part, section=""):
     """A checked config: everything that a run depends on."""
 
-    seed: int = field(*SCALARS["seed"], at_least(0))
-    resolution: int = field(*SCALARS["resolution"], POSITIVE)
+    seed: int = field(*SCALARS["seed"])
+    resolution: int = field(*SCALARS["resolution"])
     data: DataConfig = field(DataConfig(), "")
     autoencoder: AutoencoderSource = field(AutoencoderSource(), "")
     text: TextSource | None = field(None, "")
@@ -56,10 +57,7 @@ class Experiment(Part, section=""):
     def check(self) -> None:
         _check_perceptual(self)
         _check_batch(self)
-        sampler, possible = self.sampling.sampler, self.paradigm.samplers
-        if sampler is not None and sampler not in possible:
-            name = self.paradigm.name
-            raise InputError(f"sampling.sampler={sampler!r} with paradigm {name!r}; possible: {', '.join(possible)}")
+        self.sampling.check_for(self.paradigm)
         averages = ["params", *map(ema_name, self.ema.decays)]
         if self.sampling.weights is not None and self.sampling.weights not in averages:
             reason = f"with ema.decays={self.ema.decays}; possible: {', '.join(averages)}"
@@ -250,6 +248,12 @@ def _check_batch(experiment: Experiment) -> None:
         raise InputError(
             f"loss.lpl_capacity={capacity} is not divisible by train.accumulate={parts}: each part decodes as many"
         )
+    for name, images in (("train.batch_size", batch), ("evaluation.batch_size", experiment.evaluation.batch_size)):
+        if (pixels := images * experiment.resolution**2) > BATCH_PIXELS:
+            raise InputError(
+                f"{name}={images} at resolution={experiment.resolution} are {pixels:.1e} pixels; possible are up to "
+                f"{BATCH_PIXELS:.1e} in a batch"
+            )
     if isinstance(groups, int) and batch // parts % groups:
         part = f"train.batch_size={batch} / train.accumulate={parts}"
         raise InputError(f"loss.lpl_groups={groups} does not divide {part}")

@@ -6,8 +6,9 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Part, at_least, between, field
+from lpl_jax.fields import Part, field, whole
 from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS, ImageLimits
+from lpl_jax.limits import CROPS, MOST_IMAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,21 +20,21 @@ class DataConfig(Part, section="data"):
     crop: Literal["resize_center_crop", "random_crop"] | None = field(
         None, "resize_center_crop | random_crop; None: random_crop for photos, else the former"
     )
-    crops: int | None = field(None, "photos only: random crops of each photograph", at_least(1))
+    crops: int | None = field(None, "photos only: random crops of each photograph", CROPS)
     split: str | None = field(None, "tfds only: split, such as train")
     data_dir: str | None = field(None, "tfds only: where prepared data sets lie")
     caption_key: str | None = field(None, "captions: txt (file beside the image) | field of its json | tfds: feature")
     second_caption_key: str | None = field(None, "a second caption of each image, mixed by text.second_caption")
-    limit: int | None = field(None, "largest number of images to use, drawn at random", at_least(1))
+    limit: int | None = field(None, "largest number of images to use, drawn at random", MOST_IMAGES)
     identity: Literal["times", "content"] = field(
         "times", "how the source's files are told from others of their names: sizes and times | content (reads all)"
     )
     max_pixels: int = field(
         ImageLimits.pixels,
         "pixels of the largest image that is read; more is skipped, or refused in an evaluation",
-        between(1, MOST_PIXELS),
+        whole(1, MOST_PIXELS),
     )
-    max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", between(1, MOST_BYTES))
+    max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", whole(1, MOST_BYTES))
     unfinished: bool = field(False, "train on the finished shards of a store that is still being written")
 
     @override

@@ -6,7 +6,10 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Check, Part, at_least, field
+from lpl_jax.fields import Part, field, whole, word_or
+from lpl_jax.limits import BATCH, IMAGES, REFERENCES, SEED, STEPS
+
+NEIGHBOURS = whole(1, 10_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +19,10 @@ class EvaluationConfig(Part, section="evaluation"):
     num_images: int | Literal["auto"] = field(
         50_000,
         "images to generate, or to take of a given set; auto: as many as the reference",
-        Check(lambda value: value == "auto" or value >= 1, "auto, or at least 1"),
+        word_or(IMAGES, "auto"),
     )
-    batch_size: int = field(64, "images at a time, over all devices; changes no number", at_least(1))
-    seed: int = field(0, "of the generated images, of subsets and of the bootstrap", at_least(0))
+    batch_size: int = field(64, "images at a time, over all devices; changes no number", BATCH)
+    seed: int = field(0, "of the generated images, of subsets and of the bootstrap", SEED)
     features: Literal["inception", "classifier"] = field(
         "inception", "inception (FID) | classifier (our small network: relative comparisons only)"
     )
@@ -32,20 +35,20 @@ class EvaluationConfig(Part, section="evaluation"):
     )
     reference: str | None = field(None, "folder of images | .npz images or statistics; None: the run's data")
     reference_images: int | None = field(
-        None, "how many of the reference images to use, drawn at random; None: all", at_least(1)
+        None, "how many of the reference images to use, drawn at random; None: all", REFERENCES
     )
     cache: str | None = field(None, "where features are kept; None: in the output folder")
     prdc_references: int | None = field(
         50_000,
         "largest number of reference images of precision, recall, density and coverage, drawn at random; None: all",
-        at_least(2),
+        REFERENCES,
     )
-    k: int = field(3, "nearest neighbours of precision and recall, and of density and coverage", at_least(1))
-    k_density: int | None = field(None, "nearest neighbours of density and coverage, where they differ", at_least(1))
-    splits: int = field(10, "parts of the Inception score", at_least(1))
-    resamples: int = field(20, "bootstrap resamples of the distances; 0: no intervals", at_least(0))
-    every: int | None = field(None, "steps between small evaluations during training; None: never", at_least(1))
-    every_images: int = field(256, "images of such a small evaluation, with the classifier's features", at_least(1))
+    k: int = field(3, "nearest neighbours of precision and recall, and of density and coverage", NEIGHBOURS)
+    k_density: int | None = field(None, "nearest neighbours of density and coverage, where they differ", NEIGHBOURS)
+    splits: int = field(10, "parts of the Inception score", whole(1, 10_000))
+    resamples: int = field(20, "bootstrap resamples of the distances; 0: no intervals", whole(0, 100_000))
+    every: int | None = field(None, "steps between small evaluations during training; None: never", STEPS)
+    every_images: int = field(256, "images of such a small evaluation, with the classifier's features", IMAGES)
 
     @override
     def check(self) -> None:

@@ -20,15 +20,16 @@ from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.experiment.loss import LossConfig
 from lpl_jax.experiment.sampling import SamplingConfig
 from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig
-from lpl_jax.fields import describe, hints, members
+from lpl_jax.fields import Check, describe, hints, is_numeric, members
+from lpl_jax.limits import SEED, SIDE
 from lpl_jax.losses import ComparisonConfig, LPLConfig
 from lpl_jax.parallel import MeshConfig
 from lpl_jax.text import TextSource
 
 WIDTH = 120
 SCALARS = {
-    "seed": (0, "every random number of a run follows from it"),
-    "resolution": (256, "side of the images, pixels"),
+    "seed": (0, "every random number of a run follows from it", SEED),
+    "resolution": (256, "side of the images, pixels", SIDE),
 }
 
 
@@ -89,13 +90,14 @@ SECTIONS: dict[str, Section] = {
 class Entry(NamedTuple):
     """A field of a config as a user sees it.
 
-    value: in a fresh config. hint: its type. help: its meaning. defaults: where it is None, by what was
-    chosen.
+    value: in a fresh config. hint: its type. help: its meaning. check: of what is given. defaults: where it is None, by
+    what was chosen.
     """
 
     value: Any
     hint: Any
     help: str
+    check: Check | None = None
     defaults: Mapping[str, Any] = {}
 
 
@@ -111,15 +113,16 @@ def entries(section: str) -> Mapping[str, Entry]:
             if item.name in result or item.metadata["derived"] is not None:
                 continue
             hint, text, value = hints(part)[item.name], item.metadata["help"], item.default
+            check = item.metadata["check"]
             if item.name in automatic:
                 result[item.name] = Entry("auto", str, automatic[item.name])
             elif section == "text":  # all other defaults are of use only where the source, which has none, is given
                 missing = value is dataclasses.MISSING
-                result[item.name] = Entry(None if missing else value, hint | None if missing else hint, text)
+                result[item.name] = Entry(None if missing else value, hint | None if missing else hint, text, check)
             elif chooser is not None:
-                result[item.name] = Entry(None, hint | None, text, _defaults(section, item.name))
+                result[item.name] = Entry(None, hint | None, text, check, _defaults(section, item.name))
             else:
-                result[item.name] = Entry(value, hint, text)
+                result[item.name] = Entry(value, hint, text, check)
     return result
 
 
@@ -139,7 +142,7 @@ def config_dict() -> ConfigDict:
 
     What may be None is a reference with the field's type, and so is a number that may also be a word.
     """
-    result = ConfigDict({name: value for name, (value, _) in SCALARS.items()})
+    result = ConfigDict({name: value for name, (value, *_) in SCALARS.items()})
     for section in SECTIONS:
         result[section] = fields = ConfigDict()
         for name, entry in entries(section).items():
@@ -173,7 +176,7 @@ def documentation() -> str:
             "Printed by `lpl config`. A field is set in a config file (`c.train.steps = 1000`) or on the command line "
             "(`--config.train.steps=1000`). In an optional field `None`, or nothing, means None."
         ),
-        "\n".join(_item(name, _kind(int), _code(value), text) for name, (value, text) in SCALARS.items()),
+        "\n".join(_item(name, _kind(int, check), _code(value), text) for name, (value, text, check) in SCALARS.items()),
     ]
     for section, (parts, *_) in SECTIONS.items():
         first = parts[0]
@@ -181,7 +184,7 @@ def documentation() -> str:
         lines = []
         for name, entry in entries(section).items():
             default = _code(entry.value) + _defaults_text(entry.defaults)
-            lines.append(_item(f"{section}.{name}", _kind(entry.hint), default, entry.help))
+            lines.append(_item(f"{section}.{name}", _kind(entry.hint, entry.check), default, entry.help))
         blocks += [f"## {section}", _wrapped(about), "\n".join(lines)]
     return "\n\n".join(blocks) + "\n"
 
@@ -195,9 +198,12 @@ def _defaults_text(defaults: Mapping[str, Any]) -> str:
     return ": " + ", ".join(f"{name} {_code(value)}" for name, value in defaults.items())
 
 
-def _kind(hint: Any) -> str:
-    """The type in words; alternatives are listed by the help."""
+def _kind(hint: Any, check: Check | None) -> str:
+    """The type in words, of a number with its range; alternatives of words are listed by the help."""
     kinds = [kind for kind in members(hint) if kind is not type(None)]
+    if check is not None and is_numeric(hint):
+        kind = f"{describe(kinds[0]).removeprefix('a ')}, " if len(kinds) == 1 else ""
+        return f"{kind}{check.possible}; "
     listed = any(typing.get_origin(kind) is typing.Literal for kind in kinds)
     return "" if listed else f"{' or '.join(describe(kind) for kind in kinds).removeprefix('a ')}; "
 

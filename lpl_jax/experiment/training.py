@@ -6,24 +6,27 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import POSITIVE, Part, at_least, between, field
+from lpl_jax.fields import Part, above, between, each, field, whole
+from lpl_jax.limits import BATCH, DECAY, STEP, STEPS
+
+MOST_AVERAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Part, section="optimizer"):
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); parameters and moments are float32."""
 
-    learning_rate: float = field(1e-4, "after the warm-up", POSITIVE)
-    warmup_steps: int = field(1000, "updates over which the rate grows linearly; 0: none", at_least(0))
+    learning_rate: float = field(1e-4, "after the warm-up", between(1e-12, 100))
+    warmup_steps: int = field(1000, "updates over which the rate grows linearly; 0: none", STEP)
     schedule: Literal["constant", "cosine"] = field(
         "constant", "after the warm-up: constant | cosine (to 0 at total_steps)"
     )
-    total_steps: int | None = field(None, "cosine only: updates of the run", at_least(1))
-    b1: float = field(0.9, "decay of the first moment", between(0, 1, ends="low"))
-    b2: float = field(0.95, "decay of the second moment", between(0, 1, ends="low"))
-    eps: float = field(1e-8, "added to the root of the second moment", POSITIVE)
-    weight_decay: float = field(0.0, "decoupled, on kernels only; 0: none", at_least(0))
-    clip_norm: float | None = field(1.0, "largest global norm of the gradient; None: no clipping", POSITIVE)
+    total_steps: int | None = field(None, "cosine only: updates of the run", STEPS)
+    b1: float = field(0.9, "decay of the first moment", DECAY)
+    b2: float = field(0.95, "decay of the second moment", DECAY)
+    eps: float = field(1e-8, "added to the root of the second moment", between(1e-30, 1000))
+    weight_decay: float = field(0.0, "decoupled, on kernels only; 0: none", between(0, 100))
+    clip_norm: float | None = field(1.0, "largest global norm of the gradient; None: no clipping", above(0, 1e9))
 
     @override
     def check(self) -> None:
@@ -44,8 +47,8 @@ class OptimizerConfig(Part, section="optimizer"):
 class EMAConfig(Part, section="ema"):
     """Moving averages of the parameters, side by side."""
 
-    decays: tuple[float, ...] = field((0.9999,), "one average each, side by side")
-    start: int = field(0, "until this step the averages equal the parameters", at_least(0))
+    decays: tuple[float, ...] = field((0.9999,), "one average each, side by side", each(DECAY, MOST_AVERAGES))
+    start: int = field(0, "until this step the averages equal the parameters", STEP)
 
     @override
     def check(self) -> None:
@@ -76,19 +79,19 @@ def ema_names(decays) -> list[str]:
 class TrainConfig(Part, section="train"):
     """Length of a run, what it starts from, and what it saves."""
 
-    batch_size: int = field(256, "images of a step, over all devices", at_least(1))
-    accumulate: int = field(1, "parts that a batch is taken in, one after another, to save memory", at_least(1))
-    steps: int = field(100_000, "updates in all", at_least(1))
-    log_every: int = field(50, "steps between lines of metrics", at_least(1))
-    checkpoint_every: int = field(5000, "steps between checkpoints", at_least(1))
-    keep: int = field(3, "newest checkpoints that are kept", at_least(1))
-    keep_every: int | None = field(None, "also keep those at multiples of this step", at_least(1))
+    batch_size: int = field(256, "images of a step, over all devices", BATCH)
+    accumulate: int = field(1, "parts that a batch is taken in, one after another, to save memory", BATCH)
+    steps: int = field(100_000, "updates in all", STEPS)
+    log_every: int = field(50, "steps between lines of metrics", STEPS)
+    checkpoint_every: int = field(5000, "steps between checkpoints", STEPS)
+    keep: int = field(3, "newest checkpoints that are kept", whole(1, 10**6))
+    keep_every: int | None = field(None, "also keep those at multiples of this step", STEPS)
     max_nonfinite: int = field(
-        3, "steps in a row whose loss or gradient is not finite, at which a run ends; each is left out", at_least(1)
+        3, "steps in a row whose loss or gradient is not finite, at which a run ends; each is left out", STEPS
     )
     init_from: str | None = field(None, "run (its folder) or weights (docs/weights.md) that this run starts from")
     init_weights: str = field("params", "which of them: params, or the name of an average such as 0.9999")
-    init_step: int | None = field(None, "step of the run that init_from names; None: its newest", at_least(0))
+    init_step: int | None = field(None, "step of the run that init_from names; None: its newest", STEP)
     weight_from: str | None = field(
         None, "run (its folder) whose weight of LPL, as it was calibrated there, this run takes in place of its own"
     )

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeAlias, TypeVar, Union
 
 from lpl_jax.errors import InputError, nearest, some
-from lpl_jax.fields import Check, at_least, describe, fits
+from lpl_jax.fields import Check, describe, fits, whole
 from lpl_jax.io.fingerprints import fingerprint_values
 from lpl_jax.io.paths import AnyPath, is_plain_name, is_remote, read_bounded
 from lpl_jax.io.texts import decode_text, not_downloaded
@@ -40,7 +40,7 @@ MAX_DIGITS = 40  # of a whole number: transformers writes 10^30 for "no limit"
 INTS = (-(2**63), 2**63 - 1)  # what fits where numbers are computed with
 CHECKSUM = "checksum"
 
-Count: TypeAlias = Annotated[int, at_least(0)]
+Count: TypeAlias = Annotated[int, whole(0, 2**63 - 1)]
 FileName: TypeAlias = Annotated[str, Check(lambda name: is_plain_name(name), "the name of a file in the same folder")]
 Digest: TypeAlias = Annotated[
     str, Check(lambda text: re.fullmatch(r"[0-9a-f]{64}", text) is not None, "a SHA-256 in hexadecimal")

@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from lpl_jax.diffusion import Paradigm
 from lpl_jax.errors import InputError
-from lpl_jax.fields import POSITIVE, Part, between, field
+from lpl_jax.fields import Part, above, field
+from lpl_jax.limits import DEPTH, NOISE_LEVEL, SIDE, WEIGHT
 from lpl_jax.losses.gate import active_samples
 from lpl_jax.losses.latent_lpips import latent_lpips
 from lpl_jax.losses.self_perceptual import Features, sample_second_t, self_perceptual_loss
@@ -39,16 +40,20 @@ class ComparisonConfig(Part, section="comparison"):
         "latent_lpips: file of the published weights | self_perceptual: run or denoiser trained with the diffusion "
         "loss alone; None: what the run starts from",
     )
-    block: int | None = field(None, "self_perceptual: tokens after this block, counted from 1 (paper: 8, 16 or 28)")
+    block: int | None = field(
+        None, "self_perceptual: tokens after this block, counted from 1 (paper: 8, 16 or 28)", DEPTH
+    )
     tau: float | None = field(
-        None, "largest noise level sigma/alpha that takes part, for tau_ref_resolution; None: every sample", POSITIVE
+        None,
+        "largest noise level sigma/alpha that takes part, for tau_ref_resolution; None: every sample",
+        above(0, NOISE_LEVEL),
     )
-    tau_ref_resolution: int | None = field(None, "image side that tau is stated for", POSITIVE)
-    weight: float | None = field(
-        None, "factor on the loss; None: calibrated by variance_share", between(0, math.inf, ends="low")
-    )
+    tau_ref_resolution: int | None = field(None, "image side that tau is stated for", SIDE)
+    weight: float | None = field(None, "factor on the loss; None: calibrated by variance_share", WEIGHT)
     variance_share: float | None = field(
-        None, "calibrate the weight to this variance over the diffusion loss's (App. A.4: 0.1, the default)", POSITIVE
+        None,
+        "calibrate the weight to this variance over the diffusion loss's (App. A.4: 0.1, the default)",
+        above(0, 1000),
     )
 
     @override

@@ -1,14 +1,14 @@
 """Every choice of the Latent Perceptual Loss in one frozen dataclass, with the two published readings as presets."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from typing_extensions import override
 
 from lpl_jax.errors import InputError, nearest
-from lpl_jax.fields import POSITIVE, Check, Part, between, check_names, field, one_of
+from lpl_jax.fields import Check, Part, above, between, check_names, each, field, one_of, whole, word_or
+from lpl_jax.limits import CALIBRATED_SHARE, NOISE_LEVEL, SIDE, WEIGHT
 from lpl_jax.losses.outliers import kernel_sizes
 from lpl_jax.losses.quantiles import METHODS
 
@@ -20,20 +20,19 @@ _LAST_UPSCALED_TAP = 3
 _REFERENCE_MAP_SIZE = 512
 
 
-def _taps(value) -> bool:
-    return value in ("all", "rgb") or (type(value) is int and value >= 1)
-
-
 def upscaling_by_number(tap: int) -> int:
     """Upscaling of a tap, counted from 0, over the first, as far as its number tells it: 1, 2, 4, 8, 8, ..."""
     return 2 ** min(tap, _LAST_UPSCALED_TAP)
 
 
-def _odd(value) -> bool:
-    return value >= 1 and value % 2 == 1
-
-
-_ODD = Check(_odd, "an odd positive integer (1, 3, 5, ...): an even window has no centre pixel")
+MOST_TAPS = 64
+_WIDEST = 1023
+_ODD = Check(
+    lambda value: 1 <= value <= _WIDEST and value % 2 == 1,
+    f"odd, 1 to {_WIDEST:,} (an even window has no centre pixel)",
+)
+_MASKED = each(whole(0, MOST_TAPS - 1), MOST_TAPS)
+_MASKS = ("deep", "all", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +47,12 @@ class LPLConfig(Part, section="lpl"):
 
     # --- which samples ---
     tau: float | None = field(
-        None, "largest noise level sigma/alpha that takes part (inf: all), for tau_ref_resolution"
+        None,
+        "largest noise level sigma/alpha that takes part (inf: all), for tau_ref_resolution",
+        above(0, NOISE_LEVEL, or_infinite=True),
     )
     tau_ref_resolution: int | None = field(
-        None, "image side that tau is stated for; tau grows linearly with the side. Given together with tau", POSITIVE
+        None, "image side that tau is stated for; tau grows linearly with the side. Given together with tau", SIDE
     )
     batch: Literal["all", "active"] = field("all", "average over all samples, or the ones under tau: all | active")
     extra_weight: Literal["none", "min_snr"] = field("none", "weight per sample: none | min_snr (uses loss.gamma)")
@@ -61,7 +62,7 @@ class LPLConfig(Part, section="lpl"):
         "all",
         "maps that are compared: all of the decoder (mid, up_0, ..) | a number: the first so many | rgb: decoded "
         "images, compared as they are (statistics, masks, omega and post_quant_conv=False do not apply)",
-        Check(_taps, "'all', the number of maps of the decoder or fewer, or 'rgb'"),
+        word_or(whole(1, MOST_TAPS), "all", "rgb"),
     )
     post_quant_conv: bool = field(
         True, "latents pass through the decoder's 1x1 convolution (the public example leaves it out)"
@@ -76,13 +77,18 @@ class LPLConfig(Part, section="lpl"):
         "channel_std (zero mean, unit variance of each channel over the kept pixels) | channel_vector (unit length of "
         "each pixel's channels)",
     )
-    norm_eps: float = field(1e-6, "added to the variance (channel_std), or to the length (channel_vector)", POSITIVE)
+    norm_eps: float = field(1e-6, "added to the variance (channel_std), or to the length (channel_vector)", above(0, 1))
     stats_grad: bool = field(True, "gradient flows through the statistics of the predicted features")
 
     # --- outlier mask ---
     mask_on: Literal["predicted", "clean"] = field("predicted", "outliers are looked for in predicted | clean features")
     mask_layers: str | tuple[int, ...] = field(
-        "deep", "masked taps: deep (up_1 and all after it) | all | none | tap numbers counted from 0 = mid"
+        "deep",
+        "masked taps: deep (up_1 and all after it) | all | none | tap numbers counted from 0 = mid",
+        Check(
+            lambda value: value in _MASKS or (isinstance(value, tuple) and _MASKED.holds(value)),
+            f"{', '.join(_MASKS)}, or tap numbers ({_MASKED.possible})",
+        ),
     )
     mask_zero_input: bool = field(False, "zero the masked map before it is measured (channel_vector only)")
     kernel_scaling: Literal["auto", "fixed"] = field(
@@ -106,11 +112,9 @@ class LPLConfig(Part, section="lpl"):
     layers: Literal["sum", "mean"] = field("sum", "over taps: sum | mean")
 
     # --- weight of the loss in training (not applied here) ---
-    weight: float | None = field(
-        None, "weight of the loss; or calibrate it by target_share", between(0, math.inf, ends="low")
-    )
+    weight: float | None = field(None, "weight of the loss; or calibrate it by target_share", WEIGHT)
     target_share: float | None = field(
-        None, "calibrate the weight to this share of the total loss (paper: 0.2)", between(0, 1, ends="none")
+        None, "calibrate the weight to this share of the total loss (paper: 0.2)", CALIBRATED_SHARE
     )
 
     @override
@@ -233,20 +237,9 @@ class LPLConfig(Part, section="lpl"):
             )
         if self.tau is None and self.tau_ref_resolution is not None:
             raise InputError(f"lpl.tau_ref_resolution={self.tau_ref_resolution} is given without tau")
-        if self.tau is not None and not self.tau > 0:
-            raise InputError(f"lpl.tau={self.tau} must be positive (inf = every sample)")
 
     def _check_masks(self):
-        if isinstance(self.mask_layers, str):
-            if self.mask_layers not in ("deep", "all", "none"):
-                raise InputError(
-                    f"lpl.mask_layers={self.mask_layers!r} is not 'deep', 'all', 'none' or a tuple of tap numbers"
-                )
-        elif not isinstance(self.mask_layers, tuple) or not all(
-            type(tap) is int and tap >= 0 for tap in self.mask_layers
-        ):
-            raise InputError(f"lpl.mask_layers={self.mask_layers!r}: tap numbers are 0 (mid), 1, 2, ...")
-        elif isinstance(self.taps, int):
+        if isinstance(self.taps, int):
             self.check_masked(self.taps)
         if self.taps == "rgb" and isinstance(self.mask_layers, tuple):
             raise InputError(f"lpl.mask_layers={self.mask_layers} with taps='rgb': decoded images are not masked")

@@ -18,7 +18,7 @@ from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.fields import check_names
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
 from lpl_jax.runs import checkpoints
-from lpl_jax.runs.sampling import DrawImages, check_sampling, image_sampler, in_batches
+from lpl_jax.runs.sampling import DrawImages, image_sampler, in_batches
 from lpl_jax.runs.workdir import CHECKPOINTS, read_classes, read_experiment, run_folder
 from lpl_jax.text import TextConditioner, WordTokenizer, load_conditioner
 
@@ -186,7 +186,7 @@ class Run:
         changes = {"guidance": own.guidance_at(self.experiment.resolution)} | changes
         check_names(changes, [item.name for item in dataclasses.fields(own)], "sampling.{}")
         chosen = dataclasses.replace(own, guidance_resolution=None, **changes)
-        check_sampling(self.experiment.paradigm, chosen)
+        chosen.check_for(self.experiment.paradigm)
         return chosen
 
     def images(

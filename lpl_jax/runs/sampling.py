@@ -15,9 +15,7 @@ from jax.sharding import Mesh
 from lpl_jax import parallel
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers import MMDiT, MMDiTConfig
-from lpl_jax.diffusion import Paradigm, ddim_grid, flow_grid, guided, sample
-from lpl_jax.diffusion.paradigms import DiscreteParadigm, FlowParadigm
-from lpl_jax.errors import InputError
+from lpl_jax.diffusion import Paradigm, guided, sample
 from lpl_jax.experiment import Experiment, SamplingConfig
 from lpl_jax.text import Condition, TextConditioner
 
@@ -78,19 +76,6 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def check_sampling(paradigm: Paradigm, sampling: SamplingConfig) -> None:
-    """Raises InputError for a sampler, a number of steps, or a spacing, that the paradigm does not have."""
-    sampler = sampling.sampler or paradigm.samplers[0]
-    if sampler not in paradigm.samplers:
-        raise InputError(
-            f"sampling.sampler={sampler!r} with paradigm {paradigm.name!r}; possible: {', '.join(paradigm.samplers)}"
-        )
-    if isinstance(paradigm, DiscreteParadigm):
-        ddim_grid(paradigm, sampling.steps, sampling.spacing)
-    elif isinstance(paradigm, FlowParadigm):
-        flow_grid(paradigm, sampling.steps)
-
-
 def image_sampler(
     experiment: Experiment,
     params,
@@ -114,7 +99,7 @@ def image_sampler(
       mesh: the devices over which a batch is split (B must be a multiple of its parts); None is one device.
     """
     sampling, paradigm = sampling or experiment.sampling, experiment.paradigm
-    check_sampling(paradigm, sampling)
+    sampling.check_for(paradigm)
     draw = functools.partial(
         sample_latents,
         model=experiment.model,

@@ -6,7 +6,6 @@ A prompt that is dropped (classifier-free guidance) becomes the empty one, in bo
 """
 
 import dataclasses
-import math
 from dataclasses import MISSING
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +16,9 @@ import numpy as np
 from jax import lax
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Part, at_least, between, field
+from lpl_jax.fields import Part, between, field
 from lpl_jax.io.fingerprints import fingerprint
+from lpl_jax.limits import TOKENS
 from lpl_jax.text.config import ClipConfig, TextConfig
 from lpl_jax.text.model import Clip, Features, init
 from lpl_jax.text.tokenizer import WordTokenizer
@@ -49,7 +49,7 @@ class TextSource(Part, section="text"):
     dtype: Literal["float32", "bfloat16", "auto"] = field(
         "auto", "compute type of the tower: float32 | bfloat16 | auto (bfloat16 on accelerators)"
     )
-    length: int = field(77, "tokens of a prompt, that of the store; start and end count", at_least(EMPTY_LENGTH))
+    length: int = field(77, "tokens of a prompt, that of the store; start and end count", TOKENS)
     layer: Literal["last", "penultimate"] = field(
         "last", "states that the denoiser is given: last (final norm applied) | penultimate"
     )
@@ -60,7 +60,7 @@ class TextSource(Part, section="text"):
     padding_noise: float = field(
         0.02,
         "replicate, training: noise on the tokens, in units of their standard deviation",
-        between(0, math.inf, ends="low"),
+        between(0, 100),
     )
     embeddings: Literal["step", "store"] = field(
         "step", "step (the tower runs in each step) | store (its outputs are in the store)"

@@ -28,14 +28,20 @@ from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
 
 PHOTO_RESOLUTION = 256
+SIDE = cli.whole(1, 2**12)  # of a patch of latents
 SHOWN_IMAGES = 4  # in a figure of heat maps
 
 
 def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
-    names, images = read_images(args.images, args.resolution, args.count, args.seed)
+    flags.check_out(args)
+    args.check(args)
     autoencoder = autoencoder_of(args)
+    if args.resolution is not None:
+        autoencoder.check_side(args.resolution, "--resolution")
+    names, images = read_images(args.images, args.resolution, args.count, args.seed)
+    autoencoder.check_side(min(images.shape[1:3]), "side of the images")
     with only_writers(args.out):  # also: a folder that cannot be written is noticed before the work
         args.run(args, autoencoder, names, images)
     return 0
@@ -68,10 +74,7 @@ def read_images(spec: str, resolution: int | None, count: int, seed: int) -> tup
 
 def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
     """Fig. 11: interp.csv, interp.png and, with images, interp_images.png of the first image."""
-    methods = [interpolation.Method.parse(name) for name in args.methods.split(",")]
-    factors = _numbers("--factors", args.factors, float)
-    if not all(1 <= factor < math.inf for factor in factors):
-        raise InputError(f"--factors {args.factors}: must be numbers of 1 or more (sizes are divided by them)")
+    methods, factors = _methods(args), _factors(args)
     config = interpolation.distance_config()
     keys = [(method, factor) for method in methods for factor in factors]
     errors, shown, original = {key: [] for key in keys}, {}, None
@@ -108,6 +111,23 @@ def interp(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndar
         differing, pairs = interpolation.disagreements([row["latent_mse"] for row in rows], other)
         counts.append(f"{differing} of {pairs} otherwise than {title}")
     print(f"{len(images)} images, {len(rows)} resamplings: latent MSE orders pairs of them {', '.join(counts)}")
+
+
+def check_interp(args) -> None:
+    """Raises InputError for flags of interp that cannot be."""
+    _methods(args)
+    _factors(args)
+
+
+def _methods(args) -> list[interpolation.Method]:
+    return [interpolation.Method.parse(name) for name in args.methods.split(",")]
+
+
+def _factors(args) -> tuple[float, ...]:
+    factors = _numbers("--factors", args.factors, float)
+    if not all(1 <= factor < math.inf for factor in factors):
+        raise InputError(f"--factors {args.factors}: must be numbers of 1 or more (sizes are divided by them)")
+    return factors
 
 
 def _interp_row(method, factor, errors, sides) -> dict:
@@ -164,17 +184,28 @@ def irregular(args, autoencoder: Autoencoder, names: Sequence[str], images: np.n
     )
 
 
+def check_outliers(args) -> None:
+    """Raises InputError for flags of outliers that cannot be, whatever the images and the autoencoder are."""
+    asked = _channels(args)
+    if args.show >= args.count:
+        raise InputError(f"--show {args.show}: must be less than --count {args.count}, the number of images")
+    if args.top + len(asked) == 0:
+        raise InputError(f"--top {args.top}: must be at least 0, and at least 1 without --channels")
+
+
+def _channels(args) -> tuple[int, ...]:
+    return _numbers("--channels", args.channels, int) if args.channels else ()
+
+
 def outliers(args, autoencoder: Autoencoder, names: Sequence[str], images: np.ndarray) -> None:
     """Fig. 13: outliers_channels.csv, outliers_taps.csv, and outliers_TAP.png of one image for each tap."""
     taps, config = (
         outlier_maps.parse_taps(autoencoder, args.taps.split(",") if args.taps else ()),
         LPLConfig.preset(args.preset),
     )
-    asked = _numbers("--channels", args.channels, int) if args.channels else ()
+    asked = _channels(args)
     if not 0 <= args.show < len(images):
         raise InputError(f"--show {args.show}: must be 0 to {len(images) - 1}, the number of an image")
-    if args.top < 0 or args.top + len(asked) == 0:
-        raise InputError(f"--top {args.top}: must be at least 0, and at least 1 without --channels")
     image = _to_float(images[args.show : args.show + 1])
     shown = outlier_maps.features(autoencoder, interpolation.encode(autoencoder, image), taps)
     for tap, maps in zip(taps, shown, strict=True):
@@ -286,7 +317,8 @@ def parser() -> cli.Parser:
     """The flags of `lpl analyze`."""
     result = cli.Parser(__doc__, prog="lpl analyze")
     verbs = result.add_subparsers(dest="command")
-    add = _command(verbs, "interp", interp, "Fig. 11: resampled latents and what they decode to", batch_size=8)
+    about = "Fig. 11: resampled latents and what they decode to"
+    add = _command(verbs, "interp", interp, about, batch_size=8, check=check_interp)
     add("--methods", type=cli.text, metavar="SPACE-MODE[,...]",
         default=",".join(map(str, interpolation.DEFAULT_METHODS)), help="ways of resampling")  # fmt: skip
     factors = ",".join(f"{s:g}" for s in interpolation.DEFAULT_FACTORS)
@@ -295,26 +327,34 @@ def parser() -> cli.Parser:
     add = _command(verbs, "irregularity", irregular, about, batch_size=32)
     text = "what is put on a patch; masked: it is set to zero"
     add("--noise", **cli.one_of(irregularity.CHANGES), default="half_variance", help=text)
-    add("--patch", type=cli.positive, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
+    add("--patch", type=SIDE, metavar="N", default=irregularity.PATCH, help="side of the patch, latent pixels")
     text = "between patches, latent pixels (default: the patch's side)"
-    add("--stride", type=cli.positive, metavar="N", help=text)
-    add("--draws", type=cli.positive, metavar="N", default=4, help="draws of noise that are averaged")
+    add("--stride", type=SIDE, metavar="N", help=text)
+    add("--draws", type=cli.whole(1, 10_000), metavar="N", default=4, help="draws of noise that are averaged")
     about = "Fig. 13: extreme values in decoder features and their masks"
-    add = _command(verbs, "outliers", outliers, about, batch_size=8)
+    add = _command(verbs, "outliers", outliers, about, batch_size=8, check=check_outliers)
     text = f"names (mid, up_0 ...) or numbers from 0, or all (default: {outlier_maps.DEFAULT_TAP}, or the last one)"
     add("--taps", type=cli.text, metavar="TAP[,...]", help=text)
     add("--channels", type=cli.text, metavar="N[,...]", help="show these channels, too, by their numbers from 0")
-    add("--top", type=cli.not_negative, metavar="N", default=2, help="channels with the largest max/median ratio shown")
-    add("--show", type=cli.not_negative, metavar="N", default=0, help="number of the image that is shown, from 0")
+    add(
+        "--top",
+        type=cli.whole(0, 1000),
+        metavar="N",
+        default=2,
+        help="channels with the largest max/median ratio shown",
+    )
+    add("--show", type=cli.whole(0, 10_000), metavar="N", default=0, help="number of the image that is shown, from 0")
     add("--preset", **cli.one_of(("paper", "reference")), default="paper", help="filters of the mask")
     return result
 
 
-def _command(verbs, name: str, run: Callable, about: str, batch_size: int) -> Callable:
-    """Adds a command with the flags that all have; returns its `add_argument`."""
+def _command(
+    verbs, name: str, run: Callable, about: str, batch_size: int, check: Callable = lambda args: None
+) -> Callable:
+    """Adds a command with the flags that all have; returns its `add_argument`. check: of its own flags."""
     example = f"    lpl analyze {name} --images photos --out out/{name}"
     result = verbs.add_parser(name, help=about, description=f"{about}\n\n{example}")
-    result.set_defaults(run=run)
+    result.set_defaults(run=run, check=check)
     flags.add(result, "images", required=True)
     flags.add(result, "out", required=True)
     flags.add(result, "autoencoder", note="bundled")

@@ -16,8 +16,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from lpl_jax import stopping
-from lpl_jax.errors import InputError, nearest
+from lpl_jax import fields, stopping
+from lpl_jax.errors import InputError, nearest, short, shown
+from lpl_jax.fields import LONGEST_TEXT, Check, is_line
 from lpl_jax.io import faults
 
 OVERRIDE = "--config."  # of the flags that change a field of a config
@@ -90,6 +91,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises InputError, for all that argparse finds wrong."""
+        unknown = "unrecognized arguments: "
+        if message.startswith(unknown) and "--config" in self._option_string_actions:
+            message += f" (did you mean --config {message.removeprefix(unknown).split()[0]}?)"
         required = "the following arguments are required: "
         if message.startswith(required):
             message = f"missing {message.removeprefix(required)}; {self.prog} --help shows all flags"
@@ -99,52 +103,59 @@ class Parser(argparse.ArgumentParser):
 # --- types of flags ---
 
 
+MOST_VALUES = 1000  # of a flag that takes several
+
+
 class Several:
     """Values with commas between them, each of a kind; or one of some words that stand alone."""
 
     def __init__(self, kind: Callable[[str], Any], words: Sequence[str] = ()):
         self.kind, self.words = kind, words
 
-    def __call__(self, text: str) -> list[Any]:
+    def __call__(self, given: str) -> list[Any]:
         """The values that a text names."""
-        return [text] if text in self.words else [self.kind(part) for part in text.split(",")]
+        if given in self.words:
+            return [given]
+        if (count := given.count(",") + 1) > MOST_VALUES:
+            raise argparse.ArgumentTypeError(f"has {count:,} values: at most {MOST_VALUES:,} are possible")
+        return [self.kind(part) for part in given.split(",")]
 
 
 def text(given: str) -> str:
-    """Text that is not empty."""
+    """Text that is neither empty nor endless, on one line."""
     if not given:
         raise argparse.ArgumentTypeError("is empty")
+    if not is_line(given):
+        raise argparse.ArgumentTypeError(f"{shown(given)}: must be a line of at most {LONGEST_TEXT:,} characters")
     return given
 
 
-def number(given: str) -> float:
-    """A number."""
-    try:
-        return float(given)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{given}: must be a number") from None
+class Number:
+    """A number in a range; read: float, or int for a whole one."""
+
+    def __init__(self, check: Check, read: Callable[[str], Any] = float):
+        self.check, self.read = check, read
+
+    def __call__(self, given: str) -> float:
+        """The number that a text is."""
+        try:
+            value = self.read(given)
+        except ValueError:
+            name = "whole number" if self.read is int else "number"
+            raise argparse.ArgumentTypeError(f"{short(given)}: must be a {name} ({self.check.possible})") from None
+        if not self.check.holds(value):
+            raise argparse.ArgumentTypeError(f"{short(given)}: must be {self.check.possible}")
+        return value
 
 
-def whole(given: str) -> int:
-    """A whole number."""
-    try:
-        return int(given)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{given}: must be a whole number") from None
+def count(check: Check) -> Number:
+    """A whole number that is checked."""
+    return Number(check, int)
 
 
-def positive(given: str) -> int:
-    """A whole number of 1 or more."""
-    if (value := whole(given)) < 1:
-        raise argparse.ArgumentTypeError(f"{given}: must be 1 or more")
-    return value
-
-
-def not_negative(given: str) -> int:
-    """A whole number of 0 or more."""
-    if (value := whole(given)) < 0:
-        raise argparse.ArgumentTypeError(f"{given}: must be 0 or more")
-    return value
+def whole(low: int, high: int) -> Number:
+    """A whole number from low to high."""
+    return count(fields.whole(low, high))
 
 
 def one_of(choices: Iterable[str]) -> dict[str, Any]:
@@ -153,7 +164,7 @@ def one_of(choices: Iterable[str]) -> dict[str, Any]:
 
     def choice(given: str) -> str:
         if given not in choices:
-            raise argparse.ArgumentTypeError(f"{given} is not possible{answer(given, choices)}")
+            raise argparse.ArgumentTypeError(f"{short(given)} is not possible{answer(given, choices)}")
         return given
 
     return {"type": choice, "metavar": "|".join(choices)}

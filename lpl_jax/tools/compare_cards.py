@@ -30,6 +30,7 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
+    flags.check_out(args)
     folders = [path.parent if path.name == "card.json" else path for path in args.cards]
     # A pattern like RUN/evaluation/* also matches what lies beside the cards.
     if missing := [folder for folder in folders if not folder.exists()]:

@@ -23,6 +23,7 @@ from lpl_jax.cost.topology import GIB, MESSAGES, Topology
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.jsons import read_json
+from lpl_jax.io.outputs import check_file
 from lpl_jax.tools import cli, config_file, flags
 
 # Set in the process that compiles, whose environment fits the topology; JAX is imported there only.
@@ -61,6 +62,9 @@ def main(argv: Sequence[str]) -> int:
     config = config_file.given(args)
     if args.topology is None:
         raise InputError("no topology given: --topology v5e-16, or cpu:8 for emulated devices")
+    for name in ("json", "hlo"):
+        if (path := getattr(args, name)) is not None:
+            check_file(path, f"--{name}")
     topology = topologies.parse(args.topology)
     if topology.platform == "tpu":
         topologies.check_libtpu()

@@ -21,6 +21,7 @@ from lpl_jax.evaluation.metrics import DISTANCES
 from lpl_jax.evaluation.of_images import evaluate_images, save_statistics
 from lpl_jax.evaluation.of_run import Lists, evaluate_run
 from lpl_jax.experiment import build, to_dict
+from lpl_jax.io.outputs import check_file
 from lpl_jax.io.paths import PathLike
 from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, config_file, flags
@@ -61,6 +62,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if bool(args.workdir) == bool(args.images):
         raise InputError("give one of --workdir RUN (evaluate its checkpoints) and --images SET (evaluate these)")
+    flags.check_out(args)
+    if args.statistics:
+        check_file(args.statistics, "--statistics")
     config = config_file.given(args, _config_of(args.workdir) if args.workdir else base.get_config())
     flags.join_processes(args)
     for section, name in FIELDS:

@@ -14,7 +14,7 @@ import jax
 
 import lpl_jax
 from lpl_jax import denoisers
-from lpl_jax.denoisers.weights import WEIGHTS
+from lpl_jax.denoisers.weights import WEIGHTS, check_target
 from lpl_jax.runs import open_run
 from lpl_jax.tools import cli, flags
 
@@ -28,6 +28,7 @@ def export(workdir: Path, path: Path, *, step: int | None, weights: str | None, 
     run = open_run(workdir)
     step, weights = run.step(step), run.weights(weights)
     about = {"version": lpl_jax.__version__, "step": step, "weights": weights}
+    check_target(run.experiment.model, path, layout)
     params = run.params(step=step, weights=weights)
     layout = denoisers.save(run.experiment.model, params, path, layout=layout, about=about)
     return f"{path}: {layout} layout, {_count(params)}, step {step}, weights {weights}"

@@ -7,9 +7,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lpl_jax import autoencoders, distributed
+from lpl_jax import autoencoders, distributed, limits
 from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.fields import whole
+from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS
+from lpl_jax.io.outputs import check_folder
 from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.tools import cli
 
@@ -39,43 +42,55 @@ def _path(given: str, remote: bool) -> AnyPath:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def check_out(args: argparse.Namespace, name: str = "out") -> None:
+    """Raises InputError unless the folder of a flag can be written into, before any work; None is no folder."""
+    if (given := getattr(args, name)) is not None:
+        check_folder(given, f"--{name}")
+
+
 def check_local(args: argparse.Namespace, name: str) -> None:
     """Raises InputError where a flag that may be remote in other verbs is remote."""
     to_path(getattr(args, name), f"--{name}")
 
 
-FLAGS = {
+MOST_HOSTS = 2**20
+HOSTS, HOST = cli.whole(1, MOST_HOSTS), cli.whole(0, MOST_HOSTS - 1)
+FLAGS: dict[str, Flag] = {
     # configs and runs
     "config": Flag(
         cli.text, "FILE[:ARGUMENTS]", "config, such as imagenet:256,lpl: a file here or one of the package (lpl config)"
     ),
     "workdir": Flag(path, "FOLDER", "folder of the run; quickstart, sweep: of the runs"),
-    "checkpoint": Flag(cli.not_negative, "STEP", "step of the checkpoint"),
+    "checkpoint": Flag(cli.count(limits.STEP), "STEP", "step of the checkpoint"),
     "weights": Flag(cli.text, "NAME", "params, or the name of an average such as 0.9999"),
     "out": Flag(path, "PATH", "where results go: a folder; export, store show: or a file"),
     # images
     "images": Flag(cli.text, "SET", "folder of images, .npz or .npy; analyze: or photos, those of scikit-image"),
-    "resolution": Flag(cli.positive, "SIDE", "side of the images, pixels; others are resized and cropped to it"),
-    "count": Flag(cli.positive, "N", "how many images; sample: of each prompt or class"),
-    "limit": Flag(
-        cli.positive, "N", "largest number of: images, drawn by the seed (prepare); captions, in turn (sample)"
+    "resolution": Flag(
+        cli.count(limits.SIDE), "SIDE", "side of the images, pixels; others are resized and cropped to it"
     ),
-    "max-pixels": Flag(cli.positive, "N", "pixels of the largest image that is read"),
-    "max-bytes": Flag(cli.positive, "N", "bytes of the largest file of an image"),
-    "batch-size": Flag(cli.positive, "N", "images at a time, over all devices"),
-    "seed": Flag(cli.not_negative, "N", "every random choice follows from it"),
+    "max-pixels": Flag(cli.count(whole(1, MOST_PIXELS)), "N", "pixels of the largest image that is read"),
+    "max-bytes": Flag(cli.count(whole(1, MOST_BYTES)), "N", "bytes of the largest file of an image"),
+    "count": Flag(cli.count(limits.COUNT), "N", "how many images; sample: of each prompt or class"),
+    "limit": Flag(
+        cli.count(limits.MOST_IMAGES),
+        "N",
+        "largest number of: images, drawn by the seed (prepare); captions, in turn (sample)",
+    ),
+    "batch-size": Flag(cli.count(limits.BATCH), "N", "images at a time, over all devices"),
+    "seed": Flag(cli.count(limits.SEED), "N", "every random choice follows from it"),
     # networks and samplers
     "autoencoder": Flag(cli.text, "SOURCE", "bundled, a folder in diffusers layout, a file of weights, or a hub id"),
     "autoencoder-subfolder": Flag(cli.text, "NAME", "the autoencoder's folder inside a pipeline, such as vae"),
     "autoencoder-variant": Flag(cli.text, "NAME", "which of its weights, where none are plain, such as fp16"),
-    "guidance": Flag(cli.number, "SCALE", "guidance scale; 1: none"),
-    "steps": Flag(cli.positive, "N", "steps of the sampler"),
+    "guidance": Flag(cli.Number(limits.GUIDANCE), "SCALE", "guidance scale; 1: none"),
+    "steps": Flag(cli.count(limits.SAMPLER_STEPS), "N", "steps of the sampler"),
     # several processes
     "distributed": Flag(None, None, "one of several processes; TPU pod, SLURM or Open MPI say which"),
     "coordinator": Flag(cli.text, "HOST:PORT", "or by hand: where process 0 listens"),
-    "num-processes": Flag(cli.positive, "N", "number of processes, with --coordinator"),
-    "process-id": Flag(cli.not_negative, "I", "number of this process from 0, with --coordinator"),
-    "connect-timeout": Flag(cli.positive, "SECONDS", "in which all processes must have started"),
+    "num-processes": Flag(HOSTS, "N", "number of processes, with --coordinator"),
+    "process-id": Flag(HOST, "I", "number of this process from 0, with --coordinator"),
+    "connect-timeout": Flag(cli.whole(1, 86_400), "SECONDS", "in which all processes must have started"),
 }
 PROCESSES = ("distributed", "coordinator", "num-processes", "process-id", "connect-timeout")
 

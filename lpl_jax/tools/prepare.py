@@ -12,7 +12,7 @@ All write into the same folder. See docs/data.md.
 
 from collections.abc import Sequence
 
-from lpl_jax import distributed
+from lpl_jax import distributed, limits
 from lpl_jax.data import TextOptions, check_outside, open_source, prepare
 from lpl_jax.data.caption_encoder import LAYERS
 from lpl_jax.data.images import CROP_RULES
@@ -32,8 +32,10 @@ def main(argv: Sequence[str]) -> int:
     columns = [key for key in (args.caption_key, args.second_caption_key) if key is not None]
     if args.second_caption_key and not args.caption_key:
         raise InputError("--second-caption-key needs --caption-key, the first one")
-    limits = ImageLimits(args.max_pixels, args.max_bytes)
+    image_limits = ImageLimits(args.max_pixels, args.max_bytes)
+    max_skipped = None if args.max_skipped is None else parse_limit(args.max_skipped)
     check_outside(args.source, args.out)
+    flags.check_out(args)
     # From here on, so that no other call lists the same source and loads the same weights in vain.
     with only_writer(args.out, host_index if host_count > 1 else None):
         source = open_source(
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             seed=args.seed,
             limit=args.limit,
             identity=args.identity,
-            limits=limits,
+            limits=image_limits,
         )
         prepare(
             source,
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
             read_threads=args.threads,
             host_index=host_index,
             host_count=host_count,
-            max_skipped=None if args.max_skipped is None else parse_limit(args.max_skipped),
+            max_skipped=max_skipped,
         )
     distributed.wait_for_all("prepared")
     return 0
@@ -104,16 +106,21 @@ def parser() -> cli.Parser:
     flags.add(result, "autoencoder-variant")
     add("--crop", **cli.one_of(CROP_RULES),
         help="of images that are not square (default: random_crop for photos, else resize_center_crop)")  # fmt: skip
-    add("--crops", type=cli.positive, metavar="N", help="photos: random crops of each photograph (default: 256)")
+    add(
+        "--crops",
+        type=cli.count(limits.CROPS),
+        metavar="N",
+        help="photos: random crops of each photograph (default: 256)",
+    )
     add("--split", type=cli.text, metavar="NAME", help="tfds: the split (default: train)")
     add("--data-dir", type=cli.text, metavar="FOLDER", help="tfds: where prepared data sets lie")
     flags.add(result, "seed", default=0)
     flags.add(result, "limit")
     flags.add(result, "batch-size", default=64)
     add("--dtype", **cli.one_of(DTYPES), default="float16", help="type in which the moments are kept")
-    add("--shard-records", type=cli.positive, metavar="N", default=16384,
+    add("--shard-records", type=cli.whole(1, 10**7), metavar="N", default=16384,
         help="images of a file; a webdataset makes one file of each tar")  # fmt: skip
-    add("--threads", type=cli.positive, metavar="N", default=4, help="threads that read and decode images")
+    add("--threads", type=cli.whole(1, 1024), metavar="N", default=4, help="threads that read and decode images")
     add("--identity", **cli.one_of(IDENTITIES), default="times",
         help="how files are told from others of their names: sizes and times, or content, which reads all")  # fmt: skip
     add("--max-skipped", type=cli.text, metavar="N", help="unusable images to pass over: a number, or a share such as "
@@ -123,8 +130,8 @@ def parser() -> cli.Parser:
     _add_captions(result.add_argument_group("captions").add_argument)
     flags.add_processes(result)
     add = result.add_argument_group("several hosts that know nothing of each other").add_argument
-    add("--host-index", type=cli.not_negative, metavar="I", help="number of this host from 0, with --host-count")
-    add("--host-count", type=cli.positive, metavar="N", help="hosts that share the work")
+    add("--host-index", type=flags.HOST, metavar="I", help="number of this host from 0, with --host-count")
+    add("--host-count", type=flags.HOSTS, metavar="N", help="hosts that share the work")
     return result
 
 
@@ -136,7 +143,13 @@ def _add_captions(add) -> None:
     add("--tokenizer", type=cli.text, metavar="SOURCE",
         help="bundled, a CLIP folder, or a hub id (default: that of --embed-text, else bundled)")  # fmt: skip
     add("--tokenizer-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as tokenizer")
-    add("--tokens", type=cli.positive, metavar="N", default=TextOptions.length, help="numbers kept of each caption")
+    add(
+        "--tokens",
+        type=cli.count(limits.TOKENS),
+        metavar="N",
+        default=TextOptions.length,
+        help="numbers kept of each caption",
+    )
     add("--embed-text", type=cli.text, metavar="SOURCE",
         help="also keep the outputs of this text tower: bundled, a CLIP folder, or a hub id")  # fmt: skip
     add("--embed-subfolder", type=cli.text, metavar="NAME", help="its folder inside a pipeline, such as text_encoder")

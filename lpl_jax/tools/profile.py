@@ -17,6 +17,7 @@ from lpl_jax.cost.profile import profile_step
 from lpl_jax.errors import InputError
 from lpl_jax.evaluation.cards import context
 from lpl_jax.experiment import build, resolve
+from lpl_jax.fields import above
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.tools import cli, config_file, flags
 
@@ -39,9 +40,9 @@ def parser() -> cli.Parser:
     add("--compile", action="store_true", help="compile the step: XLA's count of operations and its memory plan")
     text = "also run it, on random latents: step time, images/s, MFU, peak memory"
     add("--run", action="store_true", help=text)
-    add("--repeats", type=cli.positive, metavar="N", default=10, help="timed steps, of which the median counts")
+    add("--repeats", type=cli.whole(1, 10**6), metavar="N", default=10, help="timed steps, of which the median counts")
     text = "peak of one device, for MFU (default: known for common TPUs and GPUs)"
-    add("--peak-tflops", type=cli.number, metavar="X", help=text)
+    add("--peak-tflops", type=cli.Number(above(0, 1e9)), metavar="X", help=text)
     flags.add(result, "out")
     text = "the paper's Tables 7 and 8 from our formulas, beside the printed values; stands alone"
     add("--table8", action="store_true", help=text)
@@ -57,11 +58,10 @@ def main(argv: Sequence[str]) -> int:
             raise InputError("--table8 stands alone: it counts the paper's own configurations")
         print(paper_tables.table8(), end="")
         return 0
+    flags.check_out(args)
     config = config_file.given(args)
     if args.peak_tflops is not None and not args.run:
         raise InputError("--peak-tflops is for measured steps: give --run too")
-    if args.peak_tflops is not None and args.peak_tflops <= 0:
-        raise InputError(f"--peak-tflops {args.peak_tflops:g}: must be above 0")
     if "train" in config:
         with config.unlocked():
             starts = dict.fromkeys(("train.init_from", "train.init_step", "train.weight_from"))  # cost nothing

@@ -26,6 +26,7 @@ import numpy as np
 from lpl_jax import autoencoders, stopping
 from lpl_jax.data import LatentStore, batches, open_source, prepare
 from lpl_jax.data.sources import indexed
+from lpl_jax.errors import InputError
 from lpl_jax.evaluation.figures import panels, plot_losses
 from lpl_jax.experiment import Experiment, build
 from lpl_jax.io.atomic import write_text
@@ -35,9 +36,12 @@ from lpl_jax.runs import open_run
 from lpl_jax.runs.sampling import decode_to_uint8
 from lpl_jax.tools import cli, config_file, flags
 from lpl_jax.training import Frozen, Objective, Result, losses, make_objective, train
+from lpl_jax.training.data import check_source
 from lpl_jax.training.logging import read_metrics
+from lpl_jax.training.loop import check_experiment
 from lpl_jax.training.objective import LPLTerm
 
+PHOTOS_SOURCE = "photos"
 HELDOUT_SEED = 1_000_003  # crops that no training run of a small seed draws
 
 
@@ -59,6 +63,8 @@ def quickstart(config: str, workdir: Path, overrides: Sequence[str] = ()) -> int
             values.update_from_flattened_dict({"train.init_from": str(workdir / "base")})
         experiments[name] = build(values)
     autoencoder = autoencoders.load(**dataclasses.asdict(experiments["base"].autoencoder))
+    for experiment in experiments.values():
+        _check(experiment, autoencoder)
     heldout = _prepare(experiments["base"], autoencoder, workdir)
 
     results: dict[str, Result] = {}
@@ -89,11 +95,25 @@ def _with(config: str, more: str) -> str:
     return f"{file}:{','.join(filter(None, (arguments, more)))}"
 
 
+def _check(experiment: Experiment, autoencoder) -> None:
+    """Raises InputError for what one of the runs, or the pictures at the end, could not do: before anything is made."""
+    if experiment.text is not None or experiment.data.source != PHOTOS_SOURCE:
+        raise InputError(
+            f"lpl quickstart learns classes of photographs: text.source={experiment.text and experiment.text.source}, "
+            f"data.source={experiment.data.source}; use lpl prepare and lpl train for others"
+        )
+    check_experiment(experiment, autoencoder)
+    check_source(experiment, _training_source(experiment))
+
+
+def _training_source(experiment: Experiment):
+    data = experiment.data
+    return open_source(data.source, experiment.resolution, crops=data.crops, seed=experiment.seed)
+
+
 def _prepare(experiment: Experiment, autoencoder, workdir: Path) -> LatentStore:
     """The store of training crops (prepared, if it is not there), and that of the held-out ones."""
-    data = experiment.data
-    source = open_source(data.source, experiment.resolution, crops=data.crops, seed=experiment.seed)
-    prepare(source, autoencoder, workdir / "latents")
+    prepare(_training_source(experiment), autoencoder, workdir / "latents")
     return prepare(_heldout_source(experiment), autoencoder, workdir / "heldout", progress=False)
 
 
@@ -174,5 +194,6 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
+    flags.check_out(args, "workdir")
     with only_writers(args.workdir):
         return quickstart(args.config, args.workdir, args.overrides)

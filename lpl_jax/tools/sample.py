@@ -39,15 +39,17 @@ from lpl_jax.runs import Run, checkpoints, open_run
 from lpl_jax.tools import cli, flags
 from lpl_jax.tools.compare_cards import short_names
 
+MOST_PIXELS = 10**10  # of all images of a call
 SLUG = 40  # characters of a prompt in a file name
 
 
 def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     args = parser().parse_args(argv)
+    flags.check_out(args)
     runs = [open_run(workdir) for workdir in args.workdir]
     if len(runs) == 1:
-        draw(runs[0], args, args.out or runs[0].workdir / "samples")
+        draw(plan(runs[0], args, args.out or runs[0].workdir / "samples"), args)
         return 0
     if not args.out:
         raise InputError("pictures of several runs go to a folder of their own: give --out")
@@ -58,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     names = [run.workdir.name for run in runs]
     if len(set(names)) < len(names):
         names = short_names([run.workdir for run in runs])
-    for run in runs:  # what one cannot draw is said before another is drawn
-        _shown(run, args)
-    found = {name: draw(run, args, args.out / name.replace("/", "_")) for name, run in zip(names, runs, strict=True)}
+    # What one cannot draw is said before another is drawn.
+    plans = [plan(run, args, args.out / name.replace("/", "_")) for name, run in zip(names, runs, strict=True)]
+    found = {name: draw(each, args) for name, each in zip(names, plans, strict=True)}
     if jax.process_index() == 0:
         with atomic_open(args.out / "grid.png") as file:
             side_by_side(found, args.count).save(file, "PNG")
@@ -75,24 +77,51 @@ class Drawn(NamedTuple):
     titles: list[str]
 
 
-def draw(run: Run, args, out: AnyPath) -> Drawn:
-    """Draws what the command line asks for with one run and writes it to `out`."""
+class Plan(NamedTuple):
+    """What is to be drawn with a run, checked: labels or prompts, a title for each image, and what all depend on.
+
+    options: of `Run.sampler`. provenance: for the files.
+    """
+
+    run: Run
+    out: AnyPath
+    shown: list
+    titles: list[str]
+    options: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def plan(run: Run, args, out: AnyPath) -> Plan:
+    """What the command line asks for of one run. Raises InputError for what it cannot draw; nothing is made."""
     given = {name: getattr(args, name) for name in ("guidance", "steps", "sampler", "spacing")}
     sampling = run.sampling(**{name: value for name, value in given.items() if value is not None})
     shown, titles = _shown(run, args)
     options: dict[str, Any] = dict(step=run.step(args.checkpoint), weights=run.weights(args.weights), seed=args.seed)
-    mesh = parallel.make_mesh(parallel.MeshConfig())  # all devices there are, each with a part of every batch
     chosen: dict[str, Any] = {name: getattr(sampling, name) for name in given} | {
         "sampler": sampling.sampler or run.experiment.paradigm.samplers[0]
     }
     titles = [title for title in titles for _ in range(args.count)]
+    if (pixels := len(titles) * run.experiment.resolution**2) > MOST_PIXELS:
+        side = run.experiment.resolution
+        raise InputError(
+            f"{len(titles)} images of {side} px are {pixels:.1e} pixels, which are held until all are drawn; possible "
+            f"are up to {MOST_PIXELS:.0e}: give a smaller --count or --limit"
+        )
     provenance = {"run": str(run.workdir), "checkpoint": options["step"], "weights": options["weights"]}
     provenance |= chosen | {"seed": args.seed}
     provenance["fingerprint"] = checkpoints.fingerprint(run.checkpoints, options["step"])
+    check_same(out, {**provenance, "shows": titles})
+    return Plan(run, out, shown, titles, options | chosen, provenance)
+
+
+def draw(planned: Plan, args) -> Drawn:
+    """Draws what is planned and writes it."""
+    run, out, shown, titles, options, provenance = planned
+    mesh = parallel.make_mesh(parallel.MeshConfig())  # all devices there are, each with a part of every batch
     with only_writers(out):
         check_same(out, {**provenance, "shows": titles})
         print(f"drawing {len(titles)} images of step {options['step']}, weights {options['weights']}", flush=True)
-        sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options, **chosen)
+        sample = run.sampler(batch_size=args.batch_size, mesh=mesh, **options)
         images = sample([each for each in shown for _ in range(args.count)])
         if jax.process_index() == 0:
             write(out, images, titles, provenance, args.count)
@@ -158,12 +187,23 @@ def _shown(run: Run, args) -> tuple[list, list[str]]:
     return prompts, prompts
 
 
+def prompt(given: str) -> str:
+    """A prompt of the command line; an empty one is one, too."""
+    return given and cli.text(given)
+
+
 def parser() -> cli.Parser:
     """The flags of `lpl sample`."""
     result = cli.Parser(__doc__, prog="lpl sample")
     add = result.add_argument
     flags.add(result, "workdir", required=True, nargs="+", action="extend")
-    add("--prompt", action="append", metavar="TEXT", help="text of a run on captions; may be given several times")
+    add(
+        "--prompt",
+        action="append",
+        type=prompt,
+        metavar="TEXT",
+        help="text of a run on captions; may be given several times",
+    )
     add("--prompts", type=flags.path, metavar="PATH", help="text file of prompts, one a line, or a store with captions")
     flags.add(result, "limit")
     text = "class, by its number or name; may be given several times"

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lpl_jax import autoencoders
+from lpl_jax import autoencoders, limits
 from lpl_jax.data.inspect import statistics, verify
 from lpl_jax.data.store import LatentStore, check_autoencoder
 from lpl_jax.errors import InputError
+from lpl_jax.io.outputs import check_file
 from lpl_jax.io.pictures import SUFFIX, write_picture
 from lpl_jax.io.progress import progress_bar
 from lpl_jax.tools import cli, flags
@@ -92,6 +93,7 @@ def _show(store: LatentStore, args) -> int:
         raise InputError(f"latent store {store.path}: holds no image yet")
     if args.out.suffix.lower() != SUFFIX:
         raise InputError(f"--out={args.out}: give the name of a PNG file, such as sheet.png")
+    check_file(args.out, "--out")
     autoencoder = flags.load_autoencoder(args)
     check_autoencoder(store, autoencoder)
     indices = np.sort(np.random.default_rng(args.seed).permutation(len(store))[: args.count])
@@ -152,12 +154,16 @@ def parser() -> cli.Parser:
     add_verb("verify", "checksums and every record; status 1 where something is wrong")
     stats = add_verb("stats", "classes, latents, captions, sizes")
     stats.add_argument(
-        "--records", type=cli.positive, metavar="N", default=4096, help="how many to look at, drawn at random"
+        "--records",
+        type=cli.count(limits.MOST_IMAGES),
+        metavar="N",
+        default=4096,
+        help="how many to look at, drawn at random",
     )
     show = add_verb("show", "decoded images with their captions or classes on one sheet", " --out sheet.png")
     flags.add(show, "out", required=True)
     flags.add(show, "count", default=16)
-    show.add_argument("--columns", type=cli.positive, metavar="N", default=4, help="images side by side")
+    show.add_argument("--columns", type=cli.whole(1, 1000), metavar="N", default=4, help="images side by side")
     flags.add(show, "seed", default=0)
     flags.add(show, "autoencoder", default="bundled")
     flags.add(show, "autoencoder-subfolder")

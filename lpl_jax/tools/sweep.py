@@ -153,7 +153,7 @@ def parser() -> cli.Parser:
     """The flags of `lpl sweep`."""
     result = cli.Parser(__doc__, prog="lpl sweep")
     add = result.add_argument
-    add("--rows", nargs="+", metavar="NAME", help="names of experiments; * stands for anything")
+    add("--rows", nargs="+", type=cli.text, metavar="NAME", help="names of experiments; * stands for anything")
     flags.add(result, "workdir", default=Path("runs/paper"))
     text = "folder of latent stores, one for each size and autoencoder"
     add("--stores", type=flags.path, metavar="FOLDER", help=text)
@@ -169,6 +169,7 @@ def main(argv: Sequence[str]) -> int:
     argv, extra = _split(argv)
     args = parser().parse_args(argv)
     flags.check_local(args, "workdir")
+    flags.check_out(args, "workdir")
     extra = [*args.overrides, *extra]
     _check_own(extra)
     if args.list + args.print + args.collect > 1:
@@ -192,6 +193,8 @@ def main(argv: Sequence[str]) -> int:
     if not args.collect:
         if wrong := [row.name for row in chosen if row.name in plan.faults]:  # before weeks are spent on others
             raise InputError(f"{wrong[0]}: {plan.faults[wrong[0]]}")
+        if not args.print:
+            check_evaluations(chosen, plan.experiments)
         for note in notes(chosen, plan.experiments):
             print(f"sweep: {note}", file=sys.stderr)
         status = run_all(chosen, module, args, extra, shared)
@@ -203,6 +206,21 @@ def main(argv: Sequence[str]) -> int:
         known, names = module.ROWS.values(), [row.name for row in chosen]
         print(write_results(known, args.workdir, evaluations, names, averages=averages))
     return status
+
+
+def check_evaluations(rows: Sequence[Any], experiments: Mapping[str, Any]) -> None:
+    """Raises InputError for what an evaluation of the rows would not find, before weeks of training are spent."""
+    from lpl_jax.evaluation.inputs import check_inputs
+
+    checked = set()
+    for row in rows:
+        experiment = experiments[row.name]
+        if (key := repr((experiment.evaluation, experiment.resolution))) not in checked:
+            checked.add(key)
+            try:
+                check_inputs(experiment.evaluation, experiment.resolution)
+            except InputError as error:
+                raise InputError(f"{row.name}: {error}") from None
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -27,14 +27,17 @@ def main(argv: Sequence[str]) -> int:
     """Arguments after the verb -> exit status."""
     began = time.perf_counter()
     args = parser().parse_args(argv)
+    flags.check_out(args, "workdir")
     config = config_file.given(args)
     flags.join_processes(args)
     import jax  # only once the flags are known to be good
 
     from lpl_jax.experiment import build
+
+    experiment = build(config)  # before the rest is imported, so that a mistake is said at once
     from lpl_jax.training import train
 
-    result = train(build(config), args.workdir, began=began, given=config.to_dict())
+    result = train(experiment, args.workdir, began=began, given=config.to_dict())
     if jax.process_index() == 0:
         if result.stopped:
             stopping.say(f"{args.workdir} stopped at step {result.step}")

@@ -1,14 +1,16 @@
 """What a run reads: its latent store, which is prepared where there is none, and its batches."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from lpl_jax import distributed, parallel
 from lpl_jax.autoencoders import Autoencoder
-from lpl_jax.data import LatentStore, TextOptions, batches, check_autoencoder, check_outside, prepare
+from lpl_jax.data import LatentStore, Source, TextOptions, batches, check_autoencoder, check_outside, prepare
 from lpl_jax.data.configured import data_source
+from lpl_jax.data.examples import is_stream
 from lpl_jax.data.finite import check_finite
 from lpl_jax.data.manifest import MANIFEST, PLAN
 from lpl_jax.errors import InputError, some
@@ -45,8 +47,10 @@ def open_store(
         if data.store:  # it may be a mistake
             print(f"{path}: no latent store there; it is prepared from data.source={data.source}", flush=True)
         check_outside(data.source, path)
+        source = data_source(experiment)
+        check_source(experiment, source)
         with only_writer(path):
-            prepare(data_source(experiment), autoencoder, path, text=_text_options(experiment))
+            prepare(source, autoencoder, path, text=_text_options(experiment))
     store = LatentStore(path, partial=data.unfinished)
     check_autoencoder(store, autoencoder)
     if store.manifest.resolution != resolution:
@@ -73,14 +77,33 @@ def look_through(store: LatentStore, workdir: AnyPath) -> None:
     distributed.on_all(lambda: check_finite(store, part=part))
 
 
-def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath) -> None:
-    """Raises an InputError unless the model has the store's classes, and those that the run has had so far."""
-    names, classes = store.class_names, experiment.model.num_classes
-    if len(names) != classes:
+def check_source(experiment: Experiment, source: Source) -> None:
+    """Raises an InputError for a source of which the store would not be one of this run: before it is made."""
+    columns, text = source.caption_columns, experiment.text
+    if text is None:
+        if not is_stream(source):  # how many classes these have is known when all is read
+            _check_count(experiment, source.class_names, f"data.source={experiment.data.source}")
+    elif not columns:
+        raise InputError(f"text.source={text.source!r}, but data.source={experiment.data.source} has no captions")
+    elif text.second_caption and len(columns) < 2:
         raise InputError(
-            f"model.num_classes={classes}, but latent store {store.path} has {len(names)} classes ({some(names)}): "
+            f"text.second_caption={text.second_caption}, but data.source={experiment.data.source} has one caption "
+            f"column, {columns[0]}: give data.second_caption_key"
+        )
+
+
+def _check_count(experiment: Experiment, names: Sequence[str], holder: str) -> None:
+    if len(names) != (classes := experiment.model.num_classes):
+        raise InputError(
+            f"model.num_classes={classes}, but {holder} has {len(names)} classes ({some(names)}): "
             f"give --config.model.num_classes={len(names)}, or another store"
         )
+
+
+def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath) -> None:
+    """Raises an InputError unless the model has the store's classes, and those that the run has had so far."""
+    names = store.class_names
+    _check_count(experiment, names, f"latent store {store.path}")
     if (known := read_classes(workdir)) is not None and known != names:
         number = next(number for number, pair in enumerate(zip(known, names, strict=False)) if pair[0] != pair[1])
         raise InputError(

@@ -32,12 +32,25 @@ def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: AnyPath)
     decays, comparison = experiment.ema.decays, experiment.comparison
     options = dict(with_variances=comparison is not None and comparison.kind == "reweighting")
     target = abstract_state(init, optimizer, decays, mesh, key, **options)
+    check_memory(target)
     if checkpoints.latest_step(workdir / CHECKPOINTS) is not None:
         return checkpoints.restore(workdir / CHECKPOINTS, target)
     if experiment.train.init_from is None:
         return create_state(init, optimizer, decays, mesh, key, **options)
     params = _starting_params(experiment, target.params)
     return create_state(lambda given: given, optimizer, decays, mesh, params, **options)
+
+
+def check_memory(state: TrainState) -> None:
+    """Raises InputError where a state, of ShapeDtypeStructs with shardings, takes more memory than a device has."""
+    leaves = jax.tree.leaves(state)
+    needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    if (there := parallel.device_memory()) is not None and needed > there:
+        raise InputError(
+            f"the parameters, their moments and averages take {needed / 2**30:,.1f} GiB of each device, which has "
+            f"{there / 2**30:,.1f} GiB: make the model smaller (model.hidden, model.depth), or split it over more "
+            "devices (mesh.fsdp)"
+        )
 
 
 def _starting_params(experiment: Experiment, target):
@@ -102,25 +115,25 @@ def weight_of(source: str) -> float:
     return weight
 
 
-def check_start(experiment: Experiment) -> None:
-    """Raises InputError where a new run would calibrate the weight of its term on a network that was never trained.
+def check_start(experiment: Experiment) -> float | None:
+    """The weight that a new run takes from another one, which has to be there now; None: it takes none.
 
-    Both losses of such a network say nothing of those that the weight is for. Also where another run's weight is to be
-    taken and is not there.
+    Raises InputError also where it would calibrate the weight of its term on a network that was never trained: both
+    losses of such a network say nothing of those that the weight is for.
     """
     for name, part in (("lpl", experiment.lpl), ("comparison", experiment.comparison)):
         # The re-weighting of Eq. 15 takes LPL's weight and has none of its own.
         if part is None or part.weight is not None or getattr(part, "kind", None) == "reweighting":
             continue
         if name == "lpl" and experiment.train.weight_from is not None:
-            weight_of(experiment.train.weight_from)  # it is needed when the term begins, and has to be there now
-            continue
+            return weight_of(experiment.train.weight_from)
         if experiment.train.init_from is None and experiment.loss.lpl_start == 0:
             others = " or train.weight_from" if name == "lpl" else ""
             raise InputError(
                 f"{name}.weight would be calibrated on a network that is not trained: start from one that is "
                 f"(train.init_from), begin later (loss.lpl_start), or give {name}.weight{others}"
             )
+    return None
 
 
 def term_weight(

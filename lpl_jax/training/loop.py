@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from lpl_jax import autoencoders, parallel
+from lpl_jax.autoencoders import Autoencoder
 from lpl_jax.denoisers.attention import current_platform, describe_attention
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import Experiment, narrow_gate, resolve, to_dict
@@ -37,7 +39,7 @@ from lpl_jax.runs.workdir import (
     write_config,
 )
 from lpl_jax.stopping import Stopped, StopSignal
-from lpl_jax.text import load_conditioner, tower_fingerprint
+from lpl_jax.text import TextConditioner, load_conditioner, tower_fingerprint
 from lpl_jax.training.course import Course, past
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
@@ -47,12 +49,13 @@ from lpl_jax.training.nonfinite import NonfiniteWatch, check_finite
 from lpl_jax.training.objective import (
     ComparisonTerm,
     LPLTerm,
+    Objective,
     ReweightingTerm,
     decoded_images,
     make_objective,
 )
 from lpl_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from lpl_jax.training.periodic import periodic_evaluation
+from lpl_jax.training.periodic import check_evaluation, periodic_evaluation
 from lpl_jax.training.progress import Progress, Startup
 from lpl_jax.training.session import Session
 from lpl_jax.training.state import Frozen, TrainState
@@ -94,37 +97,35 @@ def train(
             autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
             text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)
         # Before anything is written, so that a mistake leaves nothing behind.
-        experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
-        mesh = parallel.make_mesh(experiment.mesh)
-        _check_batch(experiment, parallel.batch_shards(mesh))
-        objective = make_objective(experiment, parallel.batch_shards(mesh))
+        experiment, mesh, objective = check_experiment(experiment, autoencoder, text)
         if resumed:
             check_same_run(experiment, workdir, given)
-        if checkpoints.latest_step(workdir / CHECKPOINTS) is None:
-            check_start(experiment)
+        weight = check_start(experiment) if checkpoints.latest_step(workdir / CHECKPOINTS) is None else None
+        check_evaluation(experiment)
+        optimizer, _ = make_optimizer(experiment.optimizer)
+        with startup.part("state"), jax.set_mesh(mesh):
+            state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
+            network = comparison_network(experiment, state, mesh)
         with startup.part("store"):
             store = open_store(experiment, autoencoder, workdir, text, tokenizer)
         decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
-        frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh))
+        frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh), network=network)
         tower = None if text is None else tower_fingerprint(text.clip)
         del autoencoder, text  # training keeps the decoder alone
-        optimizer, _ = make_optimizer(experiment.optimizer)
         with jax.set_mesh(mesh):
             with startup.part("state"):
-                state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
-                frozen = frozen.replace(network=comparison_network(experiment, state, mesh))
                 check_finite({"parameter": state.params, "average": state.emas, "frozen network": frozen})
             inputs = Inputs(store.identity, store.manifest.weights_hash, tower, _fingerprint(frozen.network), True)
             if resumed:
                 check_same_inputs(inputs, workdir)
-            session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, None)
+            session = Session(experiment, objective, optimizer, mesh, store, workdir, label, resumed, None, weight)
             # What can fail comes before the config: a folder that holds one is a run, and takes no other.
             state = _with_weight(session, state, frozen, startup)
+            evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
+            session = dataclasses.replace(session, evaluate=evaluate)
             write_config(experiment, workdir, given, inputs)
             if experiment.text is None:
                 write_classes(store.class_names, workdir)
-            evaluate = periodic_evaluation(experiment, frozen, store, tokenizer, mesh=mesh, workdir=workdir)
-            session = dataclasses.replace(session, evaluate=evaluate)
             _announce(session, state)
             return _loop(session, state, frozen, startup)
 
@@ -134,6 +135,21 @@ def _fingerprint(network: Any) -> str | None:
     leaves = jax.tree_util.tree_leaves_with_path(network)
     whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for _, leaf in leaves)
     return fingerprint({leaf_path(path): leaf for path, leaf in leaves}) if leaves and whole else None
+
+
+def check_experiment(
+    experiment: Experiment, autoencoder: Autoencoder, text: TextConditioner | None = None
+) -> tuple[Experiment, Mesh, Objective]:
+    """The experiment resolved with its networks, on the devices that are here, and its objective.
+
+    Raises InputError for what does not fit them; nothing is made.
+    """
+    experiment = resolve(experiment, autoencoder.config, text.clip.config.text if text else None)
+    if experiment.lpl is not None:
+        autoencoder.check_side(experiment.resolution)
+    mesh = parallel.make_mesh(experiment.mesh)
+    _check_batch(experiment, parallel.batch_shards(mesh))
+    return experiment, mesh, make_objective(experiment, parallel.batch_shards(mesh))
 
 
 def _check_batch(experiment: Experiment, shards: int) -> None:
@@ -239,6 +255,8 @@ def _with_weight(session: Session, state: TrainState, frozen: Frozen, startup: S
     experiment, mesh, objective = session.experiment, session.mesh, session.objective.at(int(state.step))
     if objective.term is None or state.is_calibrated:
         return state
+    if session.weight is not None:
+        return state.with_weight(session.weight)
     with startup.part("calibration"):
         # From the front of the data: a run that is stopped before its next checkpoint calibrates the same.
         stream = open_stream(experiment, session.store, mesh)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from lpl_jax.data import ImageSource, LatentStore
 from lpl_jax.data.configured import data_source
 from lpl_jax.data.examples import is_stream
-from lpl_jax.experiment import Experiment
+from lpl_jax.experiment import EvaluationConfig, Experiment
 from lpl_jax.io.paths import AnyPath
 from lpl_jax.io.pictures import write_picture
 from lpl_jax.text import WordTokenizer
@@ -48,6 +48,24 @@ def periodic_evaluation(
     return make_evaluation(experiment, frozen, source, condition, mesh=mesh, folder=workdir / "evaluation" / "training")
 
 
+def check_evaluation(experiment: Experiment) -> None:
+    """Raises InputError for what the evaluations during a run would not find, before anything is made for it."""
+    if experiment.evaluation.every is None:
+        return
+    from lpl_jax.evaluation.inputs import check_inputs
+
+    check_inputs(_small(experiment.evaluation), experiment.resolution)
+    if experiment.evaluation.reference is None:
+        data_source(experiment)
+
+
+def _small(config: EvaluationConfig) -> EvaluationConfig:
+    """What an evaluation during a run measures."""
+    count = config.every_images
+    changes: dict[str, Any] = dict(features="classifier", clip=None, prompts=None, resamples=0)
+    return dataclasses.replace(config, num_images=count, reference_images=count, **changes)
+
+
 def make_evaluation(
     experiment: Experiment,
     frozen: Frozen,
@@ -73,15 +91,7 @@ def make_evaluation(
     from lpl_jax.runs.sampling import image_sampler
 
     count = experiment.evaluation.every_images
-    config = dataclasses.replace(
-        experiment.evaluation,
-        features="classifier",
-        clip=None,
-        prompts=None,
-        num_images=count,
-        reference_images=count,
-        resamples=0,
-    )
+    config = _small(experiment.evaluation)
     evaluator = None
     if source is not None or config.reference is not None:
         evaluator = make_evaluator(

@@ -17,6 +17,7 @@ class Session:
     """What stays the same from a start of a run to its end.
 
     resumed: whether the folder held this run before. evaluate: called every `evaluation.every` steps; None: never.
+    weight: of the term, as it was taken from another run at the start; None: it was not.
     """
 
     experiment: Experiment
@@ -28,3 +29,4 @@ class Session:
     label: str
     resumed: bool
     evaluate: Evaluate | None
+    weight: float | None = None

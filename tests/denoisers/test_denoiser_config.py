@@ -114,7 +114,7 @@ def test_text_preset_replaces_the_class_table_by_a_linear():
     [
         (dict(heads=5), ["heads", "5", "divisor of hidden=64"]),
         (dict(hidden=66, heads=3), ["hidden", "66", "multiple of 4"]),
-        (dict(depth=0), ["depth", "0", "positive"]),
+        (dict(depth=0), ["depth", "0", "1 to "]),
         (dict(patch_size=-2), ["patch_size", "-2"]),
         (dict(base_grid=0), ["base_grid", "0"]),
         (dict(mlp_ratio=2.5), ["mlp_ratio", "2.5", "whole number"]),
@@ -131,7 +131,7 @@ def test_text_preset_replaces_the_class_table_by_a_linear():
         (dict(context_mlp="none"), ["context_modulation_chunks", "6", "3 (its own) or 0"]),
         (dict(context_modulation_chunks=3), ["context_modulation_chunks", "3", "6 (its own) or 0"]),
         (dict(qk_norm="rms_norm"), ["qk_norm", "'rms_norm'", "True or False"]),
-        (dict(dual_attention=True), ["dual_attention", "True", "0 or a positive integer"]),
+        (dict(dual_attention=True), ["dual_attention", "True", "0 to 1,000"]),
         (dict(dual_attention=4), ["dual_attention", "4", "0 to 3 with depth=3"]),
         (dict(dual_attention=1, modulation="single"), ["dual_attention", "1", "0 to 0", "'single'"]),
         (dict(position_table=-8), ["position_table", "-8"]),

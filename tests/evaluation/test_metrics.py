@@ -122,8 +122,8 @@ def test_prdc_takes_a_subset_of_a_larger_reference():
     "fields, message",
     [
         (dict(features="vgg"), "features='vgg'.*inception, classifier"),
-        (dict(num_images=0), "num_images=0.*auto, or at least 1"),
-        (dict(num_images="all"), "num_images='all'.*auto, or at least 1"),
+        (dict(num_images=0), "num_images=0.*auto, or 2 to 10,000,000"),
+        (dict(num_images="all"), "num_images='all'.*auto, or 2 to 10,000,000"),
         (dict(k=1.5), "k=1.5"),
         (dict(resamples=1), "resamples=1.*2 or more give intervals, 0 gives none"),
         (dict(every=0), "every=0"),

@@ -269,7 +269,7 @@ def test_unknown_memory_has_no_largest_batch():
         ([*TINY], "no topology given"),
         ([*TINY, "--topology=v5e-17"], "v5e-17 is no slice that there is"),
         ([*TINY, "--topology=v5e-16"], 'pip install "lpl_jax\\[tpu-compile\\]"'),
-        ([*TINY, "--topology=cpu:8", "--batch-size=0"], "--batch-size 0: must be 1 or more"),
+        ([*TINY, "--topology=cpu:8", "--batch-size=0"], "--batch-size 0: must be 1 to 1,048,576"),
         (["--topology=cpu:8"], "no config given"),
     ],
 )

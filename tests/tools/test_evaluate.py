@@ -194,7 +194,7 @@ def test_small_evaluations_during_training(tiny_config, image_folder, tmp_path):
         (["--workdir", "{run}", "--guidance", "much"], "--guidance much: must be a number"),
         (["--workdir", "{run}", "--steps", "2,5000"], "steps must be an integer between 1 and 1000, got 5000"),
         (["--workdir", "{run}", "--steps", "1.5"], "--steps 1.5: must be a whole number"),
-        (["--workdir", "{run}", "--guidance", "1,-1"], "guidance -1 is not possible"),
+        (["--workdir", "{run}", "--guidance", "1,-1"], r"--guidance -1: must be in \[0, 1000\]"),
         (["--workdir", "{run}", "--resolution", "64"], "--resolution and --statistics are for --images"),
         (["--workdir", "{run}", "--config.evaluation.k=0"], "evaluation.k=0"),
         (["--workdir", "{run}", "--config.evaluation.kk=0"], "config.evaluation has no field 'kk'"),

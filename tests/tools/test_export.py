@@ -212,7 +212,7 @@ def damage(run):
         (edit_config(hidden="16"), "", ["model.hidden='16'"]),
         (edit_config(width=16), "", ["model.width is not known"]),
         (edit_config(context_attn="shared", num_classes=4), "", ["surplus blocks/context_attn/k/bias", "label_embed"]),
-        (edit_config(hidden=10**9, heads=1), "", ["hidden = 1000000000", "out of all proportion"]),
+        (edit_config(hidden=2**16, heads=1), "", ["hidden = 65536", "out of all proportion"]),
     ],
 )
 def test_runs_that_cannot_be_exported(change, flags, words, here, capsys, monkeypatch):
@@ -274,8 +274,8 @@ def test_a_network_of_absurd_size_is_not_worked_out(here, capsys, monkeypatch):
     call("export --workdir labels --out one.safetensors", capsys)
     made, init = [], weight_files.init
     monkeypatch.setattr(weight_files, "init", lambda config, key: made.append(config.hidden) or init(config, key))
-    argv = "import one.safetensors --config config.py --config.model.hidden=1000000000 --workdir new"
-    assert not lacks(refused(argv, capsys), "hidden = 16 there, 1000000000 in the config", "out of all proportion")
+    argv = "import one.safetensors --config config.py --config.model.hidden=65536 --workdir new"
+    assert not lacks(refused(argv, capsys), "hidden = 16 there, 65536 in the config", "out of all proportion")
     assert made == [16], "the shapes of the file's network alone"
 
 

@@ -156,7 +156,7 @@ def test_peaks_of_devices(kind, peak):
         ([*TINY, "--peak-tflops=1"], "give --run too"),
         ([*TINY, "--config.autoencoder.source=./nowhere"], "no autoencoder at './nowhere'"),
         ([*TINY, "--config.train.batch_size=12"], "train.batch_size=12 is not divisible by the 8 shards"),
-        ([*TINY, "--repeats=0"], "--repeats 0: must be 1 or more"),
+        ([*TINY, "--repeats=0"], "--repeats 0: must be 1 to 1,000,000"),
     ],
 )
 def test_mistakes_are_named(argv, message):

@@ -129,7 +129,7 @@ def test_several_runs_side_by_side(runs, tmp_path):
             ["--label", "1", "--sampler", "euler"],
             "sampling.sampler='euler' with paradigm 'eps'; possible: ddim",
         ),
-        ("classes", ["--label", "1", "--count", "0"], "--count 0: must be 1 or more"),
+        ("classes", ["--label", "1", "--count", "0"], "--count 0: must be 1 to 10,000"),
         ("classes", ["--label", "1", "--weights", "0.7"], "0.7"),
         ("text", ["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
     ],

@@ -1,5 +1,6 @@
 """The program `lpl`: its verbs, their flags in one style, and names that are not known answered by the nearest ones."""
 
+import argparse
 import collections
 import contextlib
 import pkgutil
@@ -140,7 +141,7 @@ def test_names_that_are_like_no_other_are_answered_by_all():
         ("prepare --source photos --resolution 64 --out s --crop randm_crop", "did you mean random_crop?"),
         ("export --workdir w --out o --layout difusers", "did you mean diffusers?"),
         ("eval --images i --features inceptoin", "did you mean inception?"),
-        ("sample --workdir w --count 0", "--count 0: must be 1 or more"),
+        ("sample --workdir w --count 0", "--count 0: must be 1 to 10,000"),
         ("sample --workdir w --seed=x", "--seed x: must be a whole number"),
         ("sample --workdir w --guidance high", "--guidance high: must be a number"),
         ("eval --workdir w --guidance 1,high", "--guidance high: must be a number"),
@@ -156,6 +157,34 @@ def test_names_that_are_like_no_other_are_answered_by_all():
 )
 def test_mistakes_are_one_line(argv, message, capsys):
     assert message in refused(argv.split(), capsys)
+
+
+ABSURD = ("nan", "inf", "-inf", "1e30", "-1", str(2**63), "9" * 5000, "x", "", "1e", "0x10")
+
+
+def types_of(parser):
+    """(action, its type or that of each of its values) of all that take a value."""
+    for action in parser._actions:
+        if action.nargs != 0 and not isinstance(action, argparse._SubParsersAction):
+            yield action, getattr(action.type, "kind", action.type)
+
+
+@pytest.mark.parametrize("words", PARSERS)
+def test_every_number_has_a_range_and_every_text_an_end(words):
+    for action, kind in types_of(PARSERS[words]):
+        if action.metavar == "PART":
+            continue  # compared with a list of names
+        assert isinstance(kind, cli.Number) or (callable(kind) and kind not in (int, float, str)), action.dest
+        absurd = ABSURD if isinstance(kind, cli.Number) else ("x" * 2**20, "a\nb", "a\0b")
+        for value in absurd:
+            with pytest.raises(argparse.ArgumentTypeError) as caught:
+                action.type(value)
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_lists_of_values_have_an_end():
+    with pytest.raises(argparse.ArgumentTypeError, match="1,001 values: at most 1,000"):
+        cli.Several(cli.whole(0, 1))("0," * 1000 + "0")
 
 
 def test_values_may_look_like_flags():

@@ -226,7 +226,7 @@ def test_the_start_is_reported_by_part(whole):
     workdir, _ = whole
     lines = [json.loads(text) for text in (workdir / "startup.jsonl").read_text().splitlines()]
     steps = ["compile", "first step", "other"]
-    parts = [(0, ["autoencoder", "store", "state", *steps]), (2, ["calibration", *steps])]
+    parts = [(0, ["autoencoder", "state", "store", *steps]), (2, ["calibration", *steps])]
     assert [(line["step"], list(line["seconds"])) for line in lines] == parts
     for line in lines:
         assert all(value >= 0 for value in line["seconds"].values()) and line["seconds"]["compile"] > 0

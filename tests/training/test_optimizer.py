@@ -37,7 +37,7 @@ def test_cosine_goes_to_zero_at_the_end_and_stays():
         (dict(learning_rate=0.0), "optimizer.learning_rate=0.0"),
         (dict(warmup_steps=-1), "optimizer.warmup_steps=-1"),
         (dict(b2=1.0), "optimizer.b2=1.0"),
-        (dict(clip_norm=0.0), "optimizer.clip_norm=0.0 is not possible: it must be positive"),
+        (dict(clip_norm=0.0), "optimizer.clip_norm=0.0 is not possible: it must be above 0"),
         (dict(weight_decay=-0.1), "optimizer.weight_decay=-0.1"),
         (dict(schedule="cosine"), "optimizer.total_steps=None is not possible: .* more than warmup_steps=1000"),
         (dict(schedule="cosine", total_steps=1000), "optimizer.total_steps=1000 is not possible"),

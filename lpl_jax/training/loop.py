@@ -40,6 +40,7 @@ from lpl_jax.runs.workdir import (
 )
 from lpl_jax.stopping import Stopped, StopSignal
 from lpl_jax.text import TextConditioner, load_conditioner, tower_fingerprint
+from lpl_jax.training.compute_type import check_compute_type
 from lpl_jax.training.course import Course, past
 from lpl_jax.training.data import open_store, open_stream
 from lpl_jax.training.initial import check_start, comparison_network, first_state, term_weight
@@ -106,15 +107,18 @@ def train(
         with startup.part("state"), jax.set_mesh(mesh):
             state = jax.block_until_ready(first_state(experiment, optimizer, mesh, workdir))
             network = comparison_network(experiment, state, mesh)
+            check_finite({"parameter": state.params, "average": state.emas, "network of the comparison": network})
         with startup.part("store"):
             store = open_store(experiment, autoencoder, workdir, text, tokenizer)
+        if objective.term is not None or experiment.evaluation.every is not None:  # else nothing is decoded
+            with startup.part("decoder's type"):
+                _warn(label, check_compute_type(autoencoder, store))
         decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
         frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh), network=network)
         tower = None if text is None else tower_fingerprint(text.clip)
         del autoencoder, text  # training keeps the decoder alone
+        check_finite({"frozen network": frozen})
         with jax.set_mesh(mesh):
-            with startup.part("state"):
-                check_finite({"parameter": state.params, "average": state.emas, "frozen network": frozen})
             inputs = Inputs(store.identity, store.manifest.weights_hash, tower, _fingerprint(frozen.network), True)
             if resumed:
                 check_same_inputs(inputs, workdir)
@@ -179,8 +183,12 @@ def _announce(session: Session, state: TrainState) -> None:
     if session.objective.term is not None and step < experiment.loss.lpl_start:
         text += f"; {_name(session)} from step {experiment.loss.lpl_start} on"
     print(text, flush=True)
-    if warning := narrow_gate(experiment):
-        print(f"{session.label}: warning: {warning}", flush=True)
+    _warn(session.label, narrow_gate(experiment))
+
+
+def _warn(label: str, text: str | None) -> None:
+    if text is not None and jax.process_index() == 0:
+        print(f"{label}: warning: {text}", flush=True)
 
 
 def _name(session: Session) -> str:

@@ -47,7 +47,7 @@ TRAIN = f"""train --config quickstart:lpl --workdir run --config.data.crops=2 --
     --config.evaluation.batch_size=16 --config.sampling.steps=2"""
 COMMANDS = {
     "train": TRAIN,
-    "prepare": "prepare --source photos --crops 8 --resolution 64 --out store --shard-records 8 --batch-size 8",
+    "prepare": "prepare --source photos --crops 4 --resolution 64 --out store --shard-records 4 --batch-size 4",
     "sample": "sample --workdir {run} --label 1 --label cat --count 8 --steps 4 --out samples",
     "eval": """eval --workdir {run} --out cards --checkpoint 18,24 --features classifier --config.sampling.steps=2
         --config.evaluation.num_images=32 --config.evaluation.reference_images=16""",
@@ -140,16 +140,17 @@ class Place:
             )
 
 
-def prepare_twins(place: Place, names: Sequence[str]) -> None:
+def prepare_twins(place: Place, names: Sequence[str], times: int) -> None:
     """Undisturbed programs, each of them twice so that the cache of programs is warm for the time that it takes."""
-    for name in ["train", *(name for name in names if name != "train")]:
+    needed = [name for name in COMMANDS if name in names or (name == "train" and {"sample", "eval"} & set(names))]
+    for name in needed:
         mark = place.twin(name).with_suffix(".json")
         if not mark.exists() or not place.twin(name).exists():
-            for _ in range(2):
+            for _ in range(times):
                 shutil.rmtree(place.twin(name), ignore_errors=True)
                 began = time.monotonic()
                 log = place.work / "logs" / f"twin-{name}"
-                if status := place.start(name, place.twin(name), log).wait(STUCK):
+                if status := finish(place.start(name, place.twin(name), log)):
                     raise SystemExit(f"undisturbed {name}: status {status}: {log.with_suffix('.err').read_text()}")
             write_json(mark, time.monotonic() - began)
             print(f"undisturbed {name}: {time.monotonic() - began:.1f} s", flush=True)
@@ -179,12 +180,7 @@ def tell(place: Place, number: int, seed: int, names: Sequence[str], note: Calla
         if found["status"] == 0 and not found["killed"]:
             break
     log = place.work / "logs" / f"{number:04d}-end"
-    process = place.start(name, folder, log)
-    try:
-        status: Any = process.wait(STUCK)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        status = f"none after {STUCK:.0f} s"
+    status = finish(place.start(name, folder, log))
     said = log.with_suffix(".err").read_text()
     if status or said:
         problems.append(f"the last call: status {status}: {said[-500:]}")
@@ -192,6 +188,16 @@ def tell(place: Place, number: int, seed: int, names: Sequence[str], note: Calla
     if not problems:
         shutil.rmtree(folder)
     return {"story": number, "scenario": name, "same": not problems, "problems": problems}
+
+
+def finish(process: subprocess.Popen) -> int:
+    """Its status at its end; it is killed where that does not come, or where this program is stopped."""
+    try:
+        return process.wait(STUCK)
+    except subprocess.TimeoutExpired:
+        return -9
+    finally:
+        process.kill()
 
 
 def strike(
@@ -259,11 +265,16 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(kills: int, seed: int, names: Sequence[str], out: Path, work: Path, jobs: int = 2) -> dict[str, Any]:
-    """Stories until there are so many kills; returns the results, which are in `out`, too."""
+def run(
+    kills: int, seed: int, names: Sequence[str], out: Path, work: Path, *, jobs: int = 2, twins: int = 2
+) -> dict[str, Any]:
+    """Stories until there are so many kills; returns the results, which are in `out`, too.
+
+    twins: how often each undisturbed program is run; 1 where the time that it takes says nothing.
+    """
     place = Place(work.absolute(), {})
     (place.work / "logs").mkdir(parents=True, exist_ok=True)
-    prepare_twins(place, names)
+    prepare_twins(place, names, twins)
     results: dict[str, Any] = {"seed": seed, "kills": [], "stories": []}
     if out.exists() and (before := json.loads(out.read_text()))["seed"] == seed:
         told = {story["story"] for story in before["stories"]}
@@ -311,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="stories at a time")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
-        results = run(args.kills, args.seed, args.only.split(","), args.out, args.work or Path(scratch), args.jobs)
+        results = run(args.kills, args.seed, args.only.split(","), args.out, args.work or Path(scratch), jobs=args.jobs)
     print(json.dumps(results["summary"], indent=1))
     return 1 if results["summary"]["problems"] else 0
 

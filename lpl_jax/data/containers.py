@@ -49,7 +49,8 @@ _OTHERS = (
 HEAD = 256  # bytes that tell what a file is
 
 MOST_SCANS = 100  # of a JPEG: each is a pass over all its pixels
-MOST_BLOCKS = 2**16  # of a GIF before its picture
+MOST_BLOCKS = 2**16  # of a GIF before its picture, and segments of a JPEG
+MOST_CHUNKS = 2**18  # of a PNG: 256 MiB in parts of a kilobyte
 MOST_VALUES = 2**18  # of a tag of a TIFF: 65,535 strips of three planes are below it
 MOST_TAGS = 2**16
 TILE = 2**22  # pixels of a TIFF's tile, where the picture itself has fewer
@@ -115,7 +116,9 @@ def _png(content: bytes, name: str) -> bytes:
     """Without texts, profiles and further pictures. Pillow passes over wrong checksums and a missing end; we do not."""
     view, place, kind = memoryview(content), 8, b""
     kept: list[bytes | memoryview] = [view[:8]]
-    while kind != b"IEND":
+    for _ in range(MOST_CHUNKS):
+        if kind == b"IEND":
+            return b"".join(kept)
         length = int.from_bytes(view[place : place + 4], "big")
         chunk, kind = view[place : place + 12 + length], bytes(view[place + 4 : place + 8])
         if len(chunk) < 12 + length:
@@ -127,31 +130,39 @@ def _png(content: bytes, name: str) -> bytes:
         if kind in PNG_CHUNKS or bytes(chunk[8:40]).startswith(PNG_EXIF):
             kept.append(chunk)
         place += len(chunk)
-    return b"".join(kept)
+    raise InputError(f"{name}: image cannot be read (a PNG of more than {MOST_CHUNKS:,} parts)")
 
 
 def _jpeg(content: bytes, name: str) -> bytes:
     """Without comments, profiles and thumbnails, and with the rotation alone of EXIF."""
     kept, place, seen = [content[:2]], 2, set()
-    # What is no segment begins the picture, or is the decoder's to refuse.
+    for number, (kind, end) in enumerate(_jpeg_segments(content)):
+        if number == MOST_BLOCKS:
+            raise InputError(f"{name}: image cannot be read (a JPEG of more than {MOST_BLOCKS:,} segments)")
+        segment, place = content[place:end].lstrip(b"\xff"), end
+        about = next((mark for mark in (_EXIF, _XMP) if kind == 0xE1 and segment[3:].startswith(mark)), None)
+        if about == _EXIF and about not in seen:
+            kept.append(_exif_segment(orientation(segment[3:])))
+        elif (about == _XMP and about not in seen) or kind not in JPEG_ABOUT:
+            kept.append(b"\xff" + segment)
+        seen.add(about)
+    if content.count(b"\xff\xda", place) > MOST_SCANS and _scans(content, place) > MOST_SCANS:
+        raise InputError(f"{name}: a JPEG of more than {MOST_SCANS} scans, each of which is a pass over all pixels")
+    return b"".join([*kept, memoryview(content)[place:]])
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Kind and end of each segment before the picture. What is no segment is the decoder's to refuse."""
+    place = 2
     while content[place : place + 1] == b"\xff" and place + 4 <= len(content):
         kind, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
         if kind == 0xFF:  # fills
             place += 1
             continue
         if kind in (0x00, 0x01, 0xDA) or 0xD0 <= kind <= 0xD9 or length < 2:
-            break
-        segment = content[place : place + 2 + length]
-        place += len(segment)
-        about = next((mark for mark in (_EXIF, _XMP) if kind == 0xE1 and segment[4:].startswith(mark)), None)
-        if about == _EXIF and about not in seen:
-            kept.append(_exif_segment(orientation(segment[4:])))
-        elif (about == _XMP and about not in seen) or kind not in JPEG_ABOUT:
-            kept.append(segment)
-        seen.add(about)
-    if content.count(b"\xff\xda", place) > MOST_SCANS and _scans(content, place) > MOST_SCANS:
-        raise InputError(f"{name}: a JPEG of more than {MOST_SCANS} scans, each of which is a pass over all pixels")
-    return b"".join([*kept, memoryview(content)[place:]])
+            return
+        place += 2 + length
+        yield kind, place
 
 
 def _exif_segment(turned: int | None) -> bytes:

@@ -22,7 +22,7 @@ import image_kinds
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_kinds import HEIGHT, WIDTH, encoded, png, smooth
+from image_kinds import HEIGHT, WIDTH, chunk, encoded, png, smooth
 from peak_memory import peak_growth
 from PIL import Image, TiffImagePlugin
 
@@ -429,6 +429,8 @@ def inside():
         "avif-exif": (avif, True),
         "jpeg-exif": (jpeg[:2] + exif + jpeg[2:], True),
         "jpeg-scans": (scans[:-2] + last * 2000 + b"\xff\xd9", False),
+        "jpeg-segments": (jpeg[:2] + b"\xff\xe0\0\2" * 2**17 + jpeg[2:], False),
+        "png-parts": (png((WIDTH, HEIGHT), 8, 2, rows)[:33] + chunk(b"IDAT", b"") * 2**19, False),
         "gif-comments": (gif[:table] + comments + gif[table:], True),
         "gif-frames": (gif[:-1] + gif[table:-1] * 2000 + b";", True),
         "gif-blocks": (gif[:table] + b"!\xfe\0" * 100_000 + gif[table:], False),
@@ -497,7 +499,8 @@ def test_limits_are_those_that_were_given_in_every_way_of_reading(tmp_path, monk
 
 def test_limits_come_from_flags_and_config(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a/a.png").write_bytes(GOOD)
+    for name in ("a", "b"):
+        (tmp_path / f"a/{name}.png").write_bytes(GOOD)
     image = [str(tmp_path / "a"), "--resolution", "8", "--out"]
     for flag in ("--max-pixels", "--max-bytes"):
         with pytest.raises(InputError, match=r"a\.png: .*(max_pixels|bytes: at most)"):

@@ -145,6 +145,11 @@ class AutoencoderConfig:
         return 2 ** (len(self.encoder_channels) - 1)
 
     @property
+    def num_blocks(self) -> int:
+        """Residual blocks of all levels."""
+        return len(self.encoder_channels) * (self.encoder_resnets + self.decoder_resnets)
+
+    @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: the middle block and every up block."""
         return len(self.tap_names)
@@ -208,6 +213,11 @@ class TinyAutoencoderConfig:
     def downsample(self) -> int:
         """Pixels per latent along each side (8 for four levels)."""
         return 2 ** (len(self.encoder_blocks) - 1)
+
+    @property
+    def num_blocks(self) -> int:
+        """Residual blocks of all levels."""
+        return sum(self.encoder_blocks) + sum(self.decoder_blocks)
 
     @property
     def num_taps(self) -> int:

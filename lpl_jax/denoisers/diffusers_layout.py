@@ -120,20 +120,23 @@ def from_diffusers(raw: Mapping[str, Any], *, where: str) -> MMDiTConfig:
         "dual_attention_layers",
         "the first so many layers: 0, 1, ...",
     )
-    return MMDiTConfig(
-        hidden=hidden,
-        depth=cfg["num_layers"],
-        heads=cfg["num_attention_heads"],
-        latent_channels=cfg["in_channels"],
-        patch_size=cfg["patch_size"],
-        context_dim=cfg["joint_attention_dim"],
-        pooled_dim=cfg["pooled_projection_dim"],
-        qk_norm=cfg["qk_norm"] is not None,
-        dual_attention=len(dual),
-        base_grid=cfg["sample_size"] // cfg["patch_size"],
-        position_table=table or 0,
-        **FIXED,
-    )
+    try:
+        return MMDiTConfig(
+            hidden=hidden,
+            depth=cfg["num_layers"],
+            heads=cfg["num_attention_heads"],
+            latent_channels=cfg["in_channels"],
+            patch_size=cfg["patch_size"],
+            context_dim=cfg["joint_attention_dim"],
+            pooled_dim=cfg["pooled_projection_dim"],
+            qk_norm=cfg["qk_norm"] is not None,
+            dual_attention=len(dual),
+            base_grid=cfg["sample_size"] // cfg["patch_size"],
+            position_table=table or 0,
+            **FIXED,
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def to_diffusers(config: MMDiTConfig) -> dict[str, Any]:

@@ -149,6 +149,11 @@ class AutoencoderConfig:
         return 4 * (side // self.downsample) ** 4 if self.mid_attention else 0
 
     @property
+    def num_blocks(self) -> int:
+        """Residual blocks of all levels."""
+        return len(self.encoder_channels) * (self.encoder_resnets + self.decoder_resnets)
+
+    @property
     def num_taps(self) -> int:
         """Feature maps that `features` can return: the middle block and every up block."""
         return len(self.tap_names)
@@ -216,6 +221,11 @@ class TinyAutoencoderConfig:
     def attention_bytes(self, side: int) -> int:
         """0: it has no attention."""
         return 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Residual blocks of all levels."""
+        return sum(self.encoder_blocks) + sum(self.decoder_blocks)
 
     @property
     def num_taps(self) -> int:

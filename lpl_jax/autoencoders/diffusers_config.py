@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lpl_jax.autoencoders.config import AutoencoderConfig, TinyAutoencoderConfig
+from lpl_jax.autoencoders.config import MAX_LEVELS, AutoencoderConfig, TinyAutoencoderConfig
 from lpl_jax.errors import InputError
 from lpl_jax.fields import fits
 
@@ -26,17 +26,20 @@ def from_diffusers(config: Mapping[str, Any], *, name: str, dtype: str = "float3
         return _READERS[kind](config, name, dtype)
     except KeyError as error:
         raise InputError(f"{name}: config.json has no field {error.args[0]}; is it an {kind}'s?") from None
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
 
 
 def _expect(config: Mapping[str, Any], name: str, **fields: tuple) -> None:
     for field, allowed in fields.items():
         if config.get(field, allowed[0]) not in allowed:
-            raise InputError(f"{name}: config.json has {field}={config[field]!r}; possible: {allowed[0]!r}")
+            raise InputError(f"{name}: config.json has {field}={_shown(config[field])}; possible: {_shown(allowed[0])}")
 
 
 def _widths(config: Mapping[str, Any], name: str, field: str) -> tuple:
-    if not isinstance(config[field], list | tuple):
-        raise InputError(f"{name}: config.json has {field}={config[field]!r}; possible: a list of whole numbers")
+    if not isinstance(config[field], list | tuple) or len(config[field]) > MAX_LEVELS:
+        possible = f"a list of up to {MAX_LEVELS} whole numbers"
+        raise InputError(f"{name}: config.json has {field}={_shown(config[field])}; possible: {possible}")
     return tuple(config[field])
 
 

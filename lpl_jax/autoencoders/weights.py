@@ -80,6 +80,10 @@ def load(
     else:
         tensors, everything = _read_all(path, variant)
         config = inferred.config(tensors, everything, **options)
+    if config.num_blocks > len(tensors):  # the names and shapes of thousands alone take minutes
+        raise InputError(
+            f"{path}: {config.num_blocks} blocks in its config.json, but {len(tensors)} tensors of weights"
+        )
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
     params = import_params(tensors, rules(config), shapes, where=str(path))
     return Autoencoder(jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params), config)

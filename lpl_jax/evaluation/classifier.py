@@ -177,8 +177,11 @@ def load(source: str | Path = "bundled") -> Classifier:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no {WEIGHTS}")
     config = _read_config(folder / "config.json")
+    tensors = read_file(folder / WEIGHTS)
+    if (blocks := config.blocks * len(config.widths)) > len(tensors):
+        raise InputError(f"{folder}: {blocks} blocks in its config.json, but the weights are {len(tensors)} tensors")
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
-    params = import_params(read_file(folder / WEIGHTS), RULES, shapes, where=str(folder / WEIGHTS))
+    params = import_params(tensors, RULES, shapes, where=str(folder / WEIGHTS))
     return Classifier(jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params), config)
 
 

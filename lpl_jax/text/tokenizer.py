@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Chain
 from typing_extensions import override
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.hub import find
 from lpl_jax.io.jsons import MAX_BYTES as MAX_VOCABULARY
 from lpl_jax.io.jsons import parse, read_json
@@ -128,7 +128,8 @@ class Tokenizer(WordTokenizer):
             raise InputError(f"cleaning={cleaning!r}: possible: {', '.join(CLEANING)}")
         needed = dict.fromkeys((BOS, EOS, padding, *(unit for a, b in merges for unit in (a + b, a, b))))
         if absent := [unit for unit in needed if unit not in vocabulary]:
-            raise InputError(f"CLIP vocabulary of {len(vocabulary)} units lacks {', '.join(absent[:8])}")
+            names = some([unit if unit.isprintable() else ascii(unit) for unit in absent])
+            raise InputError(f"CLIP vocabulary of {len(vocabulary)} units lacks {names[:200]}")
         self.vocabulary, self.merges, self.cleaning = dict(vocabulary), list(merges), cleaning
         self.bos, self.eos, self.padding = vocabulary[BOS], vocabulary[EOS], vocabulary[padding]
         self.vocab_size = max(vocabulary.values()) + 1
@@ -175,6 +176,13 @@ class Tokenizer(WordTokenizer):
           InputError: nothing there, or files that cannot be read.
         """
         path = find(source, FILES, subfolder, field="text.tokenizer")
+        try:
+            return cls._read(path, cleaning)
+        except InputError as error:
+            raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+    @classmethod
+    def _read(cls, path: Path, cleaning: str | None) -> "Tokenizer":
         if path.is_file():
             vocabulary, merges = _read_open_clip(path)
             return cls(vocabulary, merges, padding="!", cleaning=cleaning or "open_clip")

@@ -71,6 +71,9 @@ def load(
     if config is None:
         config = _read_config(path, tower, jnp.dtype(dtype).name)
     tensors = _named_as_now(read_weights(path, ANCHORS["text" if config.text else "vision"], variant=variant), config)
+    layers = sum(tower.layers for tower in (config.text, config.vision) if tower)
+    if layers > len(tensors):  # the names and shapes of a thousand layers alone take minutes
+        raise InputError(f"{path}: {layers} layers in its config.json, but the weights are {len(tensors)} tensors")
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0))).params
     params = import_params(tensors, RULES, shapes, where=str(path))
 

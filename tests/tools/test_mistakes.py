@@ -86,7 +86,7 @@ MISTAKES = [
     (QUICKSTART + "--config.model.num_classes=3", "model.num_classes=3, but data.source=photos has 8 classes"),
     (
         QUICKSTART + "--config.data.source=images",
-        "lpl quickstart learns classes of photographs: text.source=None, data",
+        "lpl quickstart learns classes of photographs: text",
     ),
     (QUICKSTART + "--config.sampling.steps=2000", "sampling: steps must be an integer between 1 and 1000"),
     (QUICKSTART + "--config.train.batch_size=63", "train.batch_size=63 is not divisible by the 8 parts"),

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from lpl_jax.errors import InputError
+from lpl_jax.io import places
 from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import AnyPath, PathLike, file_system, files_below, is_remote, to_path
 
@@ -73,6 +74,7 @@ def _scratch(path: AnyPath) -> Iterator[Path]:
             yield Path(folder) / path.name
         return
     path = path.absolute()
+    places.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The token keeps apart threads, and processes of several hosts that share the folder.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
@@ -132,6 +134,7 @@ def append_text(path: PathLike, text: str) -> None:
     if is_remote(path):
         write_text(path, (path.read_text() if path.exists() else "") + text)
         return
+    places.check(path)
     with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 

@@ -84,10 +84,7 @@ def windows(samples: list[dict[str, float]]) -> dict[str, list[float]]:
     rest = samples[max(1, len(samples) // 10) :]
     cuts = np.linspace(0, len(rest), WINDOWS + 1).astype(int)
     return {
-        name: [
-            round(statistics.median(each[name] for each in rest[a:b]), 1)
-            for a, b in itertools.pairwise(cuts)
-        ]
+        name: [round(statistics.median(each[name] for each in rest[a:b]), 1) for a, b in itertools.pairwise(cuts)]
         for name in rest[0]
     }
 

@@ -4,7 +4,7 @@
     class EMAConfig(Part, section="ema"):
         '''Moving averages of the parameters.'''
 
-        start: int = field(0, "until this step the averages equal the parameters", at_least(0))
+        start: int = field(0, "until this step the averages equal the parameters", whole(0, 10**9))
 
 Types are checked too: int, float, bool, str, Literal, tuple[X, ...], and unions of them. In an optional field
 (X | None) an empty text and "None" are None; a field at `TO_BE_GIVEN` has to be given before the part can be built.

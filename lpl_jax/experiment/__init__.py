@@ -6,10 +6,11 @@ from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.experiment.loss import LossConfig
 from lpl_jax.experiment.sampling import SamplingConfig
 from lpl_jax.experiment.sections import config_dict, documentation, is_optional
-from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig, ema_name
+from lpl_jax.experiment.training import CheckpointConfig, EMAConfig, OptimizerConfig, TrainConfig, ema_name
 
 __all__ = [
     "AutoencoderSource",
+    "CheckpointConfig",
     "DataConfig",
     "EMAConfig",
     "EvaluationConfig",

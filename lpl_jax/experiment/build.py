@@ -21,7 +21,7 @@ from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.experiment.loss import LossConfig
 from lpl_jax.experiment.sampling import SamplingConfig
 from lpl_jax.experiment.sections import SCALARS, SECTIONS
-from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig, ema_name
+from lpl_jax.experiment.training import CheckpointConfig, EMAConfig, OptimizerConfig, TrainConfig, ema_name
 from lpl_jax.fields import Part, check_names, field
 from lpl_jax.limits import BATCH_PIXELS
 from lpl_jax.losses import ComparisonConfig, LPLConfig
@@ -50,6 +50,7 @@ class Experiment(Part, section=""):
     ema: EMAConfig = field(EMAConfig(), "")
     mesh: MeshConfig = field(MeshConfig(), "")
     train: TrainConfig = field(TrainConfig(), "")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "")
     sampling: SamplingConfig = field(SamplingConfig(), "")
     evaluation: EvaluationConfig = field(EvaluationConfig(), "")
 

@@ -19,7 +19,7 @@ from lpl_jax.experiment.data import AutoencoderSource, DataConfig
 from lpl_jax.experiment.evaluation import EvaluationConfig
 from lpl_jax.experiment.loss import LossConfig
 from lpl_jax.experiment.sampling import SamplingConfig
-from lpl_jax.experiment.training import EMAConfig, OptimizerConfig, TrainConfig
+from lpl_jax.experiment.training import CheckpointConfig, EMAConfig, OptimizerConfig, TrainConfig
 from lpl_jax.fields import Check, describe, hints, is_numeric, members
 from lpl_jax.limits import SEED, SIDE
 from lpl_jax.losses import ComparisonConfig, LPLConfig
@@ -82,6 +82,7 @@ SECTIONS: dict[str, Section] = {
     "ema": Section((EMAConfig,)),
     "mesh": Section((MeshConfig,)),
     "train": Section((TrainConfig,)),
+    "checkpoint": Section((CheckpointConfig,)),
     "sampling": Section((SamplingConfig,)),
     "evaluation": Section((EvaluationConfig,)),
 }

@@ -76,6 +76,16 @@ def ema_names(decays) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Part, section="checkpoint"):
+    """What a run that is resumed does with its checkpoints."""
+
+    on_damage: Literal["error", "previous"] = field(
+        "error",
+        "where the newest is damaged: error (say so and end) | previous (set it aside, go on from the last good one)",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig(Part, section="train"):
     """Length of a run, what it starts from, and what it saves."""
 

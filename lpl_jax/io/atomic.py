@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lpl_jax.errors import InputError
+from lpl_jax.io import places
 from lpl_jax.io.faults import naming
 from lpl_jax.io.paths import AnyPath, PathLike, file_system, files_below, is_remote, to_path
 
@@ -79,6 +80,7 @@ def _scratch(path: AnyPath) -> Iterator[Path]:
             yield Path(folder) / path.name
         return
     path = path.absolute()
+    places.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _tidy(path.parent)
     # The tokens keep apart threads, and processes of several hosts that share the folder.
@@ -182,6 +184,7 @@ def append_text(path: PathLike, text: str) -> None:
     if is_remote(path):
         write_text(path, (path.read_text() if path.exists() else "") + text)
         return
+    places.check(path)
     with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 

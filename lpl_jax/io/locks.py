@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import AnyPath, is_remote
+from lpl_jax.io.places import need_folder, watched
 
 LOCK = ".lock"
+TRIES = 1000
+SECONDS = 1.0  # that another one has to say its name
 # What a file system without locks answers, and a folder in which nothing can be written anyway.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -53,12 +57,12 @@ def only_writer(folder: AnyPath, part: int | None = None) -> Iterator[None]:
         if is_remote(folder):
             _say(f"{folder} is remote and has no lock: no other process may write there")
         else:
-            made = [each for each in (folder, *folder.parents) if not each.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(_remove_empty, made)
+            need_folder(folder)
+            stack.callback(_remove_empty, [each for each in (folder, *folder.parents) if not each.exists()])
             stack.enter_context(_locked(folder, LOCK, fcntl.LOCK_EX if part is None else fcntl.LOCK_SH))
             if part is not None:
                 stack.enter_context(_locked(folder, f"{LOCK}.{part}", fcntl.LOCK_EX))
+            stack.enter_context(watched(folder))
         held.add(this)
         stack.callback(held.discard, this)
         yield
@@ -103,7 +107,7 @@ def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
         file = _open_and_lock(path, how)
     except BlockingIOError:
         raise InputError(
-            f"{folder} is in use by {_owner(path)}, which writes there: wait for its end, or give another folder"
+            f"{folder} is in use by {_owner(path, SECONDS)}, which writes there: wait for its end, or give another folder"
         ) from None
     if file is None:
         yield
@@ -121,22 +125,26 @@ def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
 
 
 def _open_and_lock(path: Path, how: int) -> int | None:
-    """The descriptor of the locked file; None where there are no locks. Raises BlockingIOError where it is taken."""
-    while True:
+    """The descriptor of the locked file; None where there are no locks. Raises BlockingIOError where it is taken.
+
+    Another process that ends meanwhile removes its file, and the folder if it had made it: then again.
+    """
+    for left in reversed(range(TRIES)):
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            if error.errno not in READ_ONLY:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _open(path)
+        except FileNotFoundError:
+            if not left:  # as in /proc
                 raise
-            if not path.exists():
-                return None
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, who was killed or is writing
+            continue
+        if file is None:
+            return None
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file), path.stat()):
                 return file
         except FileNotFoundError:
-            pass  # its last owner has removed it between the opening and the locking here: again
+            pass
         except OSError as error:
             os.close(file)
             if error.errno in NO_LOCKS:
@@ -145,6 +153,19 @@ def _open_and_lock(path: Path, how: int) -> int | None:
                 return None
             raise
         os.close(file)
+    raise BlockingIOError
+
+
+def _open(path: Path) -> int | None:
+    """The file of a lock; None where there is none and none can be made."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        if not path.exists():
+            return None
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, who was killed or is writing
 
 
 @functools.cache
@@ -159,14 +180,31 @@ def _myself() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "command": command}
 
 
-def _owner(path: Path) -> str:
-    """Of a lock, in words."""
+def _owner(path: Path, seconds: float = 0.0) -> str:
+    """Of a lock, in words. seconds: to wait for its name, which it writes when it has the lock."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            about = read_json(path, most=4096)
+            here = about["host"] == socket.gethostname()
+            if not (here and _has_ended(about["pid"])):  # else the name is that of the one before
+                where = "" if here else f" on host {about['host']}"
+                return f"process {about['pid']}{where} ({about['command']}{' of this host' if here else ''})"
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            pass
+        if time.monotonic() >= end:
+            return "another process"
+        time.sleep(0.02)
+
+
+def _has_ended(pid: int) -> bool:
     try:
-        about = read_json(path, most=4096)
-        where = "" if about["host"] == socket.gethostname() else f" on host {about['host']}"
-        return f"process {about['pid']}{where} ({about['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _remove_empty(made: list[Path]) -> None:

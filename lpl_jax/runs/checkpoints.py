@@ -4,43 +4,53 @@
     folder/<step>/ema_<name>/  each average of them
     folder/<step>/training/    all else of the `TrainState`: step, optimizer's state, weight of the perceptual loss
     folder/<step>/metadata/    JSON: what the run was (its config) and which version wrote it
-    folder/<step>/files.json   size and CRC-32 of each file above, checked before anything is read
+    folder/<step>/files.json   size and CRC-32 of each file, checked before anything is read: see `checkpoint_files`
 
 What is read alone has files of its own, so that no more than these are read and checked; several processes share the
-checking. A checkpoint appears under its final name only when it is complete, so a run that is killed while it saves
-leaves the earlier ones as they were. The position in the data needs no place here: batches are a function of seed and
-step. A folder is local or on gs://.
+checking. A checkpoint appears under its final name only when it is complete and was read back from the disk as it was
+in memory; older ones are removed only after that. So a run that is killed while it saves, or whose disk fails, leaves
+the earlier ones as they were. The position in the data needs no place here: batches are a function of seed and step. A
+folder is local or on gs://.
 """
 
 import hashlib
 import itertools
 import json
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 import lpl_jax
 from lpl_jax import distributed
-from lpl_jax.errors import InputError, some_of_each
-from lpl_jax.io.atomic import write_json
+from lpl_jax.errors import InputError, some, some_of_each
 from lpl_jax.io.faults import naming
-from lpl_jax.io.paths import entries, files_below, is_remote, to_path
+from lpl_jax.io.paths import entries, is_remote, to_path
+from lpl_jax.io.places import Place
 from lpl_jax.parallel import leaf_path
+from lpl_jax.runs import checkpoint_files
+from lpl_jax.runs.checkpoint_files import FILES
 
-PARAMS, EMA, REST, METADATA, FILES = "params", "ema_", "training", "metadata", "files.json"
+PARAMS, EMA, REST, METADATA = "params", "ema_", "training", "metadata"
+DAMAGED = ".damaged"  # after the step of a checkpoint that was set aside
+TMP = ocp.utils.TMP_DIR_SUFFIX
+GROUP = 2**30  # bytes of arrays that are read back at a time
 WEIGHT = "lpl_weight"  # in what is saved as REST
 
 
 def steps(folder) -> list[int]:
     """Steps with a complete checkpoint in `folder`, ascending; none if it does not exist."""
     folder = _absolute(folder)
-    names = [path.name for path in entries(folder) if path.name.isdecimal()]
+    names = [path.name for path in entries(folder) if _is_step(path.name)]
     return sorted(int(name) for name in names if ocp.utils.is_checkpoint_finalized(folder / name))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def latest_step(folder) -> int | None:
@@ -51,18 +61,24 @@ def latest_step(folder) -> int | None:
 def read_metadata(folder, step: int | None = None) -> dict[str, Any]:
     """What was saved beside the state at `step` (the latest by default): the given metadata and `lpl_jax_version`."""
     path = _step_folder(folder, step)
+    if wrong := checkpoint_files.faults(path, METADATA):
+        raise _unreadable(path, some(wrong))
     try:
-        return json.loads((path / METADATA / METADATA).read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads((path / METADATA / METADATA).read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
+    if not isinstance(found, dict) or found.get("step") != int(path.name):
+        raise _unreadable(path, f"{METADATA} is not of step {path.name}")
+    return found
 
 
 def fingerprint(folder, step: int | None = None) -> str:
     """Hash of what was saved at `step` (the latest by default): equal for checkpoints of the same bytes only."""
     path = _step_folder(folder, step)
     try:
+        checkpoint_files.read_list(path)
         return hashlib.sha256((path / FILES).read_bytes()).hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -75,8 +91,9 @@ def restore(folder, target, step: int | None = None) -> Any:
     """
     path, wanted = _step_folder(folder, step), _items(target)
     names = _saved_items(path)
-    _check_items(path, names, wanted)
-    _verify(path)
+    _check_items(path, names, wanted, _resume)
+    _verify(path, advice=_resume)
+    read_metadata(folder, int(path.name))
     saved = {name: _saved_arrays(path / name) for name in names}
     emas = {name.removeprefix(EMA): saved[name] for name in saved if name.startswith(EMA)}
     _check_same(path, saved[REST] | {"params": saved[PARAMS], "emas": emas}, target)
@@ -114,14 +131,46 @@ def load_weight(folder, step: int | None = None) -> float:
     return float(_read(path / REST, target)[WEIGHT])
 
 
+def set_damaged_aside(folder, say: Callable[[str], None] = lambda text: None) -> None:
+    """Gives checkpoints that are newer than the last good one other names, so that the good one is the newest.
+
+    Nothing is removed: what was at FOLDER/3 is at FOLDER/3.damaged. say: told of each. All processes call it.
+    Raises InputError, and changes nothing, where no checkpoint is good.
+    """
+    folder, damaged = _absolute(folder), []
+    for step in reversed(steps(folder)):
+        try:
+            _verify(folder / str(step), advice=_resume)
+            break
+        except InputError as error:
+            damaged.append((step, error))
+    else:
+        if damaged:
+            raise damaged[0][1]
+    for step, error in damaged:
+        reason = str(error).partition(" is damaged: ")[2].partition("; other steps")[0]
+        distributed.on_first(lambda step=step, reason=reason: say(_set_aside(folder / str(step), reason)))
+
+
+def _set_aside(path: epath.Path, reason: str) -> str:
+    names = (f"{path.name}{DAMAGED}{f'-{number}' if number else ''}" for number in itertools.count())
+    aside = next(path.parent / name for name in names if not (path.parent / name).exists())
+    with naming(path):
+        path.rename(aside)
+    return f"checkpoint {path} is damaged ({reason}): it is set aside as {aside.name}"
+
+
 class Checkpointer:
     """Saves the states of one run into `folder`, in the background. A context manager: leaving it waits for the last.
+
+    A checkpoint gets its name, and older ones are removed, when it was read back and is what was in memory.
 
     start_step: the step that the run resumes from; None for a new run, whose folder must hold no checkpoints.
     keep: this many of the newest are kept; None for all.
     keep_every: those at multiples of this step are kept for good.
     metadata: plain values (such as the resolved config) saved with each.
-    Raises InputError where the folder holds checkpoints that this run would come upon again.
+    Raises InputError where the folder holds checkpoints that this run would come upon again; in a save or a wait, where
+    what was written is not what was to be, or the folder is no longer there.
     """
 
     def __init__(
@@ -147,11 +196,13 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
+            lightweight_initialize=True,  # an older checkpoint that is damaged is no matter
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
         )
         self._folder = _absolute(folder)
         with naming(self._folder):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._place, self._sums = Place(self._folder), {}
         self._metadata = dict(metadata or {}) | {"lpl_jax_version": lpl_jax.__version__}
         self._last = start_step
 
@@ -170,14 +221,30 @@ class Checkpointer:
         args = ocp.args.Composite(**items)
         with naming(self._folder):
             self._manager.wait_until_finished()
-            self._last = step
+            self._place.check()
+            self._last, self._sums = step, {name: _sums(part) for name, part in _items(state).items()}
             return self._manager.save(step, args=args)
 
-    def _write_digest(self) -> None:
-        """In the background, when all is written and before the checkpoint gets its final name."""
-        if jax.process_index() == 0:
-            (path,) = (path for path in self._folder.iterdir() if path.name.split(".")[0] == str(self._last))
-            write_json(path / FILES, {name: _size_and_checksum(path / name) for name in _files(path)}, indent=None)
+    def _finish(self) -> None:
+        """In the background, when all is written and before the checkpoint gets its final name.
+
+        An error here leaves it without the name: what was the newest checkpoint stays so.
+        """
+        if jax.process_index() != 0:
+            return
+        self._place.check()
+        final = self._folder / str(self._last)
+        (path,) = (
+            path for path in self._folder.iterdir() if path == final or path.name.startswith(f"{final.name}{TMP}")
+        )
+        checkpoint_files.forget_cached(path)
+        for item, sums in self._sums.items():
+            if wrong := [name for name, value in _sums_on_disk(path / item) if sums.pop(name, None) != value] + [*sums]:
+                raise InputError(
+                    f"checkpoint {final} was not written as it was in memory ({item}: {some(wrong)}); it is not kept, "
+                    f"those before it are: {_text(steps(self._folder))}"
+                )
+        checkpoint_files.write_list(path, final)
 
     def wait(self) -> None:
         """Until everything is on disk. Errors of a save in the background are raised here, or by the next save."""
@@ -187,7 +254,10 @@ class Checkpointer:
     def close(self) -> None:
         """Wait, and release the threads."""
         with naming(self._folder):
-            self._manager.close()
+            try:
+                self._manager.close()
+            finally:
+                self._place.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -247,60 +317,82 @@ def _read(item: epath.Path, target):
         raise _unreadable(item.parent, error) from error
 
 
-def _files(path: epath.Path) -> list[str]:
-    """The files of a checkpoint's items, by their path in it, but for Orbax's marks, which come last."""
-    items = [entry for entry in entries(path) if entry.is_dir()]
-    names = [file.relative_to(path).as_posix() for item in items for file in files_below(item)]
-    return [name for name in names if not name.endswith("/commit_success.txt")]
+def _sums(tree) -> dict[str, int]:
+    """By the path of an array: the sum of its bits, taken as whole numbers, modulo 2^32; of all processes."""
+    leaves = {leaf_path(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    sums = np.array([_sum(leaf) for leaf in leaves.values()], np.uint32)
+    if jax.process_count() > 1:
+        sums = np.sum(multihost_utils.process_allgather(sums), 0, np.uint32)
+    return dict(zip(leaves, map(int, sums), strict=True))
 
 
-def _size_and_checksum(file: epath.Path) -> list[int]:
-    size = checksum = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            size, checksum = size + len(block), zlib.crc32(block, checksum)
-    return [size, checksum]
+def _sum(array) -> int:
+    """Of the parts that this process is the first to hold."""
+    shards = [each.data for each in array.addressable_shards if each.replica_id == 0]
+    return sum(_sum_of_bits(np.asarray(shard)) for shard in shards) % 2**32
 
 
-def _verify(path: epath.Path, item: str | None = None) -> None:
+def _sum_of_bits(array: np.ndarray) -> int:
+    words = np.ascontiguousarray(array).reshape(-1).view(f"u{min(array.itemsize, 4)}")
+    return int(words.sum(dtype=np.uint32))
+
+
+def _sums_on_disk(item: epath.Path) -> Iterator[tuple[str, int]]:
+    """As `_sums`, of what an item holds, read a part at a time."""
+    leaves, tree = jax.tree.flatten(_saved_arrays(item))
+    ends = itertools.accumulate(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in leaves)
+    turns = [end // GROUP for end in ends]
+    for turn in sorted(set(turns)):
+        wanted = [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if of == turn else ocp.PLACEHOLDER
+            for leaf, of in zip(leaves, turns, strict=True)
+        ]
+        for name, array in jax.tree_util.tree_leaves_with_path(_read(item, tree.unflatten(wanted))):
+            if array is not ocp.PLACEHOLDER:
+                yield leaf_path(name), _sum_of_bits(array)
+
+
+def _choose(good: int) -> str:
+    return f"step {good} is good: --checkpoint {good} takes it (--config.train.init_step={good} to start from it)"
+
+
+def _resume(good: int) -> str:
+    return f"step {good} is good: the same command with --config.checkpoint.on-damage=previous goes on from it"
+
+
+def _verify(path: epath.Path, item: str | None = None, advice: Callable[[int], str] = _choose) -> None:
     """Raises InputError, in all processes, where the files of an item (None: of all) are not those that were written.
 
-    Each process looks at its share of them.
+    Each process looks at its share of them. advice: what to do where this step is good.
     """
 
     def check():
-        try:
-            expected = json.loads((path / FILES).read_text())
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
-        names = [name for name in expected if item is None or name.startswith(f"{item}/")]
-        names.sort(key=lambda name: expected[name])  # so that every share has large and small ones
-        wrong = []
-        for name in names[jax.process_index() :: jax.process_count()]:
-            try:
-                if _size_and_checksum(path / name) != expected[name]:
-                    wrong.append(f"{name} is not what was written")
-            except FileNotFoundError:
-                wrong.append(f"{name} is missing")
-        if wrong:
-            raise _unreadable(path, ", ".join(wrong))
+        if wrong := checkpoint_files.faults(path, item, jax.process_index(), jax.process_count()):
+            raise _unreadable(path, some(wrong), advice)
 
     distributed.on_all(check)
 
 
-def _unreadable(path: epath.Path, reason) -> InputError:
-    others = _text(step for step in steps(path.parent) if step != int(path.name))
+def _unreadable(path: epath.Path, reason, advice: Callable[[int], str] = _choose) -> InputError:
+    """What is said of a damaged checkpoint: with the other steps, and which of them is the newest good one."""
+    others = [step for step in steps(path.parent) if step != int(path.name)]
+    # From those before it, as a run that goes on would; only then from later ones.
+    order = sorted(others, key=lambda step: (step > int(path.name), -step))
+    good = next((step for step in order if not checkpoint_files.faults(path.parent / str(step))), None)
+    end = "" if not others else "; none of them is good" if good is None else f"; {advice(good)}"
     reason = " ".join(str(reason).split())[:200]
-    return InputError(f"checkpoint {path} is damaged: {reason}; other steps in its folder: {others}")
+    return InputError(f"checkpoint {path} is damaged: {reason}; other steps in its folder: {_text(others)}{end}")
 
 
-def _check_items(path: epath.Path, saved: Iterable[str], wanted: Iterable[str]) -> None:
+def _check_items(
+    path: epath.Path, saved: Iterable[str], wanted: Iterable[str], advice: Callable[[int], str] = _choose
+) -> None:
     missing = [name for name in wanted if name not in saved]
     if emas := [name.removeprefix(EMA) for name in missing if name.startswith(EMA)]:
         available = _text(name.removeprefix(EMA) for name in saved if name.startswith(EMA))
         raise InputError(f"checkpoint {path} has no average of the parameters named {_text(emas)}; it has {available}")
     if missing:
-        raise _unreadable(path, f"{_text(missing)} missing")
+        raise _unreadable(path, f"{_text(missing)} missing", advice)
 
 
 def _check_same(path: epath.Path, saved, target) -> None:

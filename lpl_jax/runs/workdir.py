@@ -20,6 +20,7 @@ from lpl_jax.experiment.build import Experiment, build, to_dict
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.jsons import checked, read_any, read_json, record, signed
 from lpl_jax.io.paths import AnyPath, PathLike, to_path
+from lpl_jax.io.places import need_folder
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
@@ -40,12 +41,18 @@ RESUMABLE = (
     "train.checkpoint_every",
     "train.keep",
     "train.max_nonfinite",
+    "checkpoint",
 )
 
 
 def run_folder(text: PathLike, name: str = "--workdir") -> AnyPath:
-    """The path of a run's folder, as a user has typed it. Raises InputError as `to_path` does, and for s3://."""
-    return to_path(text, name, remote=("gs",))
+    """The path of a run's folder, as a user has typed it.
+
+    Raises InputError as `to_path` does, for s3://, and for a path that is a file, or in one.
+    """
+    path = to_path(text, name, remote=("gs",))
+    need_folder(path, name)
+    return path
 
 
 def read_experiment(workdir: PathLike) -> Experiment:

@@ -93,6 +93,7 @@ def find(name: str) -> Path:
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Changes the fields that `--config.SECTION.FIELD=VALUE` name, the last one of a field counts; returns the config.
 
+    A hyphen in a name is an underscore, as in other flags.
     None and an empty value are None where a field may be unset, which a placeholder says.
     Raises InputError: an unknown section or field, or a value that it cannot have.
     """
@@ -100,7 +101,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     values: dict[str, list[str]] = {}  # by field: parts of a tuple may come one by one
     for each in overrides:
         path, _, value = each.removeprefix(OVERRIDE).partition("=")
-        values.setdefault(path, []).append(value)
+        values.setdefault(path.replace("-", "_"), []).append(value)
     for path, texts in values.items():
         holder, field = _find(config, path)
         if texts[-1] not in NOTHING:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lpl_jax.errors import InputError, some
 from lpl_jax.tools import config_file
 
-FLAG = re.compile(r"(?:(?P<rows>[^:=]+):)?(?P<flag>--[\w.]+=.*)", re.DOTALL)
+FLAG = re.compile(r"(?:(?P<rows>[^:=]+):)?(?P<flag>--[\w.-]+=.*)", re.DOTALL)
 REFERENCE = ("--config.evaluation.reference=", "--reference=")
 SETTINGS = ("--config.evaluation.", "--config.sampling.")
 EVALUATION_ONLY = (*SETTINGS, *REFERENCE, "--features=", "--checkpoint=", "--weights=", "--guidance=", "--steps=")

@@ -18,6 +18,7 @@ only the tables are written:
                              figure6_samples.png
 """
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from lpl_jax import stopping
 from lpl_jax.errors import InputError
 from lpl_jax.io.atomic import write_json
 from lpl_jax.io.jsons import read_json
+from lpl_jax.io.locks import only_writer
 from lpl_jax.io.paths import is_remote
 from lpl_jax.tools import cli, flags
 from lpl_jax.tools.rows import (
@@ -197,7 +199,8 @@ def main(argv: Sequence[str]) -> int:
             check_evaluations(chosen, plan.experiments)
         for note in notes(chosen, plan.experiments):
             print(f"sweep: {note}", file=sys.stderr)
-        status = run_all(chosen, module, args, extra, shared)
+        with contextlib.nullcontext() if args.print else only_writer(args.workdir):
+            status = run_all(chosen, module, args, extra, shared)
     if not args.print:
         from lpl_jax.evaluation.collect import write_results
 

@@ -17,7 +17,7 @@ from lpl_jax.errors import InputError, some
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.locks import only_writer
 from lpl_jax.io.paths import AnyPath, to_path
-from lpl_jax.runs.workdir import read_classes, read_inputs
+from lpl_jax.runs.workdir import CLASSES, read_classes, read_inputs
 from lpl_jax.text import TextConditioner, WordTokenizer, tower_fingerprint
 
 
@@ -105,7 +105,12 @@ def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath)
     names = store.class_names
     _check_count(experiment, names, f"latent store {store.path}")
     if (known := read_classes(workdir)) is not None and known != names:
-        number = next(number for number, pair in enumerate(zip(known, names, strict=False)) if pair[0] != pair[1])
+        if len(known) != len(names):
+            raise InputError(
+                f"{workdir / CLASSES} has {len(known)} classes, but latent store {store.path} {len(names)}: the file "
+                "is damaged, or the store another one"
+            )
+        number = next(number for number, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1])
         raise InputError(
             f"{workdir} learns other classes than latent store {store.path} has: class {number} is {known[number]} "
             f"there and {names[number]} here"

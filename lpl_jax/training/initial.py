@@ -14,7 +14,7 @@ from lpl_jax.denoisers.weights import load_params
 from lpl_jax.errors import InputError
 from lpl_jax.experiment.build import Experiment
 from lpl_jax.io.hub import is_hub_id
-from lpl_jax.io.paths import AnyPath
+from lpl_jax.io.paths import AnyPath, to_path
 from lpl_jax.io.progress import progress_bar
 from lpl_jax.losses import latent_lpips_weights
 from lpl_jax.runs import checkpoints, open_run
@@ -34,6 +34,8 @@ def first_state(experiment: Experiment, optimizer, mesh: Mesh, workdir: AnyPath)
     target = abstract_state(init, optimizer, decays, mesh, key, **options)
     check_memory(target)
     if checkpoints.latest_step(workdir / CHECKPOINTS) is not None:
+        if experiment.checkpoint.on_damage == "previous":
+            checkpoints.set_damaged_aside(workdir / CHECKPOINTS, functools.partial(print, flush=True))
         return checkpoints.restore(workdir / CHECKPOINTS, target)
     if experiment.train.init_from is None:
         return create_state(init, optimizer, decays, mesh, key, **options)
@@ -65,7 +67,7 @@ def _params_of(
     experiment: Experiment, source: str, target, field: str, *, weights: str = "params", step: int | None = None
 ):
     """Parameters of a run, or of what `denoisers.load` takes, laid out as the target; `field` is named in errors."""
-    folder = None if is_hub_id(source) else run_folder(source, field)
+    folder = None if is_hub_id(source) else to_path(source, field, remote=("gs",))
     if folder is not None and (folder / CHECKPOINTS).is_dir():
         return open_run(folder).params(weights=weights, step=step, target=target)
     try:

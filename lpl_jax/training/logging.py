@@ -20,6 +20,7 @@ from lpl_jax.io.atomic import upload, write_text
 from lpl_jax.io.faults import naming
 from lpl_jax.io.jsons import read_lines
 from lpl_jax.io.paths import AnyPath, is_remote, size_of, to_path
+from lpl_jax.io.places import check as check_place
 
 METRICS_FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 60  # between uploads of a remote run's metrics
@@ -69,6 +70,7 @@ class MetricLogger:
         """
         if self._file is None or self._board is None:
             return
+        check_place(self._shown)
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         line = {"step": int(step)} | {name: _json(value.tolist()) for name, value in values.items()}
         with naming(self._shown):

@@ -90,10 +90,8 @@ def train(
       InputError: nothing is overwritten; the message says what does not fit.
     """
     workdir, startup = run_folder(workdir), Startup(began)
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file: give a folder as --workdir")
-    resumed = (workdir / CONFIG).exists()
     with only_writers(workdir):
+        resumed = (workdir / CONFIG).exists()  # not before: it may have been another one's last write
         with startup.part("autoencoder"):
             autoencoder = autoencoders.load(**dataclasses.asdict(experiment.autoencoder))
             text, tokenizer = load_conditioner(experiment.text) if experiment.text else (None, None)

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import lpl_jax
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import OptimizerConfig
 from lpl_jax.parallel import MeshConfig, make_mesh, param_sharding, put_batch
-from lpl_jax.runs import checkpoints
+from lpl_jax.runs import checkpoint_files, checkpoints
 from lpl_jax.runs.checkpoints import (
     Checkpointer,
     latest_step,
@@ -210,27 +211,154 @@ def _flip_a_bit(file):
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    ("damage", "which"),
-    [
-        (_truncate, "ema_0.9/largest"),
-        (_flip_a_bit, "ema_0.9/largest"),
-        (Path.unlink, "ema_0.9/largest"),
-        (_truncate, "ema_0.9/_METADATA"),
-        (_flip_a_bit, "ema_0.9/_METADATA"),
-        (Path.unlink, "ema_0.9/manifest.ocdbt"),
-        (shutil.rmtree, "ema_0.9/d"),
-        (_truncate, "files.json"),
-    ],
-)
-def test_a_damaged_checkpoint_is_refused_by_name(damage, which, mesh, tmp_path, saved, capfd):
+def _empty(file):
+    file.write_bytes(b"")
+
+
+def _swap(file):
+    """For the file in its place in the checkpoint before, which is as valid."""
+    folder = next(each for each in file.parents if each.name == "3")
+    alike = sorted(each for each in folder.rglob("*") if each.is_file())
+    others = sorted(each for each in (folder.parent / "2").rglob("*") if each.is_file())
+    file.write_bytes(others[alike.index(file)].read_bytes())
+
+
+def _as_another_list(file):
+    file.write_bytes(b"{}\n" if file.suffix == ".json" else b'{"step": 3}')
+
+
+@pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, _empty, Path.unlink, _swap, _as_another_list])
+def test_damage_to_any_file_of_a_checkpoint_is_noticed(damage, mesh, tmp_path, saved, capfd):
+    """By whoever goes on with the run, and by who reads the part that the file is of."""
     folder = copy_of(saved, tmp_path)
-    damage(largest(folder / "3/ema_0.9") if which.endswith("largest") else folder / "3" / which)
-    for read in (lambda: restore(folder, target(mesh)), lambda: load_params(folder, "0.9")):
-        with pytest.raises(InputError, match=f"checkpoint {folder}/3 is damaged: .*; other steps in its folder: 2"):
-            read()
+    reads = {
+        "params": lambda: load_params(folder),
+        "ema_0.9": lambda: load_params(folder, "0.9"),
+        "training": lambda: checkpoints.load_weight(folder),
+        "metadata": lambda: read_metadata(folder),
+    }
+    files = sorted(path for path in (folder / "3").rglob("*") if path.is_file())
+    assert {"files.json", "_CHECKPOINT_METADATA", "commit_success.txt", "metadata"} < {path.name for path in files}
+    noticed = set()
+    for file in files:
+        content = file.read_bytes()
+        damage(file)
+        if not file.exists() or file.read_bytes() != content:
+            noticed.add(file)
+            with pytest.raises(InputError, match="3 is damaged: .*on-damage=previous") as error:
+                restore(folder, target(mesh))
+            assert "\n" not in str(error.value)
+            item = file.relative_to(folder / "3").parts[0]
+            for read in [reads[item]] if item in reads else reads.values() if file.parent.name == "3" else []:
+                with pytest.raises(InputError, match="3 is damaged: .*; step 2 is good: --checkpoint 2 takes it"):
+                    read()
+        file.write_bytes(content)
+    assert len(noticed) >= (len(files) - 20 if damage is _swap else len(files) - 1)
     assert "Traceback" not in capfd.readouterr().err
-    assert_equal(restore(folder, target(mesh), 2), saved[1][2])  # the one before is as it was
+    assert_equal(restore(folder, target(mesh)), saved[1][3])
+
+
+def test_the_time_of_a_checkpoint_is_all_that_may_change(tmp_path, saved):
+    folder = copy_of(saved, tmp_path) / "3"
+    about = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    assert checkpoint_files.faults(folder) == []
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(about | {"commit_timestamp_nsecs": 10**18}))
+    assert checkpoint_files.faults(folder) == []
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(about | {"init_timestamp_nsecs": 10**18}))
+    assert checkpoint_files.faults(folder) == ["_CHECKPOINT_METADATA is not what was written"]
+
+
+def test_a_file_too_many_is_noticed_but_for_hidden_ones(tmp_path, saved):
+    folder = copy_of(saved, tmp_path) / "3"
+    (folder / "params/d/.nfs0001").write_text("")
+    assert checkpoint_files.faults(folder) == []
+    (folder / "params/d/more").write_text("")
+    assert checkpoint_files.faults(folder) == ["params/d/more is none of its files"]
+
+
+@pytest.mark.parametrize("text", ['{"../2/params/_METADATA": [1, 2]}', '{"/etc/passwd": [1, 2]}', '{"params/x": [1]}',
+                                  '{"params/x": [true, 1]}', "[]", "3", "[" * 100_000, "\xff"])  # fmt: skip
+def test_a_list_of_files_of_another_form_is_none(text, tmp_path, saved):
+    folder = copy_of(saved, tmp_path) / "3"
+    (folder / "files.json").write_bytes(text.encode("latin-1"))
+    assert checkpoint_files.faults(folder) == ["files.json is not what was written"]
+
+
+def as_before(folder):
+    """The list of files as earlier versions wrote it: without itself and what Orbax adds."""
+    listed = json.loads((folder / "files.json").read_text())
+    kept = {name: entry for name, entry in listed.items() if "/" in name and not name.endswith("/commit_success.txt")}
+    (folder / "files.json").write_text(json.dumps(kept) + "\n")
+
+
+def test_checkpoints_of_earlier_versions_are_read(mesh, tmp_path, saved):
+    folder = copy_of(saved, tmp_path)
+    as_before(folder / "3")
+    assert_equal(restore(folder, target(mesh)), saved[1][3])
+    _flip_a_bit(largest(folder / "3/params"))
+    with pytest.raises(InputError, match="is not what was written"):
+        restore(folder, target(mesh))
+
+
+def test_the_last_good_checkpoint_is_gone_on_from_when_that_is_asked_for(mesh, step, tmp_path, saved):
+    folder, said = copy_of(saved, tmp_path), []
+    _truncate(folder / "3/params/_METADATA")
+    checkpoints.set_damaged_aside(folder, said.append)
+    assert [text.partition(" is damaged")[0] for text in said] == [f"checkpoint {folder}/3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3.damaged"] and steps(folder) == [2]
+    with Checkpointer(folder, start_step=2) as checkpointer:  # it comes by this step again
+        checkpointer.save(step(restore(folder, target(mesh)), 3))
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "3.damaged"]
+    assert_equal(restore(folder, target(mesh)), saved[1][3])
+    checkpoints.set_damaged_aside(folder, said.append)
+    assert len(said) == 1, "a good one stays"
+    for n in (2, 3):
+        _empty(folder / f"{n}/params/_METADATA")
+    with pytest.raises(InputError, match="3 is damaged: .*; other steps in its folder: 2; none of them is good"):
+        checkpoints.set_damaged_aside(folder, said.append)
+    assert steps(folder) == [2, 3]
+
+
+def test_what_is_not_on_disk_as_it_was_in_memory_never_gets_its_name(mesh, tmp_path, monkeypatch):
+    """As if the disk had lost a bit: it is said in one line, what was written before is kept, and saving goes on."""
+    state = new_state(mesh)
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(state.replace(step=jnp.int32(1)))
+        checkpointer.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "_sum_of_bits", lambda array, real=checkpoints._sum_of_bits: (
+                real(array) ^ int(threading.current_thread() is not threading.main_thread())
+            ))  # fmt: skip
+            checkpointer.save(state.replace(step=jnp.int32(2)))
+            with pytest.raises(InputError, match=r"2 was not written as it was in memory .*those before it are: 1$"):
+                checkpointer.wait()
+    assert steps(tmp_path) == [1]
+    with Checkpointer(tmp_path, start_step=1, keep=1) as checkpointer:
+        checkpointer.save(state.replace(step=jnp.int32(2)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2"]
+
+
+def test_the_sum_of_bits_sees_every_bit(mesh):
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float16", "int8", "bool", "float64", jnp.bfloat16):
+        array = rng.integers(0, 2, (3, 5)).astype(dtype)
+        changed = array.copy()
+        changed.view("u1")[1, -1] ^= 1
+        assert checkpoints._sum_of_bits(array) != checkpoints._sum_of_bits(changed)
+    sharded = put_batch({"x": rng.normal(size=(8, 4)).astype("f4")}, mesh)
+    assert checkpoints._sums(sharded) == {"x": checkpoints._sum_of_bits(np.asarray(sharded["x"]))}
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed"])
+def test_a_folder_that_is_gone_is_not_made_anew(change, mesh, tmp_path):
+    folder, state = tmp_path / "run/checkpoints", new_state(mesh)
+    with pytest.raises(InputError, match=f"{folder} was {change}"), Checkpointer(folder) as checkpointer:
+        checkpointer.save(state.replace(step=jnp.int32(1)))
+        checkpointer.wait()
+        shutil.rmtree(tmp_path / "run") if change == "removed" else (tmp_path / "run").rename(tmp_path / "other")
+        checkpointer.save(state.replace(step=jnp.int32(2)))
+    assert not (tmp_path / "run").exists()
+    assert change == "removed" or steps(tmp_path / "other/checkpoints") == [1]
 
 
 def copy_of(saved, tmp_path):
@@ -246,9 +374,9 @@ def largest(folder):
 @pytest.mark.parametrize("item", ["params", "ema_0.9999", "training", "metadata"])
 def test_what_is_not_read_is_not_checked(item, mesh, tmp_path, saved, monkeypatch):
     """Damage elsewhere is no matter to who reads one average; to who goes on with the run it is."""
-    folder, checked, measure = copy_of(saved, tmp_path), [], checkpoints._size_and_checksum
+    folder, checked, measure = copy_of(saved, tmp_path), [], checkpoint_files.size_and_checksum
     _flip_a_bit(largest(folder / "3" / item))
-    monkeypatch.setattr(checkpoints, "_size_and_checksum", lambda file: checked.append(file) or measure(file))
+    monkeypatch.setattr(checkpoint_files, "size_and_checksum", lambda file: checked.append(file) or measure(file))
     assert_equal(load_params(folder, "0.9"), saved[1][3].emas["0.9"])
     assert checked and {file.relative_to(folder).parts[:2] for file in checked} == {("3", "ema_0.9")}
     with pytest.raises(InputError, match=f"damaged: {item}/.* is not what was written"):
@@ -257,11 +385,11 @@ def test_what_is_not_read_is_not_checked(item, mesh, tmp_path, saved, monkeypatc
 
 def test_processes_share_the_checking(tmp_path, saved, monkeypatch):
     """As process I of 3, without the others: each sees its third of the files, and together they see all."""
-    folder, shares, measure = saved[0], [], checkpoints._size_and_checksum
+    folder, shares, measure = saved[0], [], checkpoint_files.size_and_checksum
     everything = [name for name in json.loads((folder / "3/files.json").read_text()) if name.startswith("params/")]
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(checkpoints.distributed, "on_all", lambda check: check())
-    monkeypatch.setattr(checkpoints, "_size_and_checksum", lambda file: shares[-1].append(file) or measure(file))
+    monkeypatch.setattr(checkpoint_files, "size_and_checksum", lambda file: shares[-1].append(file) or measure(file))
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         shares.append([])

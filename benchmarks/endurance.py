@@ -56,15 +56,18 @@ def images(folder: Path, count: int) -> Path:
     return folder
 
 
-def watch(command: list[str], log: Path, environment: dict[str, str]) -> tuple[list[dict[str, float]], int, float]:
-    """Runs a command and looks at it once a second: samples, exit status, seconds."""
+def watch(command: list[str], environment: dict[str, str]) -> tuple[list[dict[str, float]], int, float]:
+    """Runs a command and looks at it once a second: samples, exit status, seconds. What it says is shown if it fails."""
     samples, start = [], time.monotonic()
-    with log.open("w") as output:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         while process.poll() is None:
             if (found := look(process.pid)) is not None:
                 samples.append(found)
             time.sleep(1)
+        if process.returncode:
+            output.seek(0)
+            print(output.read().decode()[-2000:], file=sys.stderr)
     return samples, process.returncode, time.monotonic() - start
 
 
@@ -137,10 +140,8 @@ def main(argv) -> int:
                 small = [f"{each}".replace(f"train.steps={steps}", "train.steps=40") for each in command]
                 subprocess.run(small, check=True, env=environment, stdout=subprocess.DEVNULL)
                 continue
-            log = root / f"{part}.log"
-            samples, status, seconds = watch(command, log, environment)
+            samples, status, seconds = watch(command, environment)
             if status:
-                print(log.read_text()[-2000:], file=sys.stderr)
                 return 1
             more = {"step_time": step_times(run), "steps": steps} if part == "train" else {}
             more |= {"images": {"prepare": prepared, "eval": evaluated}.get(part)} if part != "train" else {}

@@ -108,8 +108,9 @@ def train(
             check_finite({"parameter": state.params, "average": state.emas, "network of the comparison": network})
         with startup.part("store"):
             store = open_store(experiment, autoencoder, workdir, text, tokenizer)
-        if objective.term is not None or experiment.evaluation.every is not None:  # else nothing is decoded
-            with startup.part("decoder's type"):
+        decodes = objective.term is not None or experiment.evaluation.every is not None
+        if decodes and autoencoder.config.dtype != "float32":
+            with startup.part("compute type"):
                 _warn(label, check_compute_type(autoencoder, store))
         decoder = parallel.put_decoder(autoencoder.without_encoder(), mesh, experiment.mesh.decoder)
         frozen = Frozen(decoder, text=parallel.put_replicated(text, mesh), network=network)

@@ -341,7 +341,7 @@ CONTRADICTIONS = [
     (dict(extra=1), "manifest.json: 'extra' not known"),
     (dict(num_records=12), "num_records=12, but its other fields give 11"),
     (dict(dtype="int8"), "dtype='int8' is not possible: it must be one of float16, float32"),
-    (dict(scaling_factor=-0.5), "scaling_factor=-0.5 is not possible: it must be positive"),
+    (dict(scaling_factor=-0.5), "scaling_factor=-0.5 is not possible: it must be above 0, up to 1e+30"),
     (dict(shift_factor="0"), "shift_factor='0' is not possible: it must be a number"),
     (dict(latents_mean=[0.0] * 4), "latents_mean without latents_std"),
     (dict(latents_mean=[0.0], latents_std=[1.0]), "latents_mean has 1 numbers for 4 channels"),

@@ -75,7 +75,7 @@ def test_the_documented_commands(place, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             if "runs/tuned" in command:  # up to the first step, whose loss another test compiles
                 patch.setattr(loop, "term_weight", lambda *_, **__: 2.0)
-                patch.setattr(loop, "_first_step", step_without_compiling(tuned))
+                patch.setattr(loop, "_compiled", step_without_compiling(tuned))
             assert verbs.main(command.split()) == 0, command
     want = open_run("runs/base").params()
     chex.assert_trees_all_equal(tuned["state"].params, want)
@@ -138,15 +138,14 @@ def test_the_documented_layout(name):
 
 
 def step_without_compiling(seen, then=lambda: None):
-    """A first step that only counts, and keeps what state it was given."""
+    """What stands for compiling the step: one that only counts, and keeps what state it was given."""
 
-    def step(session, arguments, startup):
-        state, *_ = arguments
+    def step(state, *_):
         seen.update(state=jax.device_get(state))
         then()
-        return None, state.replace(step=state.step + 1), {"loss": np.float32(1)}
+        return state.replace(step=state.step + 1), {"loss": np.float32(1)}
 
-    return step
+    return lambda *_: step
 
 
 def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
@@ -172,7 +171,7 @@ def test_the_perceptual_loss_is_weighed_once_where_an_imported_run_begins(
     one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(loop.parallel, "make_mesh", one_device)
     monkeypatch.setattr(loop, "term_weight", weigh)
-    monkeypatch.setattr(loop, "_first_step", step_without_compiling(seen, signalled))
+    monkeypatch.setattr(loop, "_compiled", step_without_compiling(seen, signalled))
     for steps in (1, 2):  # stopped behind the first step, and begun again
         assert train(experiment, tmp_path / "run").step == steps
         assert (float(seen["state"].lpl_weight), weighed) == (2.0, [1])

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.kills import catches_signals
 from lpl_jax import distributed
 from lpl_jax.errors import InputError
 from lpl_jax.experiment import build
@@ -231,8 +232,27 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, tiny_config):
     finally:
         pair.end()
     (step,) = checkpoints.steps(pair.workdir / "checkpoints")
-    assert 2 <= step == read_metrics(pair.workdir)[-1]["step"]
-    assert f"stopped by a signal at step {step}" in pair.output(0)
+    assert 0 <= step - read_metrics(pair.workdir)[-1]["step"] < config.train.log_every
+    assert f"stopped at step {step} by SIGTERM; to go on: " in pair.output(0)
+
+
+@pytest.mark.slow
+def test_signals_to_both_end_both_before_their_first_step(tmp_path, tiny_config):
+    """Where no step is near at which they could agree: while they start, and while they compile."""
+    for number, said in enumerate(("", "steps 0 to")):
+        pair = Pair(tmp_path / str(number), tiny_config())
+        try:
+            for process in pair.processes:
+                while not catches_signals(process.pid):
+                    time.sleep(0.01)
+            wait_for(lambda pair=pair, said=said: said in pair.output(0), pair)
+            time.sleep(1)
+            for process in pair.processes:
+                process.send_signal(signal.SIGTERM)
+            assert pair.wait(20) == [130, 130], pair.output(0) + pair.output(1)
+        finally:
+            pair.end()
+        assert "Traceback" not in pair.output(0) + pair.output(1)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Part, at_least, between, field
-from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS, ImageLimits
+from lpl_jax.fields import Part, at_least, field
+from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS, ImageLimits, up_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class DataConfig(Part, section="data"):
     max_pixels: int = field(
         ImageLimits.pixels,
         "pixels of the largest image that is read; more is skipped, or refused in an evaluation",
-        between(1, MOST_PIXELS),
+        up_to(MOST_PIXELS),
     )
-    max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", between(1, MOST_BYTES))
+    max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", up_to(MOST_BYTES))
     unfinished: bool = field(False, "train on the finished shards of a store that is still being written")
 
     @override

@@ -50,7 +50,7 @@ HEAD = 256  # bytes that tell what a file is
 
 MOST_SCANS = 100  # of a JPEG: each is a pass over all its pixels
 MOST_BLOCKS = 2**16  # of a GIF before its picture, and segments of a JPEG
-MOST_CHUNKS = 2**18  # of a PNG: 256 MiB in parts of a kilobyte
+MOST_CHUNKS = 2**17  # of a PNG: 256 MiB in parts of 2 KiB
 MOST_VALUES = 2**18  # of a tag of a TIFF: 65,535 strips of three planes are below it
 MOST_TAGS = 2**16
 TILE = 2**22  # pixels of a TIFF's tile, where the picture itself has fewer

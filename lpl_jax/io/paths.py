@@ -103,8 +103,12 @@ def open_regular(path: Path) -> BinaryIO:
     """
     if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder")
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # or a pipe that comes in between would wait
-    return os.fdopen(number, "rb")
+    return open(path, "rb", opener=_without_waiting)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe that has come in between would wait for somebody to write."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_bounded(path: AnyPath, most: int) -> bytes:

@@ -186,7 +186,7 @@ def test_hub_id_without_network_is_one_clear_line(monkeypatch):
 def test_hub_is_asked_for_pickles_only_where_there_is_nothing_else(tiny, tmp_path, monkeypatch):
     asked = []
 
-    def snapshot_download(hub_id, allow_patterns):
+    def snapshot_download(hub_id, revision, allow_patterns):
         asked.append(allow_patterns)
         (tmp_path / "vae").mkdir(exist_ok=True)
         shutil.copy(tiny.folder / "config.json", tmp_path / "vae")

@@ -61,7 +61,7 @@ def test_a_url_with_credentials_is_refused(given, url):
 
 @pytest.mark.parametrize("url", URLS)
 def test_nothing_that_a_program_writes_holds_credentials(tmp_path, capfd, url):
-    """Starts that fail early, and a store that is made: everything in the folder, and all that is printed."""
+    """Of starts that fail early: everything in the folder, and all that is printed."""
     with pytest.raises(InputError) as failed:
         prepare.main(["--source", url, "--resolution", "8", "--out", str(tmp_path / "store")])
     lines = [faults.explain(failed.value)[0]]
@@ -73,3 +73,12 @@ def test_nothing_that_a_program_writes_holds_credentials(tmp_path, capfd, url):
         if path.is_file():
             lines.append(path.read_bytes().decode(errors="replace"))
     assert not any(word in line for word in WORDS for line in lines)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_made_holds_nothing_of_the_environment(tmp_path, capfd):
+    arguments = ["--source", "photos", "--crops", "1", "--resolution", "16", "--out", str(tmp_path / "store")]
+    assert prepare.main(arguments) == 0
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    written += [text.encode() for text in capfd.readouterr()]
+    assert written and not any(secret.encode() in content for content in written for secret in SECRETS.values())

@@ -1,6 +1,7 @@
 """Optimizer, moving averages, and the length of a run."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from typing_extensions import override
@@ -10,6 +11,7 @@ from lpl_jax.fields import Part, above, between, each, field, whole
 from lpl_jax.limits import BATCH, DECAY, STEP, STEPS
 
 MOST_AVERAGES = 16
+MOST_KEPT = 100_000  # checkpoints for good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,11 @@ class TrainConfig(Part, section="train"):
     def check(self) -> None:
         if self.init_step is not None and self.init_from is None:
             raise InputError(f"train.init_step={self.init_step} is not possible without train.init_from")
+        if (count := len(self._kept_for_good())) > MOST_KEPT:
+            raise InputError(
+                f"train.keep_every={self.keep_every} keeps {count:,} checkpoints of train.steps={self.steps}; possible "
+                f"are up to {MOST_KEPT:,}"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"train.accumulate={self.accumulate} is not possible: it must be a divisor of "
@@ -118,6 +125,12 @@ class TrainConfig(Part, section="train"):
 
     def kept_steps(self) -> list[int]:
         """Steps whose checkpoints are there when the run is done, ascending."""
-        saved = [*range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps]
-        every = {step for step in saved if self.keep_every is not None and step % self.keep_every == 0}
-        return sorted(every | set(saved[-self.keep :]))
+        saved = range(self.checkpoint_every, self.steps, self.checkpoint_every)
+        newest = [*saved[max(0, len(saved) + 1 - self.keep) :], self.steps]
+        return sorted({*self._kept_for_good(), *newest})
+
+    def _kept_for_good(self) -> range:
+        if self.keep_every is None:
+            return range(0)
+        every = math.lcm(self.checkpoint_every, self.keep_every)
+        return range(every, self.steps, every)

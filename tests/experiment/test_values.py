@@ -109,6 +109,10 @@ ABSURD = [
     ({"paradigm.name": "flow", "sampling.spacing": "leading"}, "sampling: spacing and offset belong to ddim"),
     ({"paradigm.name": "v", "sampling.spacing": "leading"}, "sampling: spacing='leading' never reaches the last index"),
     ({"ema.decays": (1.0,)}, "ema.decays=(1.0,) is not possible: it must be up to 16, each in [0, 0.9999999]"),
+    (
+        {"train.steps": 10**9, "train.checkpoint_every": 1, "train.keep_every": 1},
+        "train.keep_every=1 keeps 999,999,999 checkpoints of train.steps=1000000000",
+    ),
     ({"seed": 2**32}, "seed=4294967296 is not possible: it must be 0 to 4,294,967,295"),
 ]
 

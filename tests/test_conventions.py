@@ -155,13 +155,8 @@ def test_no_function_takes_more_than_seven_positional_arguments():
 
 # From the ground up; what stands in one line may use each other.
 LAYERS = (
-<<<<<<< HEAD
     ("errors", "redaction", "stopping", "xla_flags"),
     ("fields", "limits", "io", "distributed"),
-=======
-    ("errors", "xla_flags", "stopping"),
-    ("fields", "io", "distributed"),
->>>>>>> signals
     ("parallel", "compile_cache"),
     ("autoencoders", "denoisers", "text", "diffusion"),
     ("losses",),

@@ -6,14 +6,9 @@ from typing import Literal
 from typing_extensions import override
 
 from lpl_jax.errors import InputError
-<<<<<<< HEAD
 from lpl_jax.fields import Part, field, whole
 from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS, ImageLimits
 from lpl_jax.limits import CROPS, MOST_IMAGES
-=======
-from lpl_jax.fields import Part, at_least, field
-from lpl_jax.io.image_limits import MOST_BYTES, MOST_PIXELS, ImageLimits, up_to
->>>>>>> media
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +32,9 @@ class DataConfig(Part, section="data"):
     max_pixels: int = field(
         ImageLimits.pixels,
         "pixels of the largest image that is read; more is skipped, or refused in an evaluation",
-<<<<<<< HEAD
         whole(1, MOST_PIXELS),
     )
     max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", whole(1, MOST_BYTES))
-=======
-        up_to(MOST_PIXELS),
-    )
-    max_bytes: int = field(ImageLimits.bytes, "bytes of the largest file of an image", up_to(MOST_BYTES))
->>>>>>> media
     unfinished: bool = field(False, "train on the finished shards of a store that is still being written")
 
     @override

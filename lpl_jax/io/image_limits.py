@@ -3,15 +3,10 @@
 import dataclasses
 
 from lpl_jax.errors import InputError
-from lpl_jax.fields import Check
+from lpl_jax.fields import whole
 
 MOST_PIXELS = 178_956_970  # above it, Pillow refuses by itself
 MOST_BYTES = 2**31 - 1
-
-
-def up_to(most: int) -> Check:
-    """A number from 1 to `most`."""
-    return Check(lambda value: 1 <= value <= most, f"1 to {most:,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +18,7 @@ class ImageLimits:
 
     def __post_init__(self):
         for name, value, most in (("pixels", self.pixels, MOST_PIXELS), ("bytes", self.bytes, MOST_BYTES)):
-            check = up_to(most)
+            check = whole(1, most)
             if not check.holds(value):
                 raise InputError(f"max_{name}={value}: possible: {check.possible}")
 

@@ -120,9 +120,15 @@ class LatentStore:
                 number = bisect.bisect_right(self._starts, index) - 1
                 found.append(self._shards[number].source[index - self._starts[number]])
         except RuntimeError as error:  # ArrayRecord checks a hash of every chunk that it reads
-            number = indices[len(found)]
-            raise InputError(f"latent store {self.path}: record {number} cannot be read ({error})") from None
+            raise self._unreadable(indices[len(found)], error) from None
+        for index, data in zip(indices, found, strict=True):
+            if len(data) < self._dtype.itemsize:  # what ArrayRecord gives of a file that was cut short meanwhile
+                raise self._unreadable(index, f"it has {len(data)} bytes; was its file cut short?")
         return found
+
+    def _unreadable(self, index: int, reason: object) -> InputError:
+        shard = self.manifest.shards[bisect.bisect_right(self._starts, index) - 1].file
+        return InputError(f"latent store {self.path}: record {index} cannot be read ({shard}: {reason})")
 
     def fetch(self) -> None:
         """Copies a remote store's shards to this machine, those that are not here yet, several at a time."""

@@ -125,12 +125,13 @@ class LatentStore:
             except Exception as error:  # ArrayRecord checks a hash of every chunk; each layer of it has other errors
                 raise self._unreadable(index, str(error)) from None
             if len(data) < size:
-                raise self._unreadable(index, f"{len(data)} bytes, at least {size} are needed")
+                raise self._unreadable(index, f"it has {len(data)} of {size} bytes or more; was its file cut short?")
             found.append(data)
         return found
 
     def _unreadable(self, index: int, reason: str) -> InputError:
-        return InputError(f"latent store {self.path}: record {index} cannot be read ({' '.join(reason.split())[:200]})")
+        shown = " ".join(reason.split())[:200]
+        return InputError(f"latent store {self.path}: record {index} cannot be read ({self.shard_of(index)}: {shown})")
 
     def shard_of(self, index: int) -> str:
         """Name of the file that holds a record."""

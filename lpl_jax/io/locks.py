@@ -106,8 +106,9 @@ def _locked(folder: Path, name: str, how: int) -> Iterator[None]:
     try:
         file = _open_and_lock(path, how)
     except BlockingIOError:
+        owner = _owner(path, SECONDS)
         raise InputError(
-            f"{folder} is in use by {_owner(path, SECONDS)}, which writes there: wait for its end, or give another folder"
+            f"{folder} is in use by {owner}, which writes there: wait for its end, or give another folder"
         ) from None
     if file is None:
         yield

@@ -8,6 +8,7 @@ instead with one line.
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from lpl_jax.errors import InputError
 from lpl_jax.io.paths import AnyPath, is_remote
@@ -19,7 +20,7 @@ class Place:
     """A folder as it is now. A remote one is not watched: there are no folders there, but names."""
 
     def __init__(self, path: AnyPath):
-        self.path = path
+        self.path = Path(path)
         self._file = None if is_remote(path) else os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def check(self) -> None:
@@ -28,9 +29,7 @@ class Place:
             return
         now = self._now()
         what = "was removed" if now is None or now.endswith(" (deleted)") else f"was renamed to {now}"
-        raise InputError(
-            f"{self.path} {what} while files were written there: none is made anew, see to the folder first"
-        )
+        raise InputError(f"{self.path} {what} while files were written there: nothing is made anew there")
 
     def close(self) -> None:
         """Watches no longer."""
@@ -41,7 +40,7 @@ class Place:
     def _is_there(self) -> bool:
         assert self._file is not None
         try:
-            if os.path.samestat(os.stat(self.path), os.fstat(self._file)):
+            if os.path.samestat(self.path.stat(), os.fstat(self._file)):
                 return True
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -50,7 +49,7 @@ class Place:
     def _now(self) -> str | None:
         """Where the folder is, as Linux knows; None elsewhere."""
         try:
-            return os.readlink(f"/proc/self/fd/{self._file}")
+            return str(Path(f"/proc/self/fd/{self._file}").readlink())
         except OSError:
             return None
 
@@ -70,10 +69,8 @@ def watched(folder: AnyPath) -> Iterator[None]:
 def check(path: AnyPath) -> None:
     """Raises InputError where a watched folder that the path is in, or is, is no longer there."""
     if not is_remote(path):
-        text = os.path.abspath(path)
         for place in [*_held]:
-            held = os.path.abspath(place.path)
-            if text == held or text.startswith(held + os.sep):
+            if Path(path).absolute().is_relative_to(place.path.absolute()):
                 place.check()
 
 

@@ -13,6 +13,7 @@ the earlier ones as they were. The position in the data needs no place here: bat
 folder is local or on gs://.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -219,7 +220,7 @@ class Checkpointer:
         items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in _items(state).items()}
         items[METADATA] = ocp.args.JsonSave(self._metadata | metadata | {"step": step})
         args = ocp.args.Composite(**items)
-        with naming(self._folder):
+        with self._naming():
             self._manager.wait_until_finished()
             self._place.check()
             self._last, self._sums = step, {name: _sums(part) for name, part in _items(state).items()}
@@ -248,16 +249,29 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Until everything is on disk. Errors of a save in the background are raised here, or by the next save."""
-        with naming(self._folder):
+        with self._naming():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, and release the threads."""
-        with naming(self._folder):
+        with self._naming():
             try:
                 self._manager.close()
             finally:
                 self._place.close()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """As `naming`; of a folder that is gone meanwhile, that is said in place of what Orbax makes of it."""
+        try:
+            with naming(self._folder):
+                yield
+        except Exception as error:
+            try:
+                self._place.check()
+            except InputError as gone:
+                raise gone from error
+            raise
 
     def __enter__(self) -> "Checkpointer":
         return self

@@ -107,8 +107,8 @@ def _check_classes(experiment: Experiment, store: LatentStore, workdir: AnyPath)
     if (known := read_classes(workdir)) is not None and known != names:
         if len(known) != len(names):
             raise InputError(
-                f"{workdir / CLASSES} has {len(known)} classes, but latent store {store.path} {len(names)}: the file "
-                "is damaged, or the store another one"
+                f"{workdir / CLASSES} has {len(known)} classes, latent store {store.path} has {len(names)}: the "
+                "file is damaged, or the store is another one"
             )
         number = next(number for number, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1])
         raise InputError(

@@ -3,16 +3,20 @@
 import fcntl
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from lpl_jax.errors import InputError
 from lpl_jax.io import locks
+from lpl_jax.io.atomic import append_text, write_text
 from lpl_jax.io.locks import only_writer, writer_of
 
 
@@ -118,3 +122,76 @@ def test_a_file_system_without_locks_is_said_and_nothing_is_refused(tmp_path, mo
     take(tmp_path / "run")
     assert "is on a file system without locks: no other process may write there" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+RACE = """
+import os, pathlib, sys, time
+from lpl_jax.errors import InputError
+from lpl_jax.io.locks import only_writer
+root, rounds, begin = pathlib.Path(sys.argv[1]), int(sys.argv[2]), 0.0
+print("ready", flush=True)
+begin = float(sys.stdin.readline())
+for number in range(rounds):
+    while time.time() < begin + 0.04 * number:
+        pass
+    try:
+        with only_writer(root / f"{number}/new/run"):
+            mine = root / f"{number}/new/run/mine"
+            mine.touch(exist_ok=False)  # two at a time would meet here
+            time.sleep(0.005 * (number % 3))
+            mine.unlink()
+            (root / f"won.{number}.{os.getpid()}").touch()
+    except InputError as error:
+        (root / f"lost.{number}.{os.getpid()}").write_text(str(error))
+"""
+
+
+def test_of_jobs_started_in_one_new_folder_at_the_same_moment_one_has_it(tmp_path):
+    """Real processes, many rounds: the folder is made, and removed again, while others look for it."""
+    rounds, command = 30, [sys.executable, "-c", RACE, str(tmp_path), "30"]
+    jobs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [job.stdout.readline() for job in jobs] == ["ready\n"] * 3
+    begin = time.time() + 0.1
+    for job in jobs:
+        job.stdin.write(f"{begin}\n")
+        job.stdin.close()
+    assert [job.wait(60) for job in jobs] == [0, 0, 0]
+    for number in range(rounds):
+        assert list(tmp_path.glob(f"won.{number}.*")), "nobody had it"
+    lost = [path.read_text() for path in tmp_path.glob("lost.*")]
+    assert lost and all(
+        re.search(r"in use by (process \d+ \(.* of this host\)|another process), which", text) for text in lost
+    )
+
+
+@pytest.mark.parametrize("made", ["file", "link"])
+def test_a_path_that_is_no_folder_is_said(made, tmp_path):
+    path = tmp_path / "it"
+    path.touch() if made == "file" else path.symlink_to(tmp_path / "nothing")
+    what = "is a file" if made == "file" else "is a link to nothing"
+    for folder in (path, path / "run"):
+        with pytest.raises(InputError, match=f"{path} {what}: give a folder"):
+            take(folder)
+
+
+@pytest.mark.parametrize("write", [write_text, append_text])
+def test_a_folder_that_is_gone_while_one_writes_there_is_not_made_anew(write, tmp_path):
+    with (
+        pytest.raises(InputError, match="run was removed while files were written there"),
+        only_writer(tmp_path / "run"),
+    ):
+        write(tmp_path / "run/a.txt", "a")
+        shutil.rmtree(tmp_path / "run")
+        write(tmp_path / "run/a.txt", "b")
+    with pytest.raises(InputError, match=f"run was renamed to {tmp_path}/other while"), only_writer(tmp_path / "run"):
+        write(tmp_path / "run/a.txt", "a")
+        (tmp_path / "run").rename(tmp_path / "other")
+        write(tmp_path / "run/a.txt", "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"] and (tmp_path / "other/a.txt").read_text() == "a"
+
+
+def test_what_is_written_elsewhere_is_no_matter(tmp_path):
+    with only_writer(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        write_text(tmp_path / "run2/a.txt", "a")
+    assert (tmp_path / "run2/a.txt").exists()

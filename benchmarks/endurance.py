@@ -57,7 +57,7 @@ def images(folder: Path, count: int) -> Path:
 
 
 def watch(command: list[str], environment: dict[str, str]) -> tuple[list[dict[str, float]], int, float]:
-    """Runs a command and looks at it once a second: samples, exit status, seconds. What it says is shown if it fails."""
+    """Runs a command and looks at it once a second: samples, status, seconds. What it says is shown if it fails."""
     samples, start = [], time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)

@@ -36,8 +36,8 @@ def short(text: str, most: int = 100) -> str:
 
 
 def some(things: Iterable[object], separator: str = ", ", most: int = 6) -> str:
-    """The first few of a list for messages, and how many more there are: a line stays a line."""
-    texts = list(map(str, things))
+    """The first few of a list for messages, and how many more there are: a line stays a line, whatever is in it."""
+    texts = [text if text.isprintable() else ascii(text) for text in map(str, things)]
     shown = texts if len(texts) <= most else [*texts[: most - 1], f"and {len(texts) - most + 1} more"]
     return separator.join(shown)
 

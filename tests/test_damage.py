@@ -20,12 +20,13 @@ from fuzz_targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peak_memory import peak_growth
+from safetensors.numpy import save_file
 
 import lpl_jax
 from lpl_jax import autoencoders, text
 from lpl_jax.errors import InputError
-from lpl_jax.evaluation import classifier
-from lpl_jax.io import jsons, npy
+from lpl_jax.evaluation import classifier, frechet, image_sets
+from lpl_jax.io import jsons, npy, weight_files
 
 SLOW = ("torch",)  # it imports PyTorch
 FILES = [name for name, target in TARGETS.items() if target.path is not None]
@@ -228,6 +229,15 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path):
     for read, name in ((npy.read_npz, "a.npz"), (npy.read_npy, "a.npy")):
         with pytest.raises(InputError, match="an array of object, not of numbers"):
             read(tmp_path / name)
+
+
+def test_names_in_a_file_are_shown_in_one_line(tmp_path):
+    """Found by the long form: an array whose name holds a newline."""
+    np.savez(tmp_path / "a.npz", **{"mu\nx": np.zeros(2), "sigma": np.array([None])})
+    save_file({"a\nb": np.full(2, np.nan, np.float32)}, tmp_path / "a.safetensors")
+    for read in (frechet.read_statistics, image_sets.open_images, npy.read_npz):
+        assert "\\n" in fuzz_targets.refused(lambda read=read: read(tmp_path / "a.npz"))[1] or read is npy.read_npz
+    assert "'a\\nb'" in fuzz_targets.refused(lambda: weight_files.read_weights(tmp_path / "a.safetensors"))[1]
 
 
 # --- configs of networks that the weights beside them cannot be of ---

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import lpl_jax
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.io.fingerprints import fingerprint_values
 from lpl_jax.io.jsons import checked, read_json, record, signed
@@ -119,7 +119,7 @@ def read_card(path: PathLike) -> Card:
     found = record(_File, raw, str(path))
     for name, metric in found.metrics.items():
         if metric.low is not None and metric.high is not None and metric.low > metric.high:
-            raise InputError(f"{path}: {name} has an interval from {metric.low} to {metric.high}")
+            raise InputError(f"{path}: {some([name])} has an interval from {metric.low} to {metric.high}")
     return Card(dict(found.metrics), dict(found.absent), dict(found.made), dict(found.context))
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, some
 from lpl_jax.io.atomic import atomic_open
 from lpl_jax.io.copies import local_copy
 from lpl_jax.io.paths import AnyPath, PathLike
@@ -91,7 +91,7 @@ def read_npz(path: AnyPath, names: Collection[str] | None = None, *, most: int =
             for name in there if names is None or CHECKSUM in there else [name for name in there if name in names]:
                 member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
                 with archive.open(member) as file:
-                    found[name] = _array(file, archive.getinfo(member).file_size, most, f"{name}: ")
+                    found[name] = _array(file, archive.getinfo(member).file_size, most, f"{some([name])}: ")
                 most -= found[name].nbytes
     except Exception as error:
         raise _refusal(path, error) from None

@@ -61,7 +61,7 @@ class Weights:
         for name, tensor in parameters(self.tensors).items():
             bare = _WRAPPERS.sub("", name)
             if bare in named:
-                raise InputError(f"{self.where} has {bare} twice, once as {name}")
+                raise InputError(f"{self.where} has {some([bare])} twice, once as {some([name])}")
             named[bare] = tensor
         roots = next(filter(None, (_roots(named, anchor) for anchor in anchors)), [])
         root = self._choose(roots)

@@ -336,7 +336,7 @@ def _sums(tree) -> dict[str, int]:
     leaves = {leaf_path(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     sums = np.array([_sum(leaf) for leaf in leaves.values()], np.uint32)
     if jax.process_count() > 1:
-        sums = np.sum(multihost_utils.process_allgather(sums), 0, np.uint32)
+        sums = np.asarray(multihost_utils.process_allgather(sums)).sum(0, np.uint32)
     return dict(zip(leaves, map(int, sums), strict=True))
 
 

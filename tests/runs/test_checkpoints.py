@@ -227,7 +227,10 @@ def _as_another_list(file):
     file.write_bytes(b"{}\n" if file.suffix == ".json" else b'{"step": 3}')
 
 
-@pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, _empty, Path.unlink, _swap, _as_another_list])
+SELDOM = [pytest.param(damage, marks=pytest.mark.slow) for damage in (_empty, _as_another_list)]
+
+
+@pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, Path.unlink, _swap, *SELDOM])
 def test_damage_to_any_file_of_a_checkpoint_is_noticed(damage, mesh, tmp_path, saved, capfd):
     """By whoever goes on with the run, and by who reads the part that the file is of."""
     folder = copy_of(saved, tmp_path)

@@ -105,7 +105,7 @@ def test_tuples_and_values_of_several_types():
         ("trian.steps=3", "config has no field 'trian' (did you mean train?)"),
         ("train.learning_rate=3", "config.train has no field 'learning_rate' (did you mean config.optimizer.learning_"),
         ("weight_decay=0", "config has no field 'weight_decay' (did you mean config.optimizer.weight_decay?)"),
-        ("nothing=0", "config has no field 'nothing'; possible: autoencoder, comparison, data, "),
+        ("nothing=0", "config has no field 'nothing'; possible: autoencoder, checkpoint, comparison, data, "),
         ("train=3", "config.train is a section: give config.train.FIELD=VALUE, FIELD one of accumulate, "),
         ("train.steps.x=3", "config.train.steps is a value, it has no field 'x'"),
         ("train.steps=many", "config.train.steps=many is not possible: it must be a whole number"),
@@ -163,3 +163,8 @@ def test_files_that_are_no_configs(text, message, tmp_path):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(InputError, match=rf"own.py:? {message}"):
         config_file.load(str(tmp_path / "own.py"))
+
+
+def test_a_hyphen_in_the_name_of_a_field_is_an_underscore():
+    config = config_file.override(base.get_config(), ["--config.checkpoint.on-damage=previous"])
+    assert config.checkpoint.on_damage == "previous"

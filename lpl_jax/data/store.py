@@ -90,11 +90,19 @@ class LatentStore:
     def __init__(self, path: PathLike, *, partial: bool = False):
         self.path = to_path(path, "a latent store", remote=True)
         self.manifest, self.finished = read_manifest(self.path, partial=partial)
-        for shard in self.manifest.shards:
-            _check_shard(self.path / shard.file, shard)
+        self.check_files()
         self._dtype, self._fields = self.manifest.record_dtype, self.manifest.field_names
         self._shards = [_Records(self.path / shard.file, shard.records) for shard in self.manifest.shards]
         *self._starts, _ = itertools.accumulate((shard.records for shard in self.manifest.shards), initial=0)
+
+    def check_files(self) -> None:
+        """Raises an InputError where a shard is missing, or has another size than the manifest says.
+
+        A file that is open is read on when it is removed, and what was read ahead when it is cut short: whoever reads
+        for weeks asks from time to time.
+        """
+        for shard in self.manifest.shards:
+            _check_shard(self.path / shard.file, shard)
 
     def __len__(self) -> int:
         return self.manifest.num_records

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lpl_jax import distributed
+from lpl_jax.io.paths import is_remote
 from lpl_jax.runs import checkpoints
 from lpl_jax.runs.checkpoints import Checkpointer
 from lpl_jax.runs.workdir import CHECKPOINTS
@@ -110,6 +112,8 @@ class Course(NamedTuple):
 
     def save(self, state: TrainState) -> None:
         """A checkpoint, unless there is one of this step. Rows are settled."""
+        if not is_remote(self.session.store.path):  # its shards were copied here
+            distributed.on_all(self.session.store.check_files)
         # No step lets such values in, but a learning rate can: what is good stays the newest.
         check_finite({"parameter": state.params, "average": state.emas})
         self.logger.flush()

@@ -1,6 +1,7 @@
 """The folder of a run, and its disk, while it trains: what is damaged, full, removed or cut short is said in a line."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -138,8 +139,27 @@ def test_a_store_that_is_cut_short_meanwhile_is_named_with_record_and_shard(stor
     """ArrayRecord then gives records without bytes, and no error."""
     store = LatentStore(stores[32])
     store._shards[0].source = [bytes(10**6), b""]
-    with pytest.raises(InputError, match=r"record 1 cannot be read \(latents-00000-of-00001\S+: it has 0 b"):
+    with pytest.raises(InputError, match=r"record 1 cannot be read \(latents-00000-of-00001\S+: it has 0 of"):
         store.fixed([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda store: os.truncate(next(store.glob("*.array_record")), 100), "has 100 bytes instead of"),
+        (shutil.rmtree, "is missing"),
+    ],
+    ids=["cut short", "removed"],
+)
+def test_a_store_that_is_harmed_meanwhile_ends_the_run_at_its_next_checkpoint(
+    harm, words, tmp_path, tiny_config, stores, at_step
+):
+    """What was read ahead would last for a while, and hide it."""
+    shutil.copytree(stores[32], tmp_path / "store")
+    at_step(4, lambda: harm(tmp_path / "store"))
+    with pytest.raises(InputError, match=f"{tmp_path / 'store'}: shard .* {words}"):
+        train(build(tiny_config(data__store=str(tmp_path / "store"))), tmp_path / "run")
+    assert checkpoints.steps(tmp_path / "run/checkpoints") == [3]
 
 
 @pytest.mark.parametrize("verb", [

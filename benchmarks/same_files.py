@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-TIMED = ("images_per_second", "seconds", "date", "started", "created")  # keys whose values are times
+# Keys whose values are times, and of a checksum over them.
+TIMED = ("images_per_second", "seconds", "date", "started", "created", "checksum")
 DATED = b"| date |"  # a line of a result card
 EVENTS = "events.out.tfevents"
 LEFTOVERS = (".partial", ".lock", "tmp")  # in names: of a write that was not finished

@@ -13,7 +13,6 @@ A signal that is ignored stays so: shells start background jobs with SIGINT igno
 Nothing that takes long is imported here: signals are caught before that begins.
 """
 
-import _thread
 import contextlib
 import os
 import select
@@ -317,7 +316,13 @@ class _Program:
                 self.end()
             if self._refused and self.number is not None and not ready:
                 self._refused, asked = False, asked + 1
-                _thread.interrupt_main(self.number)
+                self._ask()
+
+    def _ask(self) -> None:
+        """Sends the main thread the signal again: a true one, as a simulated one would not end its sleep."""
+        main = threading.main_thread().ident
+        if main is not None and self.number is not None:
+            signal.pthread_kill(main, self.number)
 
     def _tell_jax(self) -> None:
         """Its handler is put back, and gets the signal."""

@@ -302,7 +302,6 @@ ALLOWED = {
     "runs/workdir.py": "a copy through JSON of what is compared with it",
     "data/captions.py": "of users' images: a fault is a skip",
     "data/metadata.py": "of users' images: a fault is a skip",
-    "runs/checkpoints.py": "files of Orbax, and the list of a checkpoint's files",
 }
 
 

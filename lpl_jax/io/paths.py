@@ -122,7 +122,7 @@ def read_bounded(path: AnyPath, most: int) -> bytes:
             content = file.read(most + 1)
         size = len(content)
     else:
-        with open_regular(path) as file:
+        with open_regular(Path(path)) as file:  # Etils' local paths have another `stat`
             size = os.fstat(file.fileno()).st_size
             content = file.read(most + 1) if size <= most else b""
         size = max(size, len(content))  # it may have grown since

@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from lpl_jax.io.atomic import write_text
+from lpl_jax.io.jsons import parse
 from lpl_jax.io.paths import entries, files_below, is_remote
 
 FILES = "files.json"
@@ -43,10 +44,10 @@ def read_list(path: epath.Path) -> Listed:
     """
     try:
         text = (path / FILES).read_text(encoding="utf-8")
-        listed = json.loads(text)
+        listed = parse(text, FILES)
     except FileNotFoundError:
         raise ValueError(f"{FILES} is missing") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ValueError(f"{FILES} is not what was written") from None
     if not isinstance(listed, dict) or not listed or not all(map(_is_entry, listed.items())):
         raise ValueError(f"{FILES} is not what was written")

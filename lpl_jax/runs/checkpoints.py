@@ -16,7 +16,6 @@ folder is local or on gs://.
 import contextlib
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ import lpl_jax
 from lpl_jax import distributed
 from lpl_jax.errors import InputError, some, some_of_each
 from lpl_jax.io.faults import naming
+from lpl_jax.io.jsons import read_json
 from lpl_jax.io.paths import entries, is_remote, to_path
 from lpl_jax.io.places import Place
 from lpl_jax.parallel import leaf_path
@@ -66,10 +66,10 @@ def read_metadata(folder, step: int | None = None) -> dict[str, Any]:
     if wrong := checkpoint_files.faults(path, METADATA):
         raise _unreadable(path, some(wrong))
     try:
-        found = json.loads((path / METADATA / METADATA).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path / METADATA / METADATA, finite=False)  # a tau may be infinite
+    except InputError as error:
         raise _unreadable(path, error) from error
-    if not isinstance(found, dict) or found.get("step") != int(path.name):
+    if found.get("step") != int(path.name):
         raise _unreadable(path, f"{METADATA} is not of step {path.name}")
     return found
 

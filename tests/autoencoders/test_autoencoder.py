@@ -126,7 +126,7 @@ def test_config_refuses_what_cannot_be():
         ("SD", {"latents_mean": [0.0] * 4}, "latents_mean"),
         ("SD", {"block_out_channels": 8}, "block_out_channels=8; possible: a list"),
         ("SD", {"block_out_channels": ["a", 8, 8, 8]}, "encoder_channels=.*whole numbers"),
-        ("SD", {"scaling_factor": "big"}, "scaling_factor='big'"),
+        ("SD", {"scaling_factor": "big"}, "scaling_factor=big"),
         ("SD", {"scaling_factor": 0}, "scaling_factor=0"),
         ("TAESD", {"scaling_factor": None}, "scaling_factor=None"),
         ("asymmetric", {"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),

@@ -328,7 +328,7 @@ def own(**fields):
         (own(depth=[2]), ["depth=[2]", "whole number (1 to "]),
         (own(remat={"full": 1}), ["remat={'full': 1}", "one of"]),
         (own(hidden=2**16), ["hidden = 65536", "out of all proportion"]),
-        (own(hidden=4 * 10**4000), ["hidden=4000", "1 to 65,536"]),
+        (own(hidden=4 * 10**4000), ["metadata lpl_jax.MMDiT", "a number of 4,001 digits"]),
         (own(depth=10**9), ["depth=1000000000", "1 to 1,000"]),
         (own(num_classes=10**12), ["num_classes=1000000000000", "0 to 1,000,000"]),
         (own(hidden=128), ["blocks/attn/k/bias has shape (1, 64), the config needs (1, 128)", "; and 63 more"]),

@@ -1,6 +1,5 @@
 """The folder of a run, and its disk, while it trains: what is damaged, full, removed or cut short is said in a line."""
 
-import json
 import os
 import resource
 import shutil
@@ -183,8 +182,7 @@ def test_a_file_in_place_of_a_folder_is_said_by_every_verb(verb, tmp_path, capsy
 def test_a_damaged_list_of_classes_is_said(tmp_path, tiny_config):
     config, workdir = tiny_config(), tmp_path / "run"
     train(build(config), workdir)
-    names = json.loads((workdir / "classes.json").read_text())
-    (workdir / "classes.json").write_text(json.dumps(names[:-1]))
+    (workdir / "classes.json").write_text('["ant"]')  # as earlier versions wrote it
     with pytest.raises(InputError, match=r"classes.json has 1 classes, latent store .* has 2"):
         train(build(config), workdir)
 

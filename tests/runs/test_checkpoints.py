@@ -216,11 +216,11 @@ def _empty(file):
 
 
 def _swap(file):
-    """For the file in its place in the checkpoint before, which is as valid."""
+    """For the file in its place in the checkpoint before, which is as valid, and may have a file more or less."""
     folder = next(each for each in file.parents if each.name == "3")
     alike = sorted(each for each in folder.rglob("*") if each.is_file())
     others = sorted(each for each in (folder.parent / "2").rglob("*") if each.is_file())
-    file.write_bytes(others[alike.index(file)].read_bytes())
+    file.write_bytes(others[min(alike.index(file), len(others) - 1)].read_bytes())
 
 
 def _as_another_list(file):

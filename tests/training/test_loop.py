@@ -108,6 +108,7 @@ def test_averages_differ_from_the_parameters_and_each_other(whole):
         run.params(weights="0.999")
 
 
+@pytest.mark.slow  # by default tests/training/test_determinism.py, without a term that begins in between
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, tiny_config, late_lpl, monkeypatch):
     """SIGTERM in the fourth step: the step is finished and saved, and the second call continues."""
     reference, result = whole

@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -19,7 +18,8 @@ from lpl_jax.losses import gate
 from lpl_jax.runs import checkpoints, open_run
 from lpl_jax.runs.workdir import Inputs, write_config
 from lpl_jax.training import data as run_data
-from lpl_jax.training import loop, nonfinite, train
+from lpl_jax.training import nonfinite, train
+from lpl_jax.training import step as step_module
 from lpl_jax.training.logging import read_metrics
 from lpl_jax.training.metrics import MetricBuffer, Recorder
 
@@ -134,8 +134,12 @@ def test_the_first_leaf_that_is_not_finite_is_named():
         nonfinite.check_finite({"average": tree})
 
 
-def test_the_network_of_a_learning_rate_that_overflows_is_not_saved(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "make_optimizer", lambda config: (optax.sign_sgd(1e39), None))  # no config says so much
+def test_a_network_that_overflows_in_an_update_is_not_saved(tiny_config, tmp_path, monkeypatch):
+    def overflow(state, *_, **__):  # a learning rate that is too large does so
+        params = jax.tree.map(lambda leaf: leaf * jnp.inf, state.params)
+        return state.replace(step=state.step + 1, params=params), {"loss": jnp.float32(1)}
+
+    monkeypatch.setattr(step_module, "train_step", overflow)
     config = tiny_config(train__steps=1)
     with pytest.raises(InputError, match="parameter .* has values that are not finite"):
         train(build(config), tmp_path)

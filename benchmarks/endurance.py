@@ -28,7 +28,8 @@ from PIL import Image  # noqa: E402
 
 from benchmarks import common  # noqa: E402
 from lpl_jax import autoencoders  # noqa: E402
-from lpl_jax.tools.cli import Parser, Several, number, run_main  # noqa: E402
+from lpl_jax.fields import above  # noqa: E402
+from lpl_jax.tools.cli import Number, Parser, Several, run_main  # noqa: E402
 from lpl_jax.training.logging import read_metrics  # noqa: E402
 
 STEPS, PREPARED, EVALUATED = 20_000, 100_000, 50_000
@@ -113,7 +114,7 @@ def report(name: str, samples, status: int, seconds: float, **more: Any) -> dict
 
 def parser() -> Parser:
     result = Parser(__doc__)
-    result.add_argument("--scale", type=number, default=1.0, help="share of the steps and images")
+    result.add_argument("--scale", type=Number(above(0, 1)), default=1.0, help="share of the steps and images")
     result.add_argument("--parts", type=Several(str), default=["prepare", "train", "eval"], help="of the three")
     result.add_argument("--out", type=Path, default=common.RESULTS, help="folder of the result")
     return result

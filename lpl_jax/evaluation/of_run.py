@@ -110,7 +110,9 @@ def evaluate_run(
         if len(results) > 1:
             table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
             print(f"written to {write_sweep(table, out)}")
-            alike = [({name: value for name, value in each.items() if name != "checkpoint"}, card) for each, card in table]
+            alike = [
+                ({name: value for name, value in each.items() if name != "checkpoint"}, card) for each, card in table
+            ]
             print(fluctuation.markdown(fluctuation.table(alike)), end="")
     return results
 

@@ -1,5 +1,6 @@
 """Evaluations of a run's checkpoints: which ones, in which settings, and what their cards say of the images."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -81,34 +82,38 @@ def evaluate_run(
     )
     about = _about(run)
     results, params, loaded = [], None, None
-    for setting in settings:
-        if loaded != setting[:2]:
-            loaded = setting[:2]
-            params = run.params(step=setting.checkpoint, weights=setting.weights, mesh=mesh)
-        chosen = dict(guidance=setting.guidance, guidance_resolution=None, steps=setting.steps)
-        sampling = dataclasses.replace(experiment.sampling, **chosen)
-        draw = run.images(params=params, sampling=sampling, mesh=mesh, seed=config.seed)
-        provenance = about | _about_setting(run, sampling, setting, config.seed)
-        # With a hash of all settings: other numbers of images, references or features are other folders.
-        key = cards.key_of(describe(evaluator, provenance, run.experiment.resolution, count))
-        with only_writers(out / f"{setting.name}_{key}"):
-            card = evaluate(
-                evaluator,
-                lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
-                count,
-                provenance=provenance,
-                resolution=run.experiment.resolution,
-                out=out / f"{setting.name}_{key}",
-                context=cards.context(command),
-                prompt_of=lambda rows: rows % len(condition),
-                label=setting.name,
-            )
-        results.append((str(out / f"{setting.name}_{key}"), card))
-    if len(results) > 1:
-        table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
-        print(f"written to {write_sweep(table, out)}")
-        alike = [({name: value for name, value in each.items() if name != "checkpoint"}, card) for each, card in table]
-        print(fluctuation.markdown(fluctuation.table(alike)), end="")
+    # A table is of the folder, so that of two such calls the second is refused before it has worked for hours.
+    with only_writers(out) if len(settings) > 1 else contextlib.nullcontext():
+        for setting in settings:
+            if loaded != setting[:2]:
+                loaded = setting[:2]
+                params = run.params(step=setting.checkpoint, weights=setting.weights, mesh=mesh)
+            chosen = dict(guidance=setting.guidance, guidance_resolution=None, steps=setting.steps)
+            sampling = dataclasses.replace(experiment.sampling, **chosen)
+            draw = run.images(params=params, sampling=sampling, mesh=mesh, seed=config.seed)
+            provenance = about | _about_setting(run, sampling, setting, config.seed)
+            # With a hash of all settings: other numbers of images, references or features are other folders.
+            key = cards.key_of(describe(evaluator, provenance, run.experiment.resolution, count))
+            with only_writers(out / f"{setting.name}_{key}"):
+                card = evaluate(
+                    evaluator,
+                    lambda rows, draw=draw: draw(rows, condition[rows % len(condition)]),
+                    count,
+                    provenance=provenance,
+                    resolution=run.experiment.resolution,
+                    out=out / f"{setting.name}_{key}",
+                    context=cards.context(command),
+                    prompt_of=lambda rows: rows % len(condition),
+                    label=setting.name,
+                )
+            results.append((str(out / f"{setting.name}_{key}"), card))
+        if len(results) > 1:
+            table = [(setting._asdict(), card) for setting, (_, card) in zip(settings, results, strict=True)]
+            print(f"written to {write_sweep(table, out)}")
+            alike = [
+                ({name: value for name, value in each.items() if name != "checkpoint"}, card) for each, card in table
+            ]
+            print(fluctuation.markdown(fluctuation.table(alike)), end="")
     return results
 
 

@@ -62,11 +62,12 @@ def main(argv: Sequence[str]) -> int:
         names = short_names([run.workdir for run in runs])
     # What one cannot draw is said before another is drawn.
     plans = [plan(run, args, args.out / name.replace("/", "_")) for name, run in zip(names, runs, strict=True)]
-    found = {name: draw(each, args) for name, each in zip(names, plans, strict=True)}
-    if jax.process_index() == 0:
-        with atomic_open(args.out / "grid.png") as file:
-            side_by_side(found, args.count).save(file, "PNG")
-        print(f"written to {args.out}; {args.out / 'grid.png'} has the runs side by side")
+    with only_writers(args.out):  # of the picture of all; each run's folder has a lock of its own
+        found = {name: draw(each, args) for name, each in zip(names, plans, strict=True)}
+        if jax.process_index() == 0:
+            with atomic_open(args.out / "grid.png") as file:
+                side_by_side(found, args.count).save(file, "PNG")
+            print(f"written to {args.out}; {args.out / 'grid.png'} has the runs side by side")
     return 0
 
 

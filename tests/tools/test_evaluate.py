@@ -1,6 +1,7 @@
 """`lpl eval` and `lpl compare` from the command line, on a tiny run and on images of other people."""
 
 import csv
+import fcntl
 import json
 import re
 from pathlib import Path
@@ -100,6 +101,15 @@ def test_a_sweep_evaluates_all_combinations(run, image_folder, tmp_path, capsys)
     assert len({row["cfd"] for row in rows}) == 4
     assert path.with_suffix(".png").is_file()
     assert capsys.readouterr().out.count("cfd") == 4
+
+
+def test_a_sweep_into_a_folder_in_which_another_job_writes_is_refused_before_it_evaluates(run, image_folder, tmp_path):
+    arguments = ["--workdir", str(run), "--reference", str(image_folder), *FAST, "--out", str(tmp_path)]
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=f"{tmp_path} is in use by another process"):
+            program.main([*arguments, "--weights", "all"])
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("card*"))
 
 
 def test_as_many_images_as_references(run, image_folder, tmp_path):

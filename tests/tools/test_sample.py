@@ -1,5 +1,6 @@
 """`lpl sample`: pictures of runs on text and on classes, reproducible, with what made them; and what is refused."""
 
+import fcntl
 import json
 import shutil
 
@@ -114,6 +115,15 @@ def test_several_runs_side_by_side(runs, tmp_path):
         with pytest.raises(InputError, match=message):
             sample.main([*map(str, given), "--label", "1"])
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_for_several_runs_in_which_another_job_writes_is_left_alone(runs, tmp_path):
+    other = shutil.copytree(runs["classes"], tmp_path.parent / f"{tmp_path.name}-other")
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=f"{tmp_path} is in use by another process"):
+            sample.main(["--workdir", str(runs["classes"]), str(other), "--label", "1", "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

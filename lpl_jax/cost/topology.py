@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpl_jax.errors import InputError
+from lpl_jax.errors import InputError, short
 
 # JAX is imported where devices are asked for: it reads the environment once.
 
 GIB = 2**30
+MOST_EMULATED, MOST_CHIPS = 1024, 64  # devices on this CPU; chips of a slice along an axis
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def parse(given: str) -> Topology:
     """A name of the list above. Raises InputError for another one, with what is possible."""
     if match := re.fullmatch(r"cpu:(\d+)", given):
         count = int(match[1])
-        if count < 1:
-            raise InputError(f"--topology {given}: at least one device is needed")
+        if not 1 <= count <= MOST_EMULATED:
+            raise InputError(f"--topology {short(given)}: possible are 1 to {MOST_EMULATED:,} emulated devices")
         return Topology(given, "cpu", given, count, None)
     match = re.fullmatch(r"(\w+)(:|-)([\dx]+)", given)
     family = FAMILIES.get(match[1]) if match else None
@@ -93,6 +94,8 @@ def parse(given: str) -> Topology:
         if len(sizes) != family.axes or min(sizes) < 1:
             axes = " x ".join("ABC"[: family.axes])
             raise InputError(f"--topology {given}: a slice of {match[1]} is {axes} chips; possible: {_possible()}")
+        if max(sizes) > MOST_CHIPS:
+            raise InputError(f"--topology {short(given)}: at most {MOST_CHIPS} chips along an axis are possible")
         return Topology(given, match[1], given, math.prod(sizes), family.hbm)
     slices = {chips * family.cores: shape for chips, shape in SLICES[family.axes].items()}
     if not match[3].isdecimal() or int(match[3]) not in slices:

@@ -32,7 +32,9 @@ def test_names(given, name, devices, text):
         ("v5p:4x4", "a slice of v5p is A x B x C chips"),
         ("v5e-17", "v5e-1, v5e-4, v5e-8, v5e-16"),
         ("v5p-4", "v5p-8, v5p-16"),
-        ("cpu:0", "at least one device"),
+        ("cpu:0", "possible are 1 to 1,024 emulated devices"),
+        ("cpu:99999999", "possible are 1 to 1,024 emulated devices"),
+        ("v5e:9999x9999", "at most 64 chips along an axis"),
         ("nonsense", "'nonsense' is not known"),
     ],
 )

@@ -13,6 +13,7 @@ import jax
 
 import lpl_jax
 from lpl_jax.errors import InputError
+from lpl_jax.io import outputs
 from lpl_jax.io.atomic import write_json, write_text
 from lpl_jax.tools.parity.comparison import Comparison
 
@@ -75,11 +76,11 @@ def result(rows: Sequence[Comparison]) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Makes the folder. Raises InputError where it holds a report already, before any work is done."""
+    """Raises InputError where it holds a report already, or cannot be written into; makes nothing."""
     for name in (JSON, MARKDOWN):
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists: choose another folder for --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    outputs.check_folder(folder, "--out")
 
 
 def save(folder: Path, head: dict, rows: Sequence[Comparison]) -> None:

@@ -182,7 +182,7 @@ def append_text(path: PathLike, text: str) -> None:
     """Adds to the end of a text file, or begins one. A remote one is read and written anew: for small files."""
     path = to_path(path, remote=True)
     if is_remote(path):
-        write_text(path, (path.read_text() if path.exists() else "") + text)
+        write_bytes(path, (path.read_bytes() if path.exists() else b"") + text.encode())
         return
     places.check(path)
     with naming(path), path.open("a", encoding="utf-8") as file:

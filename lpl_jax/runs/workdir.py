@@ -82,7 +82,7 @@ def write_config(
     contents = {INPUTS: learned, GIVEN: given, CONFIG: to_dict(experiment)}
     for name, content in contents.items() if jax.process_index() == 0 else ():
         path, text = workdir / name, json.dumps(signed(content or {}), indent=1) + "\n"
-        if content is not None and not (path.exists() and path.read_text() == text):
+        if content is not None and not (path.exists() and path.read_bytes() == text.encode()):
             write_text(path, text)
 
 

@@ -23,6 +23,19 @@ def test_a_config_is_written_once(tmp_path, tiny_config):
     assert json.loads(path.read_text())["train"]["steps"] == 7
 
 
+@pytest.mark.parametrize("name", ["config.json", "given.json", "inputs.json"])
+def test_what_stands_in_place_of_a_file_is_replaced_whatever_its_bytes(name, tmp_path, tiny_config):
+    config = tiny_config()
+
+    def write():
+        write_config(build(config), tmp_path, config.to_dict(), BEGUN)
+        return (tmp_path / name).read_bytes()
+
+    content = write()
+    (tmp_path / name).write_bytes(content.decode().encode("utf-16") + bytes(range(256)))
+    assert write() == content
+
+
 def test_s3_is_no_place_for_a_run():
     with pytest.raises(InputError, match="--workdir=s3://bucket/run: possible are local paths, gs://BUCKET/...$"):
         run_folder("s3://bucket/run")

@@ -284,3 +284,27 @@ def test_a_damaged_checkpoint_is_found_by_one_process_and_reported_by_both(tmp_p
     assert pair.wait(120) == [2, 2], pair.output(0) + pair.output(1)
     for index in (0, 1):
         assert f"error: checkpoint {folder} is damaged" in pair.output(index) and largest.name in pair.output(index)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_is_killed_and_the_same_commands_end_as_if_it_had_not_been(tmp_path, tiny_config):
+    """Of the other one jax's coordination service takes care: it ends, and does not wait for ever."""
+    config = tiny_config(train__steps=300, train__log_every=10, train__checkpoint_every=50, train__keep=10)
+    whole = Pair(tmp_path / "whole", config)
+    assert whole.wait() == [0, 0], whole.output(0) + whole.output(1)
+    pair = Pair(tmp_path / "killed", config)
+    try:
+        wait_for(lambda: checkpoints.steps(pair.workdir / "checkpoints"), pair)
+        pair.processes[1].kill()
+        begun = time.monotonic()
+        assert pair.processes[0].wait(200) != 0
+        print(f"the other process ended after {time.monotonic() - begun:.0f} s")
+    finally:
+        pair.end()
+    assert checkpoints.latest_step(pair.workdir / "checkpoints") < 300
+    again = Pair(tmp_path / "killed", config)
+    assert again.wait() == [0, 0], again.output(0) + again.output(1)
+    assert_same_run(again.workdir, whole.workdir, rtol=0)
+    for weights in ("params", "0.5", "0.9"):
+        ours, theirs = (checkpoints.load_params(run.workdir / "checkpoints", weights) for run in (again, whole))
+        chex.assert_trees_all_equal(ours, theirs)

@@ -44,6 +44,7 @@ def every_section(tmp_path_factory):
     return run(tmp_path_factory.mktemp("all"))
 
 
+@pytest.mark.slow
 def test_a_run_of_some_sections(miniature):
     status, name, result = miniature
     assert [(section, found["status"]) for section, found in result["sections"].items()] == [
@@ -73,6 +74,7 @@ def test_numerics_are_judged(every_section):
     assert all(error > 1e-4 for name, found in numerics.items() if "bfloat16" in name for error in found["errors"])
 
 
+@pytest.mark.slow
 def test_steps_have_ratios_and_kernels(miniature):
     section = miniature[2]["sections"]["steps_512"]
     rows = section["steps"]
